@@ -1,0 +1,1 @@
+"""Checkpoint -> one ONNX file: image tower, adaptive network and text banks, with its manifest."""

@@ -1,0 +1,112 @@
+"""Checkpoint -> model.onnx, written only after its parity has been shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from fedapt.core.config import read_config
+from fedapt.core.errors import DataError, ExportError
+from fedapt.core.files import hash_file, replace_file
+from fedapt.core.report import Reporter
+from fedapt.core.seeds import child_seed
+from fedapt.data.folders import scan_folders
+from fedapt.data.splits import split_folders
+from fedapt.model.backbone import load_backbone
+from fedapt.model.checkpoint import Checkpoint, load_checkpoint
+from fedapt_runtime import Preprocessing
+from fedapt_runtime.pipeline import decode_ahead
+from numpy.typing import NDArray
+
+from fedapt_export.fuse import attach_manifest, build_manifest, fuse
+from fedapt_export.head import fedapt_head
+from fedapt_export.parity import Parity, measure_parity
+
+_MOST_MODEL_BYTES = 2_000_000_000
+
+
+def export(
+    checkpoint_path: Path,
+    out: Path,
+    *,
+    data: Path | None,
+    parity_images: int,
+    least_agreement: float,
+    reporter: Reporter,
+) -> Parity:
+    """Fuse a checkpoint with its CLIP and write one ONNX file.
+
+    Args:
+        data: images for the parity report, by default those that the run folder names; without
+            either, noise.
+        parity_images: how many test images to compare; 0 takes all.
+        least_agreement: share of images whose best class must survive the mixing of text banks.
+
+    Raises:
+        ParityError: the graph does not compute what the checkpoint computes; `out` is untouched.
+        ReportedError: see `fedapt.core.errors`.
+    """
+    checkpoint = load_checkpoint(checkpoint_path)
+    images, source = _parity_images(checkpoint, checkpoint_path, data, parity_images)
+    info = checkpoint.info
+    backbone = load_backbone(info.model, info.pretrained)
+    reporter.message(f"model: {backbone.label}, {len(info.classes)} classes, {info.rounds} rounds")
+    global_model = checkpoint.to_global_model(backbone)
+    model = fuse(backbone, fedapt_head(global_model))
+    if model.ByteSize() > _MOST_MODEL_BYTES:
+        raise ExportError(
+            where=f"model {backbone.label}",
+            found=f"a graph of {model.ByteSize():,} bytes",
+            expected=f"at most {_MOST_MODEL_BYTES:,}, what one ONNX file can hold",
+            next_step="choose a smaller model",
+        )
+    reporter.message(f"comparing on {source}")
+    parity = measure_parity(
+        model.SerializeToString(), global_model, backbone, images, source
+    )
+    parity.check(least_agreement, out)
+    attach_manifest(
+        model, build_manifest(checkpoint, hash_file(checkpoint_path), parity.to_dict())
+    )
+    with replace_file(out) as temporary:
+        temporary.write_bytes(model.SerializeToString())
+    return parity
+
+
+def _parity_images(
+    checkpoint: Checkpoint, checkpoint_path: Path, data: Path | None, count: int
+) -> tuple[NDArray[np.uint8], str]:
+    preprocessing = Preprocessing.from_dict(checkpoint.info.preprocessing)
+    if data is None:
+        data = _root_of_run(checkpoint_path)
+    if data is None:
+        generator = np.random.default_rng(child_seed(0, "parity images"))
+        shape = (min(count or 64, 64), *preprocessing.size, 3)
+        noise = generator.integers(0, 256, shape, dtype=np.uint8)
+        return noise, f"{len(noise)} images of noise (pass --data for photos)"
+    info = checkpoint.info
+    # the split asks for no labels, and a parity check needs none: any folder of domains will do
+    folders = scan_folders(data)
+    split = split_folders(folders, info.test_fraction, info.split_seed)
+    paths = [folders.root / s.path for d in folders.domains for s in split.test[d]]
+    if count and len(paths) > count:
+        chosen = np.random.default_rng(child_seed(0, "parity images")).permutation(len(paths))
+        paths = [paths[i] for i in sorted(chosen[:count])]
+    decoded = decode_ahead(paths, preprocessing, workers=4, ahead=64)
+    pixels = [item.pixels for item in decoded if item.pixels is not None]
+    if not pixels:
+        raise DataError(
+            where=data,
+            found="no readable test image",
+            expected="images to compare the graph on",
+            next_step="pass --data ROOT with readable images",
+        )
+    return np.stack(pixels), f"{len(pixels)} test images of {data}"
+
+
+def _root_of_run(checkpoint_path: Path) -> Path | None:
+    config = checkpoint_path.parent / "config.toml"
+    if not config.is_file():
+        return None
+    root = Path(read_config(config).data.root)
+    return root if root.is_dir() else None

@@ -1,0 +1,76 @@
+"""Image tower + head -> the fused graph, one ONNX model that carries its manifest."""
+
+from __future__ import annotations
+
+import onnx
+from fedapt.core.errors import ExportError
+from fedapt.core.versions import software_versions
+from fedapt.model.backbone import Backbone
+from fedapt.model.checkpoint import Checkpoint
+from fedapt.model.image_encoder import read_tower
+from fedapt.model.image_tower import FEATURES
+from fedapt.model.onnx_trace import OPSET
+from fedapt_runtime import Manifest, Preprocessing
+from fedapt_runtime.manifest import METADATA_KEY
+from onnx import compose
+
+from fedapt_export.head import LOGITS, WEIGHTS, Head, build_head
+
+
+def fuse(backbone: Backbone, head: Head) -> onnx.ModelProto:
+    """The fused graph of an image tower and a head, without a manifest.
+
+    Input `images` uint8 [batch, height, width, 3]; outputs `logits` float32 [batch, C],
+    `domain_weights` float32 [batch, N] and `features` float32 [batch, D], not normalised.
+
+    Raises:
+        ExportError: the image tower cannot be traced, or the graph is not valid ONNX.
+    """
+    tower = read_tower(backbone)
+    head_model = build_head(head)
+    head_model.ir_version = tower.ir_version
+    try:
+        fused: onnx.ModelProto = compose.merge_models(
+            tower,
+            head_model,
+            io_map=[(FEATURES, FEATURES)],
+            outputs=[LOGITS, WEIGHTS, FEATURES],
+            name="fedapt",
+        )
+        onnx.checker.check_model(fused, full_check=True)
+    except (ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(
+            where=f"model {backbone.label}",
+            found=f"a graph that is not valid ONNX ({' '.join(str(error).split())[:300]})",
+            expected="a valid graph",
+            next_step="report this with the model's name and the versions of torch and onnx",
+        ) from error
+    fused.producer_name = "fedapt"
+    return fused
+
+
+def build_manifest(
+    checkpoint: Checkpoint, checkpoint_sha256: str, parity: dict[str, object]
+) -> Manifest:
+    """The manifest of a checkpoint's fused graph."""
+    info = checkpoint.info
+    return Manifest(
+        classes=info.classes,
+        domains=info.domains,
+        preprocessing=Preprocessing.from_dict(info.preprocessing),
+        clip={"model": info.model, "pretrained": info.pretrained, "sha256": info.clip_sha256},
+        method=info.method,
+        rounds=info.rounds,
+        temperature=info.temperature,
+        mixing="exact",
+        precision="fp32",
+        opset=OPSET,
+        checkpoint_sha256=checkpoint_sha256,
+        parity=parity,
+        versions=software_versions() | {"onnx": onnx.__version__},
+    )
+
+
+def attach_manifest(model: onnx.ModelProto, manifest: Manifest) -> None:
+    """Put the manifest into the model's `metadata_props`."""
+    onnx.helper.set_model_props(model, {METADATA_KEY: manifest.to_json()})

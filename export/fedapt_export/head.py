@@ -1,0 +1,150 @@
+"""The head of the fused graph: image features -> logits and domain weights, as ONNX nodes.
+
+    z = Q f;  z~ = (z - mean(z)) / std(z);  w = softmax(z~ / tau)
+    S_nc = f^ . T_nc;  logits_c = exp(s) (w . S_.c) / sqrt(w' G_c w)
+
+Built node by node rather than traced, so that it holds these operations and nothing else: three
+small matrix products, whatever the number of images. Source: `fedapt.model.prompted_clip`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import torch
+from fedapt.model.adaptive_network import LEAST_STD
+from fedapt.model.backbone import Backbone
+from fedapt.model.image_tower import FEATURES
+from fedapt.model.onnx_trace import BATCH, OPSET
+from fedapt.model.prompted_clip import GlobalModel, gram_matrices, zero_shot_features
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
+
+LOGITS, WEIGHTS = "logits", "domain_weights"
+_LEAST_NORM = 1e-12
+
+
+class _GraphBuilder:
+    """Collects nodes and constants; every result is called after what it is."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+
+    def constant(self, name: str, value: NDArray[np.float32] | NDArray[np.int64]) -> str:
+        self.constants.append(numpy_helper.from_array(value, name))
+        return name
+
+    def scalar(self, name: str, value: float) -> str:
+        return self.constant(name, np.array(value, dtype=np.float32))
+
+    def axes(self, name: str, *values: int) -> str:
+        return self.constant(name, np.array(values, dtype=np.int64))
+
+    def node(self, operator: str, output: str, *inputs: str, **attributes: int) -> str:
+        self.nodes.append(
+            helper.make_node(operator, list(inputs), [output], name=output, **attributes)
+        )
+        return output
+
+
+@dataclass(frozen=True)
+class Head:
+    """What follows the image tower.
+
+    Attributes:
+        banks: T, unit text features of all classes under each key alone, float32 [N, C, D].
+        adaptive_network: Q, float32 [N, D].
+        temperature: tau.
+        logit_scale: exp(s).
+    """
+
+    banks: Tensor
+    adaptive_network: Tensor
+    temperature: float
+    logit_scale: float
+
+
+def fedapt_head(model: GlobalModel) -> Head:
+    """The head of a global model; encodes its prompts once for each key."""
+    return Head(
+        model.text_banks(), model.adaptive_network, model.temperature, model.logit_scale
+    )
+
+
+def zero_shot_head(backbone: Backbone, class_names: tuple[str, ...]) -> Head:
+    """Zero-shot CLIP as a head of one domain, to be measured the same way."""
+    banks = zero_shot_features(backbone, class_names).unsqueeze(0)
+    network = torch.zeros(1, backbone.joint_width, device=banks.device)
+    return Head(banks, network, 1.0, backbone.logit_scale)
+
+
+def build_head(head: Head) -> onnx.ModelProto:
+    """The head as ONNX: input `features` [batch, D], outputs `logits` and `domain_weights`."""
+    banks = head.banks
+    n_domains, n_classes, image_width = banks.shape
+    g = _GraphBuilder()
+    # initialisers are stored in the layout that the products read: no transposes at run time
+    bank_columns = banks.flatten(0, 1).T.contiguous().cpu().numpy()
+    gram_columns = gram_matrices(banks).permute(1, 0, 2).flatten(1).contiguous().cpu().numpy()
+    network = head.adaptive_network.T.contiguous().cpu().numpy()
+
+    weights = _domain_weights(g, network, n_domains, head.temperature)
+
+    last = g.axes("head.last", -1)
+    norm = g.node("ReduceL2", "head.norm", FEATURES, last, keepdims=1)
+    norm = g.node("Max", "head.safe_norm", norm, g.scalar("head.least_norm", _LEAST_NORM))
+    unit = g.node("Div", "head.unit_features", FEATURES, norm)
+
+    similarity = g.node("MatMul", "head.flat", unit, g.constant("text_banks", bank_columns))
+    shape = g.axes("head.bank_shape", 0, n_domains, n_classes)
+    similarity = g.node("Reshape", "head.similarity", similarity, shape)
+    row = g.node("Unsqueeze", "head.weight_row", weights, g.axes("head.axis_1", 1))
+    mixed = g.node("MatMul", "head.mixed_row", row, similarity)
+    mixed = g.node("Squeeze", "head.mixed", mixed, "head.axis_1")
+
+    partial = g.node("MatMul", "head.gram_flat", weights, g.constant("gram", gram_columns))
+    shape = g.axes("head.gram_shape", 0, n_classes, n_domains)
+    partial = g.node("Reshape", "head.gram_partial", partial, shape)
+    column = g.node("Unsqueeze", "head.weight_column", weights, g.axes("head.axis_2", 2))
+    squared = g.node("MatMul", "head.squared_column", partial, column)
+    squared = g.node("Squeeze", "head.squared", squared, "head.axis_2")
+    squared = g.node("Max", "head.safe_squared", squared, "head.least_norm")
+    length = g.node("Sqrt", "head.length", squared)
+
+    cosine = g.node("Div", "head.cosine", mixed, length)
+    g.node("Mul", LOGITS, cosine, g.scalar("logit_scale", head.logit_scale))
+
+    graph = helper.make_graph(
+        g.nodes,
+        "fedapt_head",
+        [helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, [BATCH, image_width])],
+        [
+            helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, [BATCH, n_classes]),
+            helper.make_tensor_value_info(WEIGHTS, TensorProto.FLOAT, [BATCH, n_domains]),
+        ],
+        initializer=g.constants,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
+
+
+def _domain_weights(
+    g: _GraphBuilder, network: NDArray[np.float32], n_domains: int, temperature: float
+) -> str:
+    scores = g.node("MatMul", "head.scores", FEATURES, g.constant("adaptive_network", network))
+    if n_domains == 1:  # the standard deviation of one score does not exist; its weight is 1
+        zero = g.node("Mul", "head.zero", scores, g.scalar("head.null", 0.0))
+        return g.node("Softmax", WEIGHTS, zero, axis=-1)
+    axis = g.axes("head.domain_axis", -1)
+    mean = g.node("ReduceMean", "head.mean_score", scores, axis, keepdims=1)
+    centred = g.node("Sub", "head.centred", scores, mean)
+    total = g.node("ReduceSumSquare", "head.spread", centred, axis, keepdims=1)
+    variance = g.node("Div", "head.variance", total, g.scalar("head.n_minus_1", n_domains - 1))
+    std = g.node("Sqrt", "head.std", variance)
+    std = g.node("Max", "head.safe_std", std, g.scalar("head.least_std", LEAST_STD))
+    standard = g.node("Div", "head.standard_scores", centred, std)
+    sharp = g.node("Div", "head.sharp_scores", standard, g.scalar("temperature", temperature))
+    return g.node("Softmax", WEIGHTS, sharp, axis=-1)

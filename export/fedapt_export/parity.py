@@ -1,0 +1,140 @@
+"""Does the file compute what the checkpoint means? Measured on fresh images, with a verdict.
+
+Two comparisons. Torch against ONNX, at several batch sizes, must agree to float32's rounding. The
+fused graph against exact personalised prompts shows what mixing text banks costs: nothing where
+the routing is one-hot, a measured little where it is not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fedapt.core.errors import ParityError
+from fedapt.model.backbone import Backbone
+from fedapt.model.image_tower import image_tower
+from fedapt.model.prompted_clip import GlobalModel
+from fedapt_runtime.backends.ort import import_onnxruntime, open_session
+from numpy.typing import NDArray
+from torch.nn.functional import normalize
+
+BATCH_SIZES = (1, 2, 5, 8)
+MOST_FEATURE_DIFFERENCE = 1e-4  # unit features, torch against ONNX
+MOST_PROBABILITY_DIFFERENCE = 1e-3  # the head, torch against ONNX on the same features
+ONE_HOT = 0.99
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Figures of the comparison.
+
+    Attributes:
+        images: how many images were compared, and `source` says which.
+        feature_difference: largest absolute difference of unit features, torch against ONNX.
+        probability_difference: largest difference of class probabilities, torch head against ONNX.
+        batch_sizes: compared torch against ONNX.
+        one_hot: share of images whose largest domain weight is over 0.99.
+        agreement: share of images with the same best class under exact prompts.
+        exact_logit_difference, exact_probability_difference: largest, fused against exact prompts.
+    """
+
+    images: int
+    source: str
+    batch_sizes: tuple[int, ...]
+    feature_difference: float
+    probability_difference: float
+    one_hot: float
+    agreement: float
+    exact_logit_difference: float
+    exact_probability_difference: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    def check(self, least_agreement: float, where: object) -> None:
+        """Refuse a graph that does not compute what the checkpoint computes.
+
+        Args:
+            least_agreement: share of images whose best class must not change.
+
+        Raises:
+            ParityError: a figure is beyond its limit, or is no number.
+        """
+        limits = [
+            ("unit features differ by", self.feature_difference, MOST_FEATURE_DIFFERENCE),
+            ("probabilities differ by", self.probability_difference, MOST_PROBABILITY_DIFFERENCE),
+        ]
+        for what, value, limit in limits:
+            if not value <= limit:  # NaN fails too
+                raise ParityError(
+                    where=where,
+                    found=f"{what} {value:.2e} between torch and ONNX",
+                    expected=f"at most {limit:.0e}",
+                    next_step="report this with the model's name and the versions; nothing written",
+                )
+        if not self.agreement >= least_agreement:
+            raise ParityError(
+                where=where,
+                found=f"{100 * self.agreement:.2f} % of {self.images} images keep their best class"
+                f" under exact prompts ({100 * self.one_hot:.1f} % are routed one-hot)",
+                expected=f"at least {100 * least_agreement:g} %",
+                next_step="train longer or with a lower temperature, or accept it with"
+                " --min-agreement",
+            )
+
+
+def measure_parity(
+    onnx_model: bytes | Path,
+    model: GlobalModel,
+    backbone: Backbone,
+    images: NDArray[np.uint8],
+    source: str,
+) -> Parity:
+    """Run the fused graph, the torch modules and the exact prompts on the same images.
+
+    Args:
+        images: uint8 [n, height, width, 3], at least one.
+        source: where the images come from, for the report.
+    """
+    serialised = onnx_model if isinstance(onnx_model, bytes) else str(onnx_model)
+    session = open_session(import_onnxruntime(), serialised, "cpu", "the fused graph")
+
+    def run(batch: NDArray[np.uint8]) -> list[torch.Tensor]:
+        outputs = session.run(["logits", "features"], {"images": batch})
+        return [torch.from_numpy(output).to(backbone.device) for output in outputs]
+
+    tower = image_tower(backbone)
+    banks = model.text_banks()
+    feature_differences, probability_differences = [], []
+    for start, size in zip(np.cumsum((0, *BATCH_SIZES)), BATCH_SIZES, strict=False):
+        batch = np.take(images, range(start, start + size), axis=0, mode="wrap")
+        logits, features = run(batch)
+        with torch.inference_mode():
+            expected = tower(torch.from_numpy(batch).to(backbone.device)).float()
+        feature_differences.append(_difference(normalize(features), normalize(expected)))
+        reference = model.logits(features, banks)
+        probability_differences.append(_difference(logits.softmax(-1), reference.softmax(-1)))
+
+    parts = [run(images[i : i + 32]) for i in range(0, len(images), 32)]
+    logits, features = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    exact = model.exact_logits(features)
+    return Parity(
+        images=len(images),
+        source=source,
+        batch_sizes=BATCH_SIZES,
+        feature_difference=max(feature_differences),
+        probability_difference=max(probability_differences),
+        one_hot=float((model.weights(features).amax(-1) > ONE_HOT).double().mean()),
+        agreement=float((logits.argmax(-1) == exact.argmax(-1)).double().mean()),
+        exact_logit_difference=_difference(logits, exact),
+        exact_probability_difference=_difference(logits.softmax(-1), exact.softmax(-1)),
+    )
+
+
+def _difference(left: torch.Tensor, right: torch.Tensor) -> float:
+    """Largest absolute difference; NaN where either holds one."""
+    return float((left - right).abs().max())

@@ -1,0 +1,7 @@
+"""`python -m fedapt.cli`."""
+
+import sys
+
+from fedapt.cli.app import main
+
+sys.exit(main())

@@ -1,0 +1,55 @@
+"""`fedapt evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedapt.cli.options import CheckpointArgument, DeviceOption, JsonOption
+from fedapt.cli.show import console_reporter, percent, print_json, print_table
+
+if TYPE_CHECKING:
+    from fedapt.train.evaluate import Evaluation
+
+
+def evaluate(
+    checkpoint: CheckpointArgument,
+    data: Annotated[Path, typer.Option(help="ROOT of ROOT/<domain>/<class>/<images>.")],
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Encode every image's own prompts: exact and slow.")
+    ] = False,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a checkpoint on each domain's test images, zero-shot CLIP beside it."""
+    from fedapt.run.evaluate import evaluate_checkpoint
+
+    with console_reporter() as reporter:
+        evaluation = evaluate_checkpoint(
+            checkpoint, data, exact=exact, device=device, reporter=reporter
+        )
+    if as_json:
+        print_json(evaluation.to_dict())
+    else:
+        show_evaluation(evaluation, str(checkpoint))
+
+
+def show_evaluation(evaluation: Evaluation, title: str) -> None:
+    """Two tables: accuracy per domain, and which key each domain's images took."""
+    rows = [
+        [name, percent(r.accuracy), percent(r.zero_shot), str(r.n)]
+        for name, r in evaluation.domains.items()
+    ]
+    n_images = sum(r.n for r in evaluation.domains.values())
+    rows.append(
+        ["mean", percent(evaluation.mean), percent(evaluation.zero_shot_mean), str(n_images)]
+    )
+    print_table(f"Accuracy, % ({title})", ["domain", "FedAPT", "zero-shot", "images"], rows)
+    keys = list(next(iter(evaluation.routing.values())))
+    print_table(
+        "Routing: % of a domain's images whose largest weight is that key's",
+        ["domain", *keys],
+        [[name, *map(percent, shares.values())] for name, shares in evaluation.routing.items()],
+    )

@@ -1,0 +1,74 @@
+"""What the commands show: results on stdout, messages and progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+
+from fedapt.core.report import Reporter
+
+
+class ConsoleReporter(Reporter):
+    """Progress bars on a terminal; elsewhere, a line per finished task."""
+
+    def __init__(self, progress: RichProgress) -> None:
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
+
+    def message(self, text: str) -> None:
+        """Print one line above the bars."""
+        self._progress.console.print(text, markup=False, highlight=False)
+
+    def progress(self, task: str, done: int, total: int, note: str = "") -> None:
+        """Move a bar."""
+        if task not in self._tasks:
+            self._tasks[task] = self._progress.add_task(task, total=total, note=note)
+        self._progress.update(self._tasks[task], completed=done, total=total, note=note)
+        if done == total and not self._progress.console.is_terminal:
+            self.message(f"{task}: {total}" + (f", {note}" if note else ""))
+
+
+@contextmanager
+def console_reporter() -> Iterator[Reporter]:
+    """Bars on stderr for as long as the block runs."""
+    console = Console(file=sys.stderr, soft_wrap=True)
+    bars = RichProgress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    with bars:
+        yield ConsoleReporter(bars)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout; the first column is text, the others are figures."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    width = None if sys.stdout.isatty() else 160
+    Console(width=width, highlight=False).print(table)
+
+
+def percent(share: float) -> str:
+    """0.9714 -> "97.1"."""
+    return f"{100 * share:.1f}"

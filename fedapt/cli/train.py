@@ -1,0 +1,62 @@
+"""`fedapt train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedapt.cli.evaluate import show_evaluation
+from fedapt.cli.options import DeviceOption, JsonOption
+from fedapt.cli.show import console_reporter, print_json
+from fedapt.core.config import read_config
+
+
+def train(
+    out: Annotated[Path, typer.Option(help="The run folder to write.")],
+    data: Annotated[
+        Path | None, typer.Option(help="ROOT of ROOT/<domain>/<class>/<images>.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="A TOML file with settings.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="lite, an OpenCLIP name, a folder, or hf-hub:NAME.")
+    ] = None,
+    pretrained: Annotated[
+        str | None, typer.Option(help="Pretrained tag or weights file of an OpenCLIP name.")
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds of federation [50].")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate [0.01].")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per step [256].")] = None,
+    context_length: Annotated[int | None, typer.Option(help="Context tokens M [24].")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Temperature tau [0.01].")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the run [0].")] = None,
+    override: Annotated[
+        list[str] | None, typer.Option("-o", metavar="KEY=VALUE", help="Set section.key=value.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from OUT's checkpoint.")] = False,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Train one prompt together: one client per domain folder."""
+    named = {
+        "data.root": None if data is None else str(data.resolve()),
+        "model.name": model,
+        "model.pretrained": pretrained,
+        "train.rounds": rounds,
+        "train.lr": lr,
+        "train.batch_size": batch_size,
+        "prompt.context_length": context_length,
+        "prompt.temperature": temperature,
+        "train.seed": seed,
+    }
+    settings = read_config(config, override or (), named)
+    from fedapt.run.train import train as run_training
+
+    with console_reporter() as reporter:
+        evaluation = run_training(settings, out, resume=resume, device=device, reporter=reporter)
+        reporter.message(f"written: {out / 'checkpoint.safetensors'}")
+    if as_json:
+        print_json(evaluation.to_dict())
+    else:
+        show_evaluation(evaluation, f"{out} after {settings.train.rounds} rounds")

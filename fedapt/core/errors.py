@@ -1,0 +1,91 @@
+"""fedapt's errors; the command line alone turns one into its exit code (docs/errors.md).
+
+    ReportedError (fedapt_runtime.errors): told as where, found, expected, what to do
+    |- UsageError           2  options that do not go together
+    |- ConfigError          3  a configuration file or an override is wrong
+    |- DataError            4  the images or their folders are wrong
+    |- ModelError           4  a CLIP model or its weights cannot be had
+    |  `- ModelNotSupported    a CLIP model whose towers fedapt cannot use
+    |- CheckpointError      4  a checkpoint is damaged, of another schema, or of another CLIP
+    |- FileError            4  a file cannot be written or read
+    |- ExportError          6  a graph cannot be exported
+    |- ParityError          7  an exported graph does not compute what the checkpoint computes
+    `- DependencyError      9  a package has to be installed
+"""
+
+from __future__ import annotations
+
+from fedapt_runtime.errors import ReportedError
+
+
+class UsageError(ReportedError):
+    """Options that do not go together, or a run folder that is already taken."""
+
+    exit_code = 2
+
+
+class ConfigError(ReportedError):
+    """A configuration file or an override is wrong."""
+
+    exit_code = 3
+
+
+class DataError(ReportedError):
+    """The images or their folders are wrong."""
+
+    exit_code = 4
+
+
+class ModelError(ReportedError):
+    """A CLIP model or its weights cannot be had."""
+
+    exit_code = 4
+
+
+class ModelNotSupported(ModelError):
+    """A CLIP model whose towers fedapt cannot use."""
+
+
+class CheckpointError(ReportedError):
+    """A checkpoint is damaged, of another schema, or of another CLIP."""
+
+    exit_code = 4
+
+
+class FileError(ReportedError):
+    """A file cannot be written or read."""
+
+    exit_code = 4
+
+
+class ExportError(ReportedError):
+    """A graph cannot be exported."""
+
+    exit_code = 6
+
+
+class ParityError(ReportedError):
+    """An exported graph does not compute what the checkpoint computes."""
+
+    exit_code = 7
+
+
+class DependencyError(ReportedError):
+    """A package has to be installed."""
+
+    exit_code = 9
+
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "DependencyError",
+    "ExportError",
+    "FileError",
+    "ModelError",
+    "ModelNotSupported",
+    "ParityError",
+    "ReportedError",
+    "UsageError",
+]

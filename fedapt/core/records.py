@@ -1,0 +1,46 @@
+"""`records.jsonl`: one JSON object per round, for people, plots and trackers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fedapt.core.errors import FileError
+from fedapt.core.files import write_text
+
+Record = dict[str, Any]
+
+
+def write_records(path: Path, records: list[Record]) -> None:
+    """Write every record anew, so that the file is whole at any moment.
+
+    Raises:
+        FileError: the folder cannot be written, or the disk is full.
+    """
+    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def read_records(path: Path) -> list[Record]:
+    """Read every record; none where the file does not exist.
+
+    Raises:
+        FileError: a line is not a JSON object.
+    """
+    if not path.is_file():
+        return []
+    records = []
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
+            raise FileError(
+                where=f"{path}, line {number}",
+                found=repr(line[:60]),
+                expected="a JSON object",
+                next_step="remove the damaged line, or train into another folder",
+            )
+        records.append(record)
+    return records

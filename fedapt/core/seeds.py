@@ -1,0 +1,20 @@
+"""One seed per purpose: adding a draw somewhere moves no other draw."""
+
+from __future__ import annotations
+
+import hashlib
+
+
+def child_seed(seed: int, purpose: str, *indices: int) -> int:
+    """A seed in [0, 2**63) for one purpose of a run.
+
+    Args:
+        seed: the run's seed.
+        purpose: what is drawn, such as `keys` or `batches`.
+        indices: which one of its kind, such as round and client.
+
+    Returns:
+        The same number on every machine and in every version.
+    """
+    text = "/".join([str(seed), purpose, *map(str, indices)])
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big") >> 1

@@ -1,0 +1,164 @@
+"""`root/<domain>/<class>/*.jpg`, the layout of DomainNet, PACS, Office-Caltech10 and DomainBed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedapt_runtime.preprocess import IMAGE_SUFFIXES
+
+from fedapt.core.errors import DataError
+
+_LAYOUT = "ROOT/<domain>/<class>/<images>"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One labelled image: its path relative to the root, with `/`, and the index of its class."""
+
+    path: str
+    label: int
+
+
+@dataclass(frozen=True)
+class ImageFolders:
+    """All images below a root.
+
+    Attributes:
+        root: the folder.
+        domains: names of the domains, sorted.
+        class_folders: names of the class folders, sorted; a label is an index into them.
+        class_names: what each class is called in the prompt.
+        samples: the images of each domain, sorted by path.
+    """
+
+    root: Path
+    domains: tuple[str, ...]
+    class_folders: tuple[str, ...]
+    class_names: tuple[str, ...]
+    samples: Mapping[str, tuple[Sample, ...]]
+
+    def counts(self, domain: str) -> list[int]:
+        """Images of each class in one domain."""
+        counts = [0] * len(self.class_folders)
+        for sample in self.samples[domain]:
+            counts[sample.label] += 1
+        return counts
+
+
+def scan_folders(root: Path, class_names: Mapping[str, str] | None = None) -> ImageFolders:
+    """List the images below `root`; opens none of them.
+
+    Args:
+        class_names: folder name -> name in the prompt; others have `_` and `-` read as spaces.
+
+    Raises:
+        DataError: no such folder, no domains, a domain without images, two classes of one name, or
+            a class name for a folder that does not exist.
+    """
+    renamed = dict(class_names or {})
+    domains = _subfolders(root)
+    if not domains:
+        raise DataError(
+            where=root,
+            found="no folders",
+            expected=_LAYOUT,
+            next_step="point --data at the folder that holds the domains",
+        )
+    folders = {domain: _subfolders(root / domain) for domain in domains}
+    classes = tuple(sorted({name for names in folders.values() for name in names}))
+    if unknown := sorted(set(renamed) - set(classes)):
+        raise DataError(
+            where="data.class_names",
+            found=f"the class {unknown[0]!r}",
+            expected=f"one of {', '.join(classes)}",
+            next_step="correct the folder name in the configuration",
+        )
+    index = {name: label for label, name in enumerate(classes)}
+    samples = {}
+    for domain in domains:
+        samples[domain] = tuple(
+            Sample(f"{domain}/{name}/{image}", index[name])
+            for name in folders[domain]
+            for image in _images(root / domain / name)
+        )
+        if not samples[domain]:
+            raise DataError(
+                where=root / domain,
+                found="a domain without images",
+                expected=f"images in {_LAYOUT}",
+                next_step="add images or remove the folder",
+            )
+    names = tuple(renamed.get(c, c.replace("_", " ").replace("-", " ").strip()) for c in classes)
+    _check_names(root, classes, names)
+    return ImageFolders(root, tuple(domains), classes, names, samples)
+
+
+def check_complete(folders: ImageFolders, allow_missing_classes: bool) -> None:
+    """Refuse a domain that lacks a class, unless that is allowed.
+
+    Raises:
+        DataError: some class has no image in some domain.
+    """
+    missing = [
+        f"{domain}/{name}"
+        for domain in folders.domains
+        for name, count in zip(folders.class_folders, folders.counts(domain), strict=True)
+        if count == 0
+    ]
+    if missing and not allow_missing_classes:
+        shown = ", ".join(missing[:5]) + (" and others" if len(missing) > 5 else "")
+        raise DataError(
+            where=folders.root,
+            found=f"no images in {shown}",
+            expected="images of every class in every domain",
+            next_step="add images, or allow it with -o data.allow_missing_classes=true",
+        )
+
+
+def _subfolders(folder: Path) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    except OSError as error:
+        raise DataError(
+            where=folder,
+            found=(error.strerror or str(error)).lower(),
+            expected="a readable folder",
+            next_step="check the path and its permissions",
+        ) from error
+
+
+def _images(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(
+            e.name
+            for e in entries
+            if e.is_file()
+            and not e.name.startswith(".")
+            and Path(e.name).suffix.lower() in IMAGE_SUFFIXES
+        )
+
+
+def _check_names(root: Path, classes: tuple[str, ...], names: tuple[str, ...]) -> None:
+    seen: dict[str, str] = {}
+    for folder, name in zip(classes, names, strict=True):
+        # the tokenizer lower-cases, so names that differ only in case give the same prompt
+        key = " ".join(name.lower().split())
+        if not key:
+            raise DataError(
+                where=root,
+                found=f"a class folder {folder!r} without a name",
+                expected="a word that the text encoder can read",
+                next_step="rename the folder, or name it under [data.class_names]",
+            )
+        if key in seen:
+            raise DataError(
+                where=root,
+                found=f"the class folders {seen[key]!r} and {folder!r}, both read as {key!r}",
+                expected="class names that differ",
+                next_step="rename or merge them, or name them under [data.class_names]",
+            )
+        seen[key] = folder

@@ -1,0 +1,100 @@
+"""Which images train and which test.
+
+DomainNet's `<domain>_train.txt` and `<domain>_test.txt` are used where both stand in the root. Else
+each class of each domain is split by a hash of seed and path, so that adding images moves few of
+the others, and none depends on the order of a directory listing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedapt.core.errors import DataError
+from fedapt.data.folders import ImageFolders, Sample
+
+
+@dataclass(frozen=True)
+class Split:
+    """Training and test samples of each domain."""
+
+    train: Mapping[str, tuple[Sample, ...]]
+    test: Mapping[str, tuple[Sample, ...]]
+
+
+def split_folders(folders: ImageFolders, test_fraction: float, seed: int) -> Split:
+    """Split every domain.
+
+    Args:
+        test_fraction: share of each class and domain kept for testing, without split files.
+        seed: of the hash.
+
+    Raises:
+        DataError: a split file is damaged or names an image that is not there, or a domain is left
+            without training images.
+    """
+    train, test = {}, {}
+    for domain in folders.domains:
+        lists = [folders.root / f"{domain}_{part}.txt" for part in ("train", "test")]
+        if all(path.is_file() for path in lists):
+            train[domain], test[domain] = (_read_list(path, folders, domain) for path in lists)
+            _check_disjoint(lists[1], train[domain], test[domain])
+        else:
+            samples = folders.samples[domain]
+            train[domain], test[domain] = split_samples(samples, test_fraction, seed)
+        if not train[domain]:
+            raise DataError(
+                where=f"domain {domain}",
+                found="no training images",
+                expected="at least one",
+                next_step="add images, or lower data.test_fraction",
+            )
+    return Split(train, test)
+
+
+def split_samples(
+    samples: tuple[Sample, ...], test_fraction: float, seed: int
+) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
+    """Keep `test_fraction` of each class apart: (the rest, those kept), in the given order."""
+    by_class: dict[int, list[Sample]] = {}
+    for sample in samples:
+        by_class.setdefault(sample.label, []).append(sample)
+    kept = set()
+    for members in by_class.values():
+        ranked = sorted(members, key=lambda s: _rank(seed, s.path))
+        kept.update(ranked[: round(test_fraction * len(members))])
+    return tuple(s for s in samples if s not in kept), tuple(s for s in samples if s in kept)
+
+
+def _rank(seed: int, path: str) -> bytes:
+    return hashlib.sha256(f"{seed}/{path}".encode("utf-8", "surrogateescape")).digest()
+
+
+def _read_list(path: Path, folders: ImageFolders, domain: str) -> tuple[Sample, ...]:
+    known = {sample.path: sample for sample in folders.samples[domain]}
+    samples = []
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        name = line.rsplit(maxsplit=1)[0]  # "path label"; the class folder says the label again
+        if name not in known:
+            raise DataError(
+                where=f"{path}, line {number}",
+                found=repr(name),
+                expected=f"an image below {folders.root / domain}",
+                next_step="complete the images, or remove both split files to split at random",
+            )
+        samples.append(known[name])
+    return tuple(samples)
+
+
+def _check_disjoint(path: Path, train: tuple[Sample, ...], test: tuple[Sample, ...]) -> None:
+    if both := set(train) & set(test):
+        raise DataError(
+            where=path,
+            found=f"{min(s.path for s in both)!r}, which is a training image too",
+            expected="test images that training never sees",
+            next_step="correct the split files",
+        )

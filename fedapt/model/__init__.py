@@ -1,0 +1,1 @@
+"""The frozen CLIP and what is learned on top of it."""

@@ -1,0 +1,43 @@
+"""The adaptive network Q: image feature -> domain scores -> domain weights.
+
+    z = Q f;  z~ = (z - mean(z)) / std(z), unbiased, over the N domains;  w = softmax(z~ / tau)
+
+Source: FedAPT (arXiv 2211.07864).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedapt.core.seeds import child_seed
+
+# below this spread all scores count as equal; it also keeps 0 / 0 away
+LEAST_STD = 1e-12
+
+
+def draw_adaptive_network(n_domains: int, joint_width: int, seed: int) -> Tensor:
+    """Q before training, as torch's Linear starts: float32 [N, D], uniform(+-1/sqrt(D))."""
+    generator = torch.Generator().manual_seed(child_seed(seed, "adaptive_network"))
+    bound = joint_width**-0.5
+    return bound * (2 * torch.rand(n_domains, joint_width, generator=generator) - 1)
+
+
+def domain_weights(scores: Tensor, temperature: float) -> Tensor:
+    """Domain scores z -> weights w.
+
+    One domain gives w = 1 and equal scores give uniform weights, where the equation is 0 / 0.
+
+    Args:
+        scores: float32 [..., N].
+        temperature: tau.
+
+    Returns:
+        float32 [..., N], summing to 1 over the last axis.
+    """
+    n_domains = scores.shape[-1]
+    if n_domains == 1:
+        return torch.ones_like(scores)
+    centred = scores - scores.mean(-1, keepdim=True)
+    std = (centred.square().sum(-1, keepdim=True) / (n_domains - 1)).sqrt()
+    return (centred / std.clamp_min(LEAST_STD) / temperature).softmax(-1)

@@ -1,0 +1,241 @@
+"""A frozen CLIP by name: its towers, tokenizer, preprocessing and the hash of its weights."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import logging
+import os
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from fedapt_runtime import Preprocessing
+from torch import Tensor, nn
+
+from fedapt.core.errors import ModelError, ModelNotSupported
+from fedapt.model.lite.load import build_lite
+from fedapt.model.open_clip_import import import_open_clip
+from fedapt.model.text_tower import TextTower
+
+LITE = "lite"
+RANDOM = "random"  # the one name under which weights may be random
+_RANDOM_SEED = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Backbone:
+    """A frozen CLIP in evaluation mode, float32.
+
+    Attributes:
+        name: OpenCLIP model name, `lite`, a folder, or `hf-hub:organisation/repository`.
+        pretrained: tag or weights file; empty where the name says it all.
+        clip: the OpenCLIP model; `encode_image` maps normalised images to features.
+        text_tower: embeddings -> features, cut to the longest EOS.
+        tokenizer: CLIP's byte-pair tokenizer.
+        preprocessing: image file -> uint8 array, and the normalisation that follows.
+    """
+
+    name: str
+    pretrained: str
+    clip: nn.Module
+    text_tower: TextTower
+    tokenizer: Any
+    preprocessing: Preprocessing
+
+    @property
+    def logit_scale(self) -> float:
+        """exp(s), the factor between cosine and logit."""
+        return float(self.clip.get_parameter("logit_scale").detach().exp())
+
+    @property
+    def joint_width(self) -> int:
+        """D, the width of image and text features."""
+        projection = self.text_tower.text_projection
+        if isinstance(projection, nn.Linear):
+            return projection.out_features
+        return self.text_tower.width if projection is None else int(projection.shape[1])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.clip.get_parameter("logit_scale").device
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of all weights: tells one CLIP from another."""
+        return hash_tensors(self.clip.state_dict().items())
+
+    @cached_property
+    def image_sha256(self) -> str:
+        """Hash of the image tower's weights: tells whether cached features are still true."""
+        state = self.clip.state_dict().items()
+        return hash_tensors((n, t) for n, t in state if n.startswith("visual."))
+
+    @property
+    def label(self) -> str:
+        """Name and pretrained tag, for people."""
+        return f"{self.name} ({self.pretrained})" if self.pretrained else self.name
+
+
+def hash_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes, sorted by name, hexadecimal."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors, key=lambda item: item[0]):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        data = tensor.detach().cpu().contiguous()
+        digest.update(data.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_backbone(name: str, pretrained: str = "", device: str = "cpu") -> Backbone:
+    """Load a CLIP; never with random weights, except under the name `random`.
+
+    Args:
+        name: `lite`, an OpenCLIP model name, a folder with `open_clip_config.json` and weights, or
+            `hf-hub:organisation/repository`.
+        pretrained: for an OpenCLIP model name, a pretrained tag, a weights file, or `random`.
+        device: torch device of the towers.
+
+    Raises:
+        ModelError: unknown name or tag, no weights, or weights that do not fit.
+        ModelNotSupported: the text tower or the preprocessing cannot be handled exactly.
+        DependencyError: a package that the model needs is not installed.
+    """
+    if name == LITE:
+        if pretrained:
+            raise ModelError(
+                where="--pretrained",
+                found=repr(pretrained),
+                expected="nothing: lite has one set of weights",
+                next_step="leave --pretrained out, or name another --model",
+            )
+        clip = build_lite()
+        tokenizer = import_open_clip().SimpleTokenizer()
+    else:
+        clip, tokenizer = _build_open_clip(name, pretrained)
+    if not hasattr(tokenizer, "sot_token_id") or not hasattr(tokenizer, "encode"):
+        raise ModelNotSupported(
+            where=f"model {name}",
+            found=f"a tokenizer of class {type(tokenizer).__name__}",
+            expected="CLIP's byte-pair tokenizer",
+            next_step="choose another model, such as ViT-B-32-quickgelu or lite",
+        )
+    for parameter in clip.parameters():
+        parameter.requires_grad_(False)
+    clip = clip.float().to(device).eval()
+    return Backbone(
+        name=name,
+        pretrained=pretrained,
+        clip=clip,
+        text_tower=TextTower(clip, name).eval(),
+        tokenizer=tokenizer,
+        preprocessing=_read_preprocessing(clip, name),
+    )
+
+
+def _build_open_clip(name: str, pretrained: str) -> tuple[nn.Module, Any]:
+    open_clip = import_open_clip()
+    if os.sep in name and not name.startswith("hf-hub:") and not name.startswith("local-dir:"):
+        name = f"local-dir:{_check_folder(Path(name))}"
+    has_schema = name.startswith(("hf-hub:", "local-dir:"))
+    if not has_schema:
+        _check_name(open_clip, name, pretrained)
+    elif pretrained:
+        raise ModelError(
+            where="--pretrained",
+            found=repr(pretrained),
+            expected=f"nothing: {name} brings its own weights",
+            next_step="leave --pretrained out",
+        )
+    try:
+        with warnings.catch_warnings(), _quiet_logging():
+            warnings.simplefilter("ignore")
+            if pretrained == RANDOM:
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(_RANDOM_SEED)
+                    clip = open_clip.create_model(name, pretrained=None, load_weights=False)
+            else:
+                clip = open_clip.create_model(
+                    name, pretrained=pretrained or None, require_pretrained=True
+                )
+            return clip, open_clip.get_tokenizer(name)
+    except Exception as error:
+        # the hub, the file system, torch and OpenCLIP raise a dozen kinds here: all mean no weights
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ModelError(
+            where=f"model {name}" + (f", pretrained {pretrained}" if pretrained else ""),
+            found=f"no usable weights ({type(error).__name__}: {reason})",
+            expected="weights that the hub serves, or a local file or folder of this model",
+            next_step="check the network, or download the weights elsewhere and pass "
+            "--pretrained FILE; the default model lite needs no download",
+        ) from error
+
+
+def _check_folder(folder: Path) -> Path:
+    if not (folder / "open_clip_config.json").is_file():
+        raise ModelError(
+            where=folder,
+            found="no open_clip_config.json",
+            expected="a folder with open_clip_config.json and weights",
+            next_step="check the path, or write the folder with OpenCLIP's push_to_hf_hub",
+        )
+    return folder
+
+
+def _check_name(open_clip: Any, name: str, pretrained: str) -> None:
+    names = open_clip.list_models()
+    if name not in names:
+        close = difflib.get_close_matches(name, [*names, LITE], n=3, cutoff=0.4)
+        raise ModelError(
+            where="--model",
+            found=f"the unknown model {name!r}",
+            expected=f"lite, one of OpenCLIP's {len(names)} models, a folder, or hf-hub:NAME",
+            next_step=f"did you mean {' or '.join(close)}" if close else "check the spelling",
+        )
+    if pretrained == RANDOM or (pretrained and Path(pretrained).is_file()):
+        return
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained not in tags:
+        raise ModelError(
+            where=f"--model {name}",
+            found=f"--pretrained {pretrained!r}" if pretrained else "no --pretrained",
+            expected=f"one of {', '.join(tags) or '(no tags)'}, an existing weights file, or random",
+            next_step=f"add --pretrained {tags[0]}" if tags else "pass --pretrained FILE",
+        )
+
+
+class _quiet_logging:
+    """OpenCLIP logs what the errors above say again."""
+
+    def __enter__(self) -> None:
+        self._level = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)
+
+    def __exit__(self, *_: object) -> None:
+        logging.disable(self._level)
+
+
+def _read_preprocessing(clip: nn.Module, name: str) -> Preprocessing:
+    fields = dict(clip.visual.preprocess_cfg)
+    size = fields["size"]
+    fill = fields.pop("fill_color", 0)
+    mode = fields.pop("mode", "RGB")
+    if mode != "RGB" or fields["resize_mode"] == "longest":
+        raise ModelNotSupported(
+            where=f"model {name}",
+            found=f"preprocessing with mode {mode}, resize mode {fields['resize_mode']}, fill {fill}",
+            expected="RGB, resized by the shortest side or squashed",
+            next_step="choose another model",
+        )
+    return Preprocessing(
+        size=(size, size) if isinstance(size, int) else (int(size[0]), int(size[1])),
+        mean=tuple(float(v) for v in fields["mean"]),  # type: ignore[arg-type]
+        std=tuple(float(v) for v in fields["std"]),  # type: ignore[arg-type]
+        interpolation=fields["interpolation"],
+        resize_mode=fields["resize_mode"],
+    )

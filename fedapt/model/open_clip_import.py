@@ -1,0 +1,46 @@
+"""The one place where OpenCLIP is imported.
+
+Why a module for an import: OpenCLIP and timm need torchvision's pure-Python transforms and layers
+only, but `import torchvision` fails when its compiled operators cannot be loaded, which is the case
+for every CPU build of torch beside the torchvision of the default package index (built for CUDA).
+Declaring the operators that torchvision wants to describe makes the pure-Python part importable;
+calling one of them still fails loudly, and fedapt calls none.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import re
+import sys
+from types import ModuleType
+
+_MISSING_OPERATOR = re.compile(r"operator torchvision::(\w+) does not exist")
+_MOST_OPERATORS = 32
+
+
+def _import_torchvision() -> None:
+    import torch
+
+    for _ in range(_MOST_OPERATORS):
+        try:
+            importlib.import_module("torchvision")
+            return
+        except RuntimeError as error:
+            missing = _MISSING_OPERATOR.search(str(error))
+            if missing is None:
+                raise
+            torch.library.define(f"torchvision::{missing[1]}", "(Tensor x) -> Tensor")
+            for name in [m for m in sys.modules if m.split(".")[0] == "torchvision"]:
+                del sys.modules[name]
+
+
+@functools.cache
+def import_open_clip() -> ModuleType:
+    """Return the module `open_clip`, importable beside a CPU build of torch too.
+
+    Raises:
+        ImportError: open_clip_torch, timm or torchvision is not installed.
+    """
+    _import_torchvision()
+    return importlib.import_module("open_clip")

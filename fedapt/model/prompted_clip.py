@@ -1,0 +1,176 @@
+"""CLIP's text tower under learned prompts, and the global model of FedAPT.
+
+    t_c(w)  = normalise(text_encoder([SOS; P_c(w); tokens("{name}."); EOS]))
+    logits  = exp(s) f^ . t_c(w)
+
+The exact model encodes C prompts for every image. Where w is one-hot these are the text banks
+T_n = t(one-hot n), and where it is not, the banks' renormalised mixture stands for them:
+
+    S_nc = f^ . T_nc,  G_c = T_.c T_.c',  logits_c = exp(s) (w . S_.c) / sqrt(w' G_c w)
+
+Source: FedAPT (arXiv 2211.07864); the mixture through Gram matrices is fedapt's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from fedapt.model.adaptive_network import domain_weights
+from fedapt.model.backbone import Backbone
+from fedapt.model.prompt import personalise
+from fedapt.model.text_tower import TextTower
+from fedapt.model.tokens import PromptTokens, tokenize_prompts, tokenize_texts
+
+ZERO_SHOT_TEMPLATE = "a photo of a {}."
+_LEAST_NORM = 1e-12
+
+
+class PromptedText(nn.Module):
+    """Context vectors -> unit text features of every class.
+
+    Everything but the context is frozen, so the embeddings around it are looked up once.
+    """
+
+    def __init__(self, tower: TextTower, tokens: PromptTokens) -> None:
+        super().__init__()
+        self.tower = tower
+        device = tower.positional_embedding.device
+        context_end = 1 + tokens.context_length
+        with torch.no_grad():
+            embedded = tower.token_embedding(tokens.ids.to(device))
+        self.register_buffer("before", embedded[:, :1], persistent=False)
+        self.register_buffer("after", embedded[:, context_end:], persistent=False)
+        self.register_buffer("eos", tokens.eos.to(device), persistent=False)
+
+    def forward(self, context: Tensor) -> Tensor:
+        """Encode every class under one context or a batch of them.
+
+        Args:
+            context: personalised prompts, float32 [C, M, W], [M, W] (shared by all classes),
+                or [batch, C or 1, M, W].
+
+        Returns:
+            Unit text features, float32 [C, D] or [batch, C, D].
+        """
+        n_classes = len(self.eos)
+        batched = context.dim() == 4
+        context = context if batched else context.unsqueeze(0)
+        n_batch, *_, length, width = context.shape
+        full = context.expand(n_batch, n_classes, length, width).flatten(0, 1)
+        embeddings = torch.cat(
+            [self.before.repeat(n_batch, 1, 1), full, self.after.repeat(n_batch, 1, 1)], dim=1
+        )
+        features = normalize(self.tower(embeddings, self.eos.repeat(n_batch)), dim=-1)
+        return features.unflatten(0, (n_batch, n_classes)) if batched else features
+
+
+def prompted_text(
+    backbone: Backbone, class_names: tuple[str, ...], context_length: int
+) -> PromptedText:
+    """The text side for these classes, frozen, on the backbone's device.
+
+    Raises:
+        DataError: a class name and the context do not fit into the text tower.
+    """
+    tower = backbone.text_tower
+    tokens = tokenize_prompts(backbone.tokenizer, class_names, context_length, tower.max_length)
+    return PromptedText(tower, tokens).eval()
+
+
+@torch.inference_mode()
+def zero_shot_features(backbone: Backbone, class_names: tuple[str, ...]) -> Tensor:
+    """Unit text features of "a photo of a {name}.": float32 [C, D]."""
+    tower = backbone.text_tower
+    texts = tuple(ZERO_SHOT_TEMPLATE.format(name) for name in class_names)
+    tokens = tokenize_texts(backbone.tokenizer, texts, tower.max_length)
+    embedded = tower.token_embedding(tokens.ids.to(backbone.device))
+    return normalize(tower(embedded, tokens.eos.to(backbone.device)), dim=-1)
+
+
+@dataclass(frozen=True)
+class GlobalModel:
+    """The server's model: what training learned, with the frozen parts it needs.
+
+    Attributes:
+        text: the text side of the classes.
+        context: V, float32 [C, M, W] or [M, W].
+        adaptive_network: Q, float32 [N, D].
+        keys: E, float32 [N, M, W].
+        temperature: tau.
+        logit_scale: exp(s).
+    """
+
+    text: PromptedText
+    context: Tensor
+    adaptive_network: Tensor
+    keys: Tensor
+    temperature: float
+    logit_scale: float
+
+    @property
+    def n_domains(self) -> int:
+        """N, the number of keys."""
+        return len(self.keys)
+
+    @torch.inference_mode()
+    def weights(self, features: Tensor) -> Tensor:
+        """Domain weights float32 [n, N] of image features f, float32 [n, D], not normalised."""
+        return domain_weights(features @ self.adaptive_network.T, self.temperature)
+
+    @torch.inference_mode()
+    def text_banks(self) -> Tensor:
+        """T, unit text features of all classes under each key alone: float32 [N, C, D]."""
+        one_hot = torch.eye(self.n_domains, device=self.keys.device)
+        return torch.stack([self.text(personalise(self.context, self.keys, w)) for w in one_hot])
+
+    @torch.inference_mode()
+    def logits(self, features: Tensor, banks: Tensor) -> Tensor:
+        """Logits float32 [n, C] through the mixed text banks; the fused graph computes these."""
+        return self.logit_scale * mix_banks(
+            normalize(features, dim=-1), self.weights(features), banks, gram_matrices(banks)
+        )
+
+    @torch.inference_mode()
+    def exact_logits(self, features: Tensor, most_prompts: int = 512) -> Tensor:
+        """Logits float32 [n, C] under each image's own prompt, as the method defines them.
+
+        Args:
+            features: float32 [n, D].
+            most_prompts: prompts in one run of the text tower; bounds the memory.
+        """
+        n_images = max(1, most_prompts // len(self.text.eos))
+        rows = []
+        for part in features.split(n_images):
+            prompts = personalise(self.context, self.keys, self.weights(part))
+            if prompts.dim() == 3:  # a context shared by all classes
+                prompts = prompts.unsqueeze(1)
+            cosine = torch.einsum("bd,bcd->bc", normalize(part, dim=-1), self.text(prompts))
+            rows.append(self.logit_scale * cosine)
+        return torch.cat(rows)
+
+
+def gram_matrices(banks: Tensor) -> Tensor:
+    """G_c = T_.c T_.c', float32 [C, N, N], of text banks float32 [N, C, D]."""
+    return torch.einsum("ncd,mcd->cnm", banks, banks)
+
+
+def mix_banks(features: Tensor, weights: Tensor, banks: Tensor, gram: Tensor) -> Tensor:
+    """Cosine of unit image features to the renormalised mixture of text banks.
+
+    Args:
+        features: unit, float32 [n, D].
+        weights: float32 [n, N].
+        banks: float32 [N, C, D].
+        gram: float32 [C, N, N].
+
+    Returns:
+        float32 [n, C].
+    """
+    similarity = torch.einsum("bd,ncd->bnc", features, banks)
+    mixed = torch.einsum("bn,bnc->bc", weights, similarity)
+    squared = torch.einsum("bn,cnm,bm->bc", weights, gram, weights)
+    return mixed / squared.clamp_min(_LEAST_NORM).sqrt()

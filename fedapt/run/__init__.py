@@ -1,0 +1,1 @@
+"""Whole jobs, from folders to files: what the commands call."""

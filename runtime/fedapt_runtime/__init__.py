@@ -1,0 +1,25 @@
+"""Classify images with a fused fedapt model: no torch, no fedapt, no text encoder.
+
+    from fedapt_runtime import Classifier
+
+    classifier = Classifier.load("model.onnx")
+    for prediction in classifier(["a.jpg", "b.png"]):
+        print(prediction.path, prediction.label, prediction.score, prediction.domain)
+"""
+
+from fedapt_runtime.classifier import Classifier, Prediction
+from fedapt_runtime.errors import ReportedError, RuntimeFailure
+from fedapt_runtime.manifest import Manifest
+from fedapt_runtime.preprocess import Preprocessing
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Classifier",
+    "Manifest",
+    "Prediction",
+    "Preprocessing",
+    "ReportedError",
+    "RuntimeFailure",
+    "__version__",
+]

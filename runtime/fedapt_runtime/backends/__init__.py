@@ -1,0 +1,1 @@
+"""What runs the fused graph; each backend is one file that meets `base.Backend`."""

@@ -1,0 +1,170 @@
+"""The classifier: images in, predictions out."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedapt_runtime.backends.base import Backend
+from fedapt_runtime.backends.ort import OrtBackend
+from fedapt_runtime.errors import ImageError, InputError
+from fedapt_runtime.manifest import Manifest
+from fedapt_runtime.pipeline import Decoded, decode_ahead, split_batches
+
+Image = str | os.PathLike[str] | NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of one image; or, where `error` is set, why it says nothing.
+
+    Attributes:
+        path: the file, or `#i` for the i-th array.
+        label: the most probable class.
+        score: its probability.
+        top_k: the k most probable classes with their probabilities, best first.
+        domain: the domain with the largest weight.
+        domain_weights: weight of every domain's prompt in this image's own, they sum to 1.
+        error: why the image could not be read.
+    """
+
+    path: str
+    label: str | None = None
+    score: float | None = None
+    top_k: tuple[tuple[str, float], ...] = ()
+    domain: str | None = None
+    domain_weights: dict[str, float] = dataclasses.field(default_factory=dict)
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return dataclasses.asdict(self)
+
+
+class Classifier:
+    """A fused model that classifies batches. Calls from several threads are safe.
+
+    Build one with `Classifier.load`. Calling it takes paths or arrays and returns a prediction for
+    each, in order; `stream` does the same without holding all of them.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "auto") -> Classifier:
+        """Load a model that `fedapt export` wrote.
+
+        Args:
+            path: the .onnx file.
+            device: `auto` (CUDA where ONNX Runtime has it), `cpu` or `cuda`.
+
+        Raises:
+            ModelFileError: missing, damaged, or not a fedapt model.
+            MissingDependency: ONNX Runtime is missing, or installed twice.
+            RuntimeFailure: the device is not available.
+        """
+        return cls(OrtBackend(path, device))
+
+    @property
+    def manifest(self) -> Manifest:
+        """Classes, domains, preprocessing and origin of the model."""
+        return self._backend.manifest
+
+    @property
+    def description(self) -> str:
+        """Backend, version and device in a few words."""
+        return self._backend.description
+
+    def __call__(
+        self, images: Iterable[Image], *, batch_size: int = 32, top_k: int = 5
+    ) -> list[Prediction]:
+        """Classify paths or arrays; see `stream`."""
+        return list(self.stream(images, batch_size=batch_size, top_k=top_k))
+
+    def stream(
+        self,
+        images: Iterable[Image],
+        *,
+        batch_size: int = 32,
+        top_k: int = 5,
+        workers: int | None = None,
+    ) -> Iterator[Prediction]:
+        """Yield one prediction per image, in order, decoding in threads beside inference.
+
+        Args:
+            images: paths of image files, or uint8 RGB arrays [height, width, 3] of any size.
+            batch_size: images per run of the graph.
+            top_k: how many classes to report.
+            workers: decoding threads; by default one per core.
+
+        Yields:
+            Predictions; an image that cannot be read yields one whose `error` says why.
+
+        Raises:
+            InputError: an array that is no uint8 RGB image, or a size below 1.
+        """
+        if isinstance(images, str | os.PathLike):
+            images = [images]  # one path is an iterable of characters, which nobody means
+        if batch_size < 1 or top_k < 1:
+            raise InputError(
+                where="batch_size or top_k",
+                found=f"{batch_size} and {top_k}",
+                expected="whole numbers of at least 1",
+                next_step="pass larger numbers",
+            )
+        decoded = decode_ahead(
+            images, self.manifest.preprocessing, workers or os.cpu_count() or 1, 4 * batch_size
+        )
+        for batch in split_batches(decoded, batch_size):
+            yield from self._classify(batch, top_k)
+
+    def _classify(self, batch: Sequence[Decoded], top_k: int) -> Iterator[Prediction]:
+        good = [d.pixels for d in batch if d.pixels is not None]
+        rows: Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]] = iter(())
+        if good:
+            logits, weights = self._backend.run(np.stack(good))
+            rows = iter(zip(softmax(logits), weights, strict=True))
+        for item in batch:
+            if item.pixels is None:
+                yield Prediction(path=item.name, error=str(item.error))
+            else:
+                yield self._to_prediction(item.name, *next(rows), top_k)
+
+    def _to_prediction(
+        self,
+        name: str,
+        probabilities: NDArray[np.float32],
+        weights: NDArray[np.float32],
+        top_k: int,
+    ) -> Prediction:
+        if not np.isfinite(probabilities).all():
+            return Prediction(path=name, error=f"{name}: the model returned NaN or infinity")
+        order = np.argsort(-probabilities, kind="stable")[:top_k]
+        best = tuple((self.manifest.classes[i], float(probabilities[i])) for i in order)
+        return Prediction(
+            path=name,
+            label=best[0][0],
+            score=best[0][1],
+            top_k=best,
+            domain=self.manifest.domains[int(weights.argmax())],
+            domain_weights={
+                d: float(w) for d, w in zip(self.manifest.domains, weights, strict=True)
+            },
+        )
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Softmax over the last axis, float32."""
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True), dtype=np.float32)
+
+
+__all__ = ["Classifier", "Image", "ImageError", "Prediction", "softmax"]

@@ -1,0 +1,136 @@
+"""The command `fedapt-runtime`: results on stdout or in --out, messages on stderr."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import fedapt_runtime
+from fedapt_runtime.batch import Summary, check_output_name, classify_files, find_images
+from fedapt_runtime.classifier import Classifier
+from fedapt_runtime.errors import EXIT_INTERRUPTED, ReportedError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line with all its options."""
+    parser = argparse.ArgumentParser(
+        prog="fedapt-runtime", description="Classify images with a fused fedapt model."
+    )
+    parser.add_argument("--version", action="version", version=fedapt_runtime.__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    classify = commands.add_parser("classify", help="classify image files and folders")
+    classify.add_argument("model", type=Path, help="a model.onnx written by `fedapt export`")
+    classify.add_argument("paths", nargs="+", metavar="PATH", help="images, or folders of images")
+    classify.add_argument(
+        "--out", type=Path, help="predictions.jsonl or .csv; without it, JSON lines on stdout"
+    )
+    classify.add_argument("--batch-size", type=_positive, default=32, metavar="N")
+    classify.add_argument("--top-k", type=_positive, default=5, metavar="K")
+    classify.add_argument("--workers", type=_positive, metavar="N", help="decoding threads")
+    classify.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    classify.add_argument(
+        "--json", action="store_true", help="print the summary as JSON on stdout (needs --out)"
+    )
+    classify.set_defaults(run=run_classify)
+
+    describe = commands.add_parser("describe", help="print what a model is, as JSON")
+    describe.add_argument("model", type=Path)
+    describe.set_defaults(run=run_describe)
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"found {value}, expected a whole number from 1 on")
+    return value
+
+
+def run_classify(options: argparse.Namespace) -> None:
+    """`fedapt-runtime classify`."""
+    if options.json and options.out is None:
+        build_parser().error("--json prints the summary on stdout: give the rows a file with --out")
+    check_output_name(options.out)
+    classifier = Classifier.load(options.model, device=options.device)
+    paths = list(find_images(options.paths))
+    print(f"{options.model}: {classifier.description}", file=sys.stderr)
+    show = _Progress(len(paths))
+    summary = classify_files(
+        classifier,
+        paths,
+        options.out,
+        batch_size=options.batch_size,
+        top_k=options.top_k,
+        workers=options.workers,
+        progress=show,
+    )
+    show.finish(summary)
+    if options.json:
+        print(
+            json.dumps(
+                dataclasses.asdict(summary) | {"images_per_second": summary.images_per_second}
+            )
+        )
+
+
+def run_describe(options: argparse.Namespace) -> None:
+    """`fedapt-runtime describe`."""
+    classifier = Classifier.load(options.model, device="cpu")
+    print(json.dumps(dataclasses.asdict(classifier.manifest), indent=2, ensure_ascii=False))
+
+
+class _Progress:
+    """A line on stderr that is rewritten a few times a second, and only on a terminal."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._terminal = sys.stderr.isatty()
+        self._shown = 0.0
+
+    def __call__(self, summary: Summary) -> None:
+        now = time.monotonic()
+        if self._terminal and now - self._shown > 0.2:
+            self._shown = now
+            rate = summary.images_per_second
+            left = (self._total - summary.images) / rate if rate else 0.0
+            print(
+                f"\r{summary.images} of {self._total} images, {rate:.0f} a second, {left:.0f} s left ",
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def finish(self, summary: Summary) -> None:
+        print(
+            f"{chr(13) if self._terminal else ''}{summary.images} images in {summary.seconds:.1f} s"
+            f" ({summary.images_per_second:.0f} a second), {summary.errors} with errors",
+            file=sys.stderr,
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 0, 2, 8, 9 or 130."""
+    options = build_parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except ReportedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted: no output was written", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # the reader of stdout has gone, as `| head` does; keep the interpreter from complaining
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""The runtime's errors.
+
+    ReportedError               a problem that the user can mend; also the root of fedapt's own tree
+    `- RuntimeFailure           exit 8
+       |- ModelFileError        the model file is missing, damaged, or of another schema
+       |- ImageError            one image cannot be read; becomes a row, never stops a batch
+       |- InputError            nothing to classify, or an array of the wrong shape
+       |- OutputError           predictions cannot be written
+       `- MissingDependency     exit 9: a package has to be installed
+
+The command lines alone turn an error into an exit code.
+"""
+
+from __future__ import annotations
+
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+class ReportedError(Exception):
+    """A problem told in four parts: where it is, what was found, what was expected, what to do.
+
+    Args:
+        where: the file, folder, option or key at fault.
+        found: what stands there.
+        expected: what should stand there.
+        next_step: what the user can do about it, as an imperative.
+    """
+
+    exit_code = 1
+
+    def __init__(self, *, where: object, found: str, expected: str, next_step: str) -> None:
+        self.where, self.found = str(where), found
+        self.expected, self.next_step = expected, next_step
+        super().__init__(f"{where}: found {found}; expected {expected}. To do: {next_step}.")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # exceptions with keyword arguments do not pickle by themselves, and workers pickle them
+        parts = (self.where, self.found, self.expected, self.next_step)
+        return _rebuild, (type(self), *parts)
+
+
+def _rebuild(
+    kind: type[ReportedError], where: str, found: str, expected: str, next_step: str
+) -> ReportedError:
+    return kind(where=where, found=found, expected=expected, next_step=next_step)
+
+
+class RuntimeFailure(ReportedError):
+    """Anything that keeps the runtime from classifying."""
+
+    exit_code = 8
+
+
+class ModelFileError(RuntimeFailure):
+    """The model file is missing, damaged, no fedapt model, or of a newer schema."""
+
+
+class ImageError(RuntimeFailure):
+    """One image cannot be read. In a batch it becomes a row with this error."""
+
+
+class InputError(RuntimeFailure):
+    """There is nothing to classify, or an array has the wrong shape or dtype."""
+
+
+class OutputError(RuntimeFailure):
+    """The predictions cannot be written."""
+
+
+class MissingDependency(RuntimeFailure):
+    """A package that this needs is not installed, or two packages exclude each other."""
+
+    exit_code = 9

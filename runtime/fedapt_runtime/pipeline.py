@@ -1,0 +1,88 @@
+"""Decoding in threads ahead of whoever consumes the pixels, in order and in bounded memory.
+
+Pillow releases the interpreter lock while it decodes and resizes, so threads are enough. Feature
+extraction for training runs through the same lines.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
+
+from fedapt_runtime.errors import ImageError, InputError
+from fedapt_runtime.preprocess import Preprocessing
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One image: its pixels, uint8 [height, width, 3], or the error that kept them away."""
+
+    name: str
+    pixels: NDArray[np.uint8] | None = None
+    error: ImageError | None = None
+
+
+def decode_one(
+    image: str | os.PathLike[str] | NDArray[np.uint8], name: str, preprocessing: Preprocessing
+) -> Decoded:
+    """Decode and preprocess one image; an unreadable one is a result, not an exception.
+
+    Raises:
+        InputError: an array that is no uint8 RGB image.
+    """
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise InputError(
+                where=f"image {name}",
+                found=f"an array of {image.dtype} {list(image.shape)}",
+                expected="uint8 RGB [height, width, 3]",
+                next_step="convert it, for example with np.asarray(image.convert('RGB'))",
+            )
+        return Decoded(name, preprocessing.image_to_array(PillowImage.fromarray(image)))
+    try:
+        return Decoded(name, preprocessing.load(image))
+    except ImageError as error:
+        return Decoded(name, error=error)
+
+
+def decode_ahead(
+    images: Iterable[str | os.PathLike[str] | NDArray[np.uint8]],
+    preprocessing: Preprocessing,
+    workers: int,
+    ahead: int,
+) -> Iterator[Decoded]:
+    """Decode in `workers` threads, at most `ahead` images before the consumer; keeps the order."""
+    pending: deque[Future[Decoded]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="fedapt-decode")
+    try:
+        for index, image in enumerate(images):
+            name = f"#{index}" if isinstance(image, np.ndarray) else os.fspath(image)
+            pending.append(pool.submit(decode_one, image, name, preprocessing))
+            if len(pending) >= ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def split_batches(decoded: Iterable[Decoded], batch_size: int) -> Iterator[list[Decoded]]:
+    """Group into lists that hold at most `batch_size` readable images, and every bad one too."""
+    batch: list[Decoded] = []
+    readable = 0
+    for item in decoded:
+        batch.append(item)
+        readable += item.pixels is not None
+        # bad files count too from some point on: ten thousand in a row must not pile up
+        if readable == batch_size or len(batch) >= 4 * batch_size:
+            yield batch
+            batch, readable = [], 0
+    if batch:
+        yield batch

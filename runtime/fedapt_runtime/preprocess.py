@@ -1,0 +1,195 @@
+"""Image file -> uint8 array, bit for bit as OpenCLIP's own evaluation transform does it.
+
+Training, export and deployment all run these lines. OpenCLIP resizes and crops in the image's own
+mode and converts to RGB last (which matters for palette and alpha images), and ignores EXIF
+orientation; so does this. Scaling to [0, 1] and normalising happen inside the exported graph.
+
+Source: open_clip.transform.image_transform(is_train=False), torchvision.transforms.functional
+(`_compute_resized_output_size`, `center_crop`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from fedapt_runtime.errors import ImageError, ModelFileError
+
+MOST_PIXELS = 100_000_000  # 300 MB decoded: the largest photo sensors, not a decompression bomb
+MOST_FILE_BYTES = 512 * 1024 * 1024
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+# the decoders a photo needs, instead of the four dozen that Pillow carries
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "MPO", "PPM")
+_INTERPOLATION = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+}
+_RESIZE_MODES = ("shortest", "squash")
+
+ImageSource = str | os.PathLike[str] | BinaryIO | Image.Image
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What OpenCLIP does to an image before a model sees it.
+
+    Attributes:
+        size: (height, width) of the array, pixels.
+        mean: per channel, of values in [0, 1].
+        std: per channel, of values in [0, 1].
+        interpolation: `bicubic` or `bilinear`.
+        resize_mode: `shortest` (resize the shorter side, crop the centre) or `squash`.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str = "bicubic"
+    resize_mode: str = "shortest"
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in _INTERPOLATION or self.resize_mode not in _RESIZE_MODES:
+            raise ModelFileError(
+                where="preprocessing",
+                found=f"interpolation {self.interpolation!r}, resize mode {self.resize_mode!r}",
+                expected=f"one of {', '.join(_INTERPOLATION)} and one of {', '.join(_RESIZE_MODES)}",
+                next_step="choose a CLIP model with one of these",
+            )
+        if self.resize_mode == "shortest" and self.size[0] != self.size[1]:
+            raise ModelFileError(
+                where="preprocessing",
+                found=f"size {self.size} with resize mode 'shortest'",
+                expected="equal height and width, or resize mode 'squash'",
+                next_step="choose a CLIP model with square images",
+            )
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Preprocessing:
+        """The inverse of `dataclasses.asdict`, after a trip through JSON."""
+        tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        return cls(**tuples)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return dataclasses.asdict(self)
+
+    def image_to_array(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Resize, crop and convert one decoded image: uint8 [height, width, 3], RGB."""
+        height, width = self.size
+        resample = _INTERPOLATION[self.interpolation]
+        if self.resize_mode == "squash":
+            resized = _resize(image, (width, height), resample)
+        else:
+            resized = _crop_centre(_resize_shortest(image, height, resample), height)
+        return np.asarray(resized.convert("RGB"), dtype=np.uint8)
+
+    def load(self, source: ImageSource, name: object = None) -> NDArray[np.uint8]:
+        """Read one image: uint8 [height, width, 3], RGB.
+
+        Args:
+            source: a path, an open binary file, or a decoded Pillow image.
+            name: what to call it in messages; by default the path.
+
+        Raises:
+            ImageError: missing, unreadable, too large, truncated, or not an image.
+        """
+        if isinstance(source, Image.Image):
+            return self.image_to_array(source)
+        where = name if name is not None else source
+        try:
+            if isinstance(source, str | os.PathLike):
+                _check_file(Path(source))
+            with warnings.catch_warnings():
+                # the size check below replaces Pillow's warning
+                warnings.simplefilter("ignore")
+                with Image.open(source, formats=FORMATS) as image:
+                    _check_pixels(image.size, self, where)
+                    return self.image_to_array(image)
+        except ImageError:
+            raise
+        except UnidentifiedImageError as error:
+            raise _unreadable(where, "not an image of a known format") from error
+        except Image.DecompressionBombError as error:
+            raise _unreadable(where, f"an image of more than {MOST_PIXELS:,} pixels") from error
+        except FileNotFoundError as error:
+            raise _unreadable(where, "no such file") from error
+        except MemoryError as error:
+            raise _unreadable(where, "an image that does not fit into memory") from error
+        except OSError as error:
+            raise _unreadable(where, f"an unreadable image ({error})") from error
+        except Exception as error:
+            # decoders raise SyntaxError, ValueError, struct.error and others on damaged bytes
+            raise _unreadable(
+                where, f"a damaged image ({type(error).__name__}: {error})"
+            ) from error
+
+    def normalise(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """uint8 [..., height, width, 3] -> float32 of the same shape, as ToTensor and Normalize do."""
+        scaled = images.astype(np.float32) / np.float32(255)
+        mean, std = (np.asarray(v, dtype=np.float32) for v in (self.mean, self.std))
+        return np.asarray((scaled - mean) / std, dtype=np.float32)
+
+
+def _unreadable(where: object, found: str) -> ImageError:
+    return ImageError(
+        where=where,
+        found=found,
+        expected=f"a complete {', '.join(FORMATS[:4])} or similar image",
+        next_step="replace or remove the file",
+    )
+
+
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise _unreadable(path, "a folder")
+    if not path.is_file():
+        # a pipe or a device would block for ever
+        raise _unreadable(path, "no such file" if not path.exists() else "not a regular file")
+    size = path.stat().st_size
+    if size == 0:
+        raise _unreadable(path, "an empty file")
+    if size > MOST_FILE_BYTES:
+        raise _unreadable(path, f"a file of {size:,} bytes, over the limit of {MOST_FILE_BYTES:,}")
+
+
+def _check_pixels(size: tuple[int, int], preprocessing: Preprocessing, where: object) -> None:
+    width, height = size
+    scale = 1.0
+    if preprocessing.resize_mode == "shortest":  # a sliver grows: 1 x 9 000 becomes 224 x 2 016 000
+        scale = max(1.0, max(preprocessing.size) / min(width, height))
+    if width * height * scale * scale > MOST_PIXELS:
+        raise _unreadable(
+            where, f"{width} x {height} pixels, over the limit of {MOST_PIXELS:,} (resized)"
+        )
+
+
+def _resize(
+    image: Image.Image, size: tuple[int, int], resample: Image.Resampling
+) -> Image.Image:
+    return image if image.size == size else image.resize(size, resample)
+
+
+def _resize_shortest(
+    image: Image.Image, side: int, resample: Image.Resampling
+) -> Image.Image:
+    width, height = image.size
+    short, long = min(width, height), max(width, height)
+    new_long = int(side * long / short)
+    return _resize(
+        image, (side, new_long) if width <= height else (new_long, side), resample
+    )
+
+
+def _crop_centre(image: Image.Image, side: int) -> Image.Image:
+    # round half to even, as torchvision's center_crop does
+    left = round((image.width - side) / 2.0)
+    top = round((image.height - side) / 2.0)
+    return image.crop((left, top, left + side, top + side))
