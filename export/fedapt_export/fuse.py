@@ -37,6 +37,7 @@ def fuse(backbone: Backbone, head: Head) -> onnx.ModelProto:
             outputs=[LOGITS, WEIGHTS, FEATURES],
             name="fedapt",
         )
+        _put_in_order(fused)
         onnx.checker.check_model(fused, full_check=True)
     except (ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(
@@ -47,6 +48,16 @@ def fuse(backbone: Backbone, head: Head) -> onnx.ModelProto:
         ) from error
     fused.producer_name = "fedapt"
     return fused
+
+
+def _put_in_order(model: onnx.ModelProto) -> None:
+    """Logits first; and one opset entry, where merging leaves one for each part."""
+    outputs = {output.name: output for output in model.graph.output}
+    ordered = [outputs[name] for name in (LOGITS, WEIGHTS, FEATURES)]
+    del model.graph.output[:]
+    model.graph.output.extend(ordered)
+    del model.opset_import[:]
+    model.opset_import.append(onnx.helper.make_opsetid("", OPSET))
 
 
 def build_manifest(

@@ -20,6 +20,7 @@ from fedapt.model.backbone import Backbone
 from fedapt.model.image_tower import FEATURES, INPUT, image_tower, image_tower_to_onnx
 from fedapt.model.onnx_trace import OPSET
 
+_TOWER_VERSION = 2  # raise when the trace of a tower changes
 _MOST_INLINE_BYTES = 1_900_000_000  # protobuf ends at 2 GiB
 
 
@@ -81,7 +82,8 @@ def read_tower(backbone: Backbone) -> onnx.ModelProto:
         ExportError: the tower cannot be traced.
     """
     determined_by = (
-        f"{backbone.image_sha256} {backbone.preprocessing} opset {OPSET} torch {torch.__version__}"
+        f"{_TOWER_VERSION} {backbone.image_sha256} {backbone.preprocessing} opset {OPSET}"
+        f" torch {torch.__version__}"
     )
     key = hashlib.sha256(determined_by.encode()).hexdigest()[:32]
     path = cache_folder() / "towers" / f"{key}.onnx"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import onnx
 import torch
 from fedapt_runtime import Preprocessing
@@ -45,7 +47,22 @@ def image_tower_to_onnx(backbone: Backbone) -> onnx.ModelProto:
     Raises:
         ExportError: the tower cannot be traced.
     """
-    tower = image_tower(backbone)
+    tower = copy.deepcopy(image_tower(backbone))
+    _simplify_pooling(tower)
     height, width = backbone.preprocessing.size
     example = torch.zeros(2, height, width, 3, dtype=torch.uint8, device=backbone.device)
     return trace_to_onnx(tower, example, INPUT, [FEATURES])
+
+
+class _GlobalMean(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3), keepdim=True)
+
+
+def _simplify_pooling(module: nn.Module) -> None:
+    # torch.export turns AdaptiveAvgPool2d(1) into index arithmetic that no backend fuses
+    for name, child in module.named_children():
+        if isinstance(child, nn.AdaptiveAvgPool2d) and child.output_size in (1, (1, 1)):
+            setattr(module, name, _GlobalMean())
+        else:
+            _simplify_pooling(child)
