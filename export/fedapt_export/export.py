@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 from fedapt.core.config import read_config
 from fedapt.core.errors import DataError, ExportError
-from fedapt.core.files import hash_file, replace_file
+from fedapt.core.files import hash_file, write_bytes
 from fedapt.core.report import Reporter
 from fedapt.core.seeds import child_seed
 from fedapt.data.folders import scan_folders
 from fedapt.data.splits import split_folders
 from fedapt.model.backbone import load_backbone
 from fedapt.model.checkpoint import Checkpoint, load_checkpoint
-from fedapt_runtime import Preprocessing
+from fedapt_runtime import Manifest, Preprocessing
 from fedapt_runtime.pipeline import decode_ahead
 from numpy.typing import NDArray
 
@@ -65,12 +66,19 @@ def export(
         model.SerializeToString(), global_model, backbone, images, source
     )
     parity.check(least_agreement, out)
-    attach_manifest(
-        model, build_manifest(checkpoint, hash_file(checkpoint_path), parity.to_dict())
-    )
-    with replace_file(out) as temporary:
-        temporary.write_bytes(model.SerializeToString())
+    manifest = build_manifest(checkpoint, hash_file(checkpoint_path), parity.to_dict())
+    write_model(model, manifest, out)
     return parity
+
+
+def write_model(model: onnx.ModelProto, manifest: Manifest, out: Path) -> None:
+    """Write a fused graph with its manifest, whole or not at all.
+
+    Raises:
+        FileError: the folder cannot be written, or the disk is full.
+    """
+    attach_manifest(model, manifest)
+    write_bytes(out, model.SerializeToString())
 
 
 def _parity_images(

@@ -82,6 +82,28 @@ def build_manifest(
     )
 
 
+def build_zero_shot_manifest(backbone: Backbone, class_names: tuple[str, ...]) -> Manifest:
+    """The manifest of zero-shot CLIP as a fused graph: one domain, nothing trained."""
+    return Manifest(
+        classes=class_names,
+        domains=("all",),
+        preprocessing=backbone.preprocessing,
+        clip={
+            "model": backbone.name,
+            "pretrained": backbone.pretrained,
+            "sha256": backbone.sha256,
+        },
+        method="zero-shot",
+        rounds=0,
+        temperature=1.0,
+        mixing="exact",
+        precision="fp32",
+        opset=OPSET,
+        checkpoint_sha256="",
+        versions=software_versions() | {"onnx": onnx.__version__},
+    )
+
+
 def attach_manifest(model: onnx.ModelProto, manifest: Manifest) -> None:
     """Put the manifest into the model's `metadata_props`."""
     onnx.helper.set_model_props(model, {METADATA_KEY: manifest.to_json()})

@@ -63,12 +63,13 @@ def split_samples(
         by_class.setdefault(sample.label, []).append(sample)
     kept = set()
     for members in by_class.values():
-        ranked = sorted(members, key=lambda s: _rank(seed, s.path))
+        ranked = sorted(members, key=lambda s: rank_path(seed, s.path))
         kept.update(ranked[: round(test_fraction * len(members))])
     return tuple(s for s in samples if s not in kept), tuple(s for s in samples if s in kept)
 
 
-def _rank(seed: int, path: str) -> bytes:
+def rank_path(seed: int, path: str) -> bytes:
+    """A pseudo-random key to sort paths by; it depends on nothing but seed and path."""
     return hashlib.sha256(f"{seed}/{path}".encode("utf-8", "surrogateescape")).digest()
 
 

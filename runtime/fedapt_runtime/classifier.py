@@ -145,7 +145,7 @@ class Classifier:
         weights: NDArray[np.float32],
         top_k: int,
     ) -> Prediction:
-        if not np.isfinite(probabilities).all():
+        if not (np.isfinite(probabilities).all() and np.isfinite(weights).all()):
             return Prediction(path=name, error=f"{name}: the model returned NaN or infinity")
         order = np.argsort(-probabilities, kind="stable")[:top_k]
         best = tuple((self.manifest.classes[i], float(probabilities[i])) for i in order)
@@ -163,8 +163,9 @@ class Classifier:
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """Softmax over the last axis, float32."""
-    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True), dtype=np.float32)
+    with np.errstate(invalid="ignore"):  # infinity gives NaN, which the caller looks for
+        shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True), dtype=np.float32)
 
 
 __all__ = ["Classifier", "Image", "ImageError", "Prediction", "softmax"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import json
 import os
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import fedapt_runtime
 from fedapt_runtime.batch import Summary, check_output_name, classify_files, find_images
 from fedapt_runtime.classifier import Classifier
-from fedapt_runtime.errors import EXIT_INTERRUPTED, ReportedError
+from fedapt_runtime.errors import EXIT_INTERRUPTED, OutputError, ReportedError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -47,10 +48,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"found {value}, expected a whole number from 1 on")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text}, expected a whole number from 1 on")
+    return int(text)
 
 
 def run_classify(options: argparse.Namespace) -> None:
@@ -118,17 +118,30 @@ class _Progress:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 2, 8, 9 or 130."""
     options = build_parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # JSON is UTF-8 whatever the locale, and a file name need not be valid text
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     try:
         options.run(options)
+        sys.stdout.flush()
     except ReportedError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted: no output was written", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # the reader of stdout has gone, as `| head` does; keep the interpreter from complaining
+    except OSError as error:
+        # only stdout is left to fail here; keep the interpreter from complaining about it again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # that is a reader who has gone, as `| head`
+            failure = OutputError(
+                where="stdout",
+                found=error.strerror or str(error),
+                expected="a stream that can be written",
+                next_step="check the free space, or write a file with --out",
+            )
+            print(f"error: {failure}", file=sys.stderr)
+            return failure.exit_code
     return 0
 
 

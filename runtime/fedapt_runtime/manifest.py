@@ -90,7 +90,7 @@ def parse_manifest(text: str | None, where: object) -> Manifest:
         fields["classes"] = tuple(str(name) for name in fields["classes"])
         fields["domains"] = tuple(str(name) for name in fields["domains"])
         return Manifest(**fields)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ModelFileError(
             where=where,
             found=f"a damaged manifest ({type(error).__name__}: {error})",

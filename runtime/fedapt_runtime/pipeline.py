@@ -37,17 +37,18 @@ def decode_one(
     Raises:
         InputError: an array that is no uint8 RGB image.
     """
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise InputError(
-                where=f"image {name}",
-                found=f"an array of {image.dtype} {list(image.shape)}",
-                expected="uint8 RGB [height, width, 3]",
-                next_step="convert it, for example with np.asarray(image.convert('RGB'))",
-            )
-        return Decoded(name, preprocessing.image_to_array(PillowImage.fromarray(image)))
+    if isinstance(image, np.ndarray) and (
+        image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size
+    ):
+        raise InputError(
+            where=f"image {name}",
+            found=f"an array of {image.dtype} {list(image.shape)}",
+            expected="uint8 RGB [height, width, 3]",
+            next_step="convert it, for example with np.asarray(image.convert('RGB'))",
+        )
     try:
-        return Decoded(name, preprocessing.load(image))
+        source = PillowImage.fromarray(image) if isinstance(image, np.ndarray) else image
+        return Decoded(name, preprocessing.load(source, name))
     except ImageError as error:
         return Decoded(name, error=error)
 

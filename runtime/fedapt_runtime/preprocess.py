@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import threading
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,10 @@ class Preprocessing:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Preprocessing:
         """The inverse of `dataclasses.asdict`, after a trip through JSON."""
-        tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        tuples: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()
+        }
+        _height, _width = tuples["size"]  # a number alone would fail only later
         return cls(**tuples)
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,18 +105,16 @@ class Preprocessing:
         Raises:
             ImageError: missing, unreadable, too large, truncated, or not an image.
         """
-        if isinstance(source, Image.Image):
-            return self.image_to_array(source)
         where = name if name is not None else source
+        if isinstance(source, Image.Image):
+            _check_pixels(source.size, self, where)
+            return self.image_to_array(source)
         try:
             if isinstance(source, str | os.PathLike):
                 _check_file(Path(source))
-            with warnings.catch_warnings():
-                # the size check below replaces Pillow's warning
-                warnings.simplefilter("ignore")
-                with Image.open(source, formats=FORMATS) as image:
-                    _check_pixels(image.size, self, where)
-                    return self.image_to_array(image)
+            with _SILENT_PILLOW, Image.open(source, formats=FORMATS) as image:
+                _check_pixels(image.size, self, where)
+                return self.image_to_array(image)
         except ImageError:
             raise
         except UnidentifiedImageError as error:
@@ -136,6 +138,35 @@ class Preprocessing:
         scaled = images.astype(np.float32) / np.float32(255)
         mean, std = (np.asarray(v, dtype=np.float32) for v in (self.mean, self.std))
         return np.asarray((scaled - mean) / std, dtype=np.float32)
+
+
+class _SilentPillow:
+    """Pillow's warnings are off while any thread is inside; the size check replaces them.
+
+    Filters are global to the process, so a catch_warnings per thread would leave them changed.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._saved = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._saved = warnings.catch_warnings()
+                self._saved.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\.")
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._saved.__exit__(None, None, None)
+
+
+_SILENT_PILLOW = _SilentPillow()
 
 
 def _unreadable(where: object, found: str) -> ImageError:

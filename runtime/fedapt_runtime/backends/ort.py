@@ -158,6 +158,15 @@ class OrtBackend:
                 expected=f"images uint8 [batch, {height}, {width}, 3], logits, domain_weights",
                 next_step="export the model again with `fedapt export`",
             )
+        counts = [len(self.manifest.classes), len(self.manifest.domains)]
+        columns = [o.shape[-1] if o.shape else None for o in outputs[:2]]
+        if columns != counts:
+            raise ModelFileError(
+                where=path,
+                found=f"a graph of {columns[0]} classes and {columns[1]} domains",
+                expected=f"{counts[0]} and {counts[1]}, as its manifest names them",
+                next_step="export the model again with `fedapt export`",
+            )
 
     def run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """See `base.Backend.run`."""

@@ -1,0 +1,1 @@
+"""The demo: four parties, one prompt, one file, one page."""
