@@ -43,9 +43,7 @@ def tiny_backbone(tiny_clip: Path):
 
 
 @pytest.fixture(scope="session")
-def tiny_run(
-    tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path, tiny_images: Path
-) -> Path:
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path, tiny_images: Path) -> Path:
     """A run folder: three rounds of FedAPT with the tiny CLIP on the tiny images."""
     from fedapt.core.config import read_config
     from fedapt.core.report import Reporter

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
+
 from fedapt.core.config import read_config
 from fedapt.core.errors import DataError, ExportError
 from fedapt.core.files import hash_file, write_bytes
@@ -15,13 +17,11 @@ from fedapt.data.folders import scan_folders
 from fedapt.data.splits import split_folders
 from fedapt.model.backbone import load_backbone
 from fedapt.model.checkpoint import Checkpoint, load_checkpoint
-from fedapt_runtime import Manifest, Preprocessing
-from fedapt_runtime.pipeline import decode_ahead
-from numpy.typing import NDArray
-
 from fedapt_export.fuse import attach_manifest, build_manifest, fuse
 from fedapt_export.head import fedapt_head
 from fedapt_export.parity import Parity, measure_parity
+from fedapt_runtime import Manifest, Preprocessing
+from fedapt_runtime.pipeline import decode_ahead
 
 _MOST_MODEL_BYTES = 2_000_000_000
 
@@ -62,9 +62,7 @@ def export(
             next_step="choose a smaller model",
         )
     reporter.message(f"comparing on {source}")
-    parity = measure_parity(
-        model.SerializeToString(), global_model, backbone, images, source
-    )
+    parity = measure_parity(model.SerializeToString(), global_model, backbone, images, source)
     parity.check(least_agreement, out)
     manifest = build_manifest(checkpoint, hash_file(checkpoint_path), parity.to_dict())
     write_model(model, manifest, out)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import onnx
+from onnx import compose
+
 from fedapt.core.errors import ExportError
 from fedapt.core.versions import software_versions
 from fedapt.model.backbone import Backbone
@@ -10,11 +12,9 @@ from fedapt.model.checkpoint import Checkpoint
 from fedapt.model.image_encoder import read_tower
 from fedapt.model.image_tower import FEATURES
 from fedapt.model.onnx_trace import OPSET
+from fedapt_export.head import LOGITS, WEIGHTS, Head, build_head
 from fedapt_runtime import Manifest, Preprocessing
 from fedapt_runtime.manifest import METADATA_KEY
-from onnx import compose
-
-from fedapt_export.head import LOGITS, WEIGHTS, Head, build_head
 
 
 def fuse(backbone: Backbone, head: Head) -> onnx.ModelProto:
@@ -28,7 +28,6 @@ def fuse(backbone: Backbone, head: Head) -> onnx.ModelProto:
     """
     tower = read_tower(backbone)
     head_model = build_head(head)
-    head_model.ir_version = tower.ir_version
     try:
         fused: onnx.ModelProto = compose.merge_models(
             tower,

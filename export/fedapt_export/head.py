@@ -10,18 +10,20 @@ small matrix products, whatever the number of images. Source: `fedapt.model.prom
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
-from fedapt.model.adaptive_network import LEAST_STD
-from fedapt.model.backbone import Backbone
-from fedapt.model.image_tower import FEATURES
-from fedapt.model.onnx_trace import BATCH, OPSET
-from fedapt.model.prompted_clip import GlobalModel, gram_matrices, zero_shot_features
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
+
+from fedapt.model.adaptive_network import LEAST_STD
+from fedapt.model.backbone import Backbone
+from fedapt.model.image_tower import FEATURES
+from fedapt.model.onnx_trace import BATCH, IR_VERSION, OPSET
+from fedapt.model.prompted_clip import GlobalModel, gram_matrices, zero_shot_features
 
 LOGITS, WEIGHTS = "logits", "domain_weights"
 _LEAST_NORM = 1e-12
@@ -44,10 +46,8 @@ class _GraphBuilder:
     def axes(self, name: str, *values: int) -> str:
         return self.constant(name, np.array(values, dtype=np.int64))
 
-    def node(self, operator: str, output: str, *inputs: str, **attributes: int) -> str:
-        self.nodes.append(
-            helper.make_node(operator, list(inputs), [output], name=output, **attributes)
-        )
+    def node(self, operator: str, output: str, *inputs: str, **attributes: Any) -> str:
+        self.nodes.append(helper.make_node(operator, list(inputs), [output], output, **attributes))
         return output
 
 
@@ -70,9 +70,7 @@ class Head:
 
 def fedapt_head(model: GlobalModel) -> Head:
     """The head of a global model; encodes its prompts once for each key."""
-    return Head(
-        model.text_banks(), model.adaptive_network, model.temperature, model.logit_scale
-    )
+    return Head(model.text_banks(), model.adaptive_network, model.temperature, model.logit_scale)
 
 
 def zero_shot_head(backbone: Backbone, class_names: tuple[str, ...]) -> Head:
@@ -128,7 +126,8 @@ def build_head(head: Head) -> onnx.ModelProto:
         ],
         initializer=g.constants,
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
+    opsets = [helper.make_opsetid("", OPSET)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
 
 
 def _domain_weights(

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch.nn.functional import normalize
+
 from fedapt.core.errors import ParityError
 from fedapt.model.backbone import Backbone
 from fedapt.model.image_tower import image_tower
 from fedapt.model.prompted_clip import GlobalModel
 from fedapt_runtime.backends.ort import import_onnxruntime, open_session
-from numpy.typing import NDArray
-from torch.nn.functional import normalize
 
 BATCH_SIZES = (1, 2, 5, 8)
 MOST_FEATURE_DIFFERENCE = 1e-4  # unit features, torch against ONNX

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import typer
-from fedapt_runtime.errors import EXIT_INTERRUPTED, ReportedError
 
 import fedapt
 from fedapt.cli import data, demo, evaluate, export, train
+from fedapt.cli.show import Interrupted
+from fedapt_runtime.errors import EXIT_INTERRUPTED, ReportedError
 
 app = typer.Typer(
     name="fedapt",
@@ -33,16 +35,20 @@ app.command("demo")(demo.demo)
 app.add_typer(data.app, name="data")
 
 
-def main() -> int:
-    """Run a command and return its exit code (docs/errors.md)."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code (docs/errors.md).
+
+    Args:
+        arguments: the command line without the program's name; by default the process's own.
+    """
     try:
-        app()
+        app(args=arguments)
     except SystemExit as stop:
-        return int(stop.code or 0) if isinstance(stop.code, int | None) else 1
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except ReportedError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
+    except Interrupted:
         print("interrupted: finished files are whole; `train --resume` goes on", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0

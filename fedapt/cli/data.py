@@ -19,10 +19,10 @@ def emoji(
     out: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")],
 ) -> None:
     """Build the demo set: the same emoji drawn by four designers."""
-    from fedapt.data.emoji import build_emoji_set
-    from fedapt.data.folders import scan_folders
-
     with console_reporter() as reporter:
+        from fedapt.data.emoji import build_emoji_set
+        from fedapt.data.folders import scan_folders
+
         build_emoji_set(out, reporter)
     folders = scan_folders(out)
     n_images = sum(len(samples) for samples in folders.samples.values())
@@ -38,9 +38,9 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Count images per domain and class, and name everything that is wrong (exit code 4)."""
-    from fedapt.data.check import FEW_IMAGES, check_data
-
     with console_reporter() as reporter:
+        from fedapt.data.check import FEW_IMAGES, check_data
+
         report = check_data(root, reporter)
     if as_json:
         print_json(report.to_dict())

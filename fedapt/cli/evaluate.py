@@ -24,9 +24,9 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Measure a checkpoint on each domain's test images, zero-shot CLIP beside it."""
-    from fedapt.run.evaluate import evaluate_checkpoint
-
     with console_reporter() as reporter:
+        from fedapt.run.evaluate import evaluate_checkpoint
+
         evaluation = evaluate_checkpoint(
             checkpoint, data, exact=exact, device=device, reporter=reporter
         )

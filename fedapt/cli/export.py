@@ -30,9 +30,9 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Fuse a checkpoint with its CLIP into one ONNX file, and prove that it computes the same."""
-    from fedapt_export.export import export as run_export
-
     with console_reporter() as reporter:
+        from fedapt_export.export import export as run_export
+
         parity = run_export(
             checkpoint,
             out,
@@ -50,9 +50,9 @@ def export(
 
 def show_parity(parity: Parity) -> None:
     """The parity report as a table."""
-    sizes = ", ".join(map(str, parity.batch_sizes))
+    features = f"unit features, torch against ONNX, batches of {str(parity.batch_sizes)[1:-1]}"
     rows = [
-        [f"unit features, torch against ONNX, batches of {sizes}", f"{parity.feature_difference:.1e}"],
+        [features, f"{parity.feature_difference:.1e}"],
         ["probabilities, torch against ONNX", f"{parity.probability_difference:.1e}"],
         ["images routed one-hot (largest weight > 0.99), %", percent(parity.one_hot)],
         ["same best class as under exact prompts, %", f"{100 * parity.agreement:.2f}"],

@@ -36,9 +36,17 @@ class ConsoleReporter(Reporter):
             self.message(f"{task}: {total}" + (f", {note}" if note else ""))
 
 
+class Interrupted(Exception):
+    """Ctrl-C, under a name that Typer leaves alone: its own way loses the exit code."""
+
+
 @contextmanager
 def console_reporter() -> Iterator[Reporter]:
-    """Bars on stderr for as long as the block runs."""
+    """Bars on stderr for as long as the block runs.
+
+    Raises:
+        Interrupted: Ctrl-C was pressed inside the block.
+    """
     console = Console(file=sys.stderr, soft_wrap=True)
     bars = RichProgress(
         TextColumn("{task.description}"),
@@ -49,8 +57,11 @@ def console_reporter() -> Iterator[Reporter]:
         console=console,
         disable=not console.is_terminal,
     )
-    with bars:
-        yield ConsoleReporter(bars)
+    try:
+        with bars:
+            yield ConsoleReporter(bars)
+    except KeyboardInterrupt as stop:
+        raise Interrupted from stop
 
 
 def print_json(value: Any) -> None:
@@ -60,13 +71,15 @@ def print_json(value: Any) -> None:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on stdout; the first column is text, the others are figures."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table()
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
     width = None if sys.stdout.isatty() else 160
-    Console(width=width, highlight=False).print(table)
+    console = Console(width=width, highlight=False)
+    console.print(title, style="bold", markup=False)
+    console.print(table)
 
 
 def percent(share: float) -> str:

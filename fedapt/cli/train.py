@@ -51,9 +51,9 @@ def train(
         "train.seed": seed,
     }
     settings = read_config(config, override or (), named)
-    from fedapt.run.train import train as run_training
-
     with console_reporter() as reporter:
+        from fedapt.run.train import train as run_training
+
         evaluation = run_training(settings, out, resume=resume, device=device, reporter=reporter)
         reporter.message(f"written: {out / 'checkpoint.safetensors'}")
     if as_json:

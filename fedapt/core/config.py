@@ -141,13 +141,14 @@ def read_config(
     for name, value in (options or {}).items():
         if value is not None:
             _set(tables, name.split("."), value, "options")
-    return _build(Config, tables, str(path) if path is not None else "-o", "")
+    config: Config = _build(Config, tables, str(path) if path is not None else "-o", "")
+    return config
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # tomllib passes on int's ValueError
         found = getattr(error, "strerror", None) or f"no valid TOML ({error})"
         raise ConfigError(
             where=path, found=found, expected="a TOML file", next_step="check the path and the file"
@@ -166,7 +167,7 @@ def _set(tables: dict[str, Any], parts: Sequence[str], value: Any, where: str) -
 def _parse_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text  # a bare word
 
 
@@ -206,7 +207,7 @@ def _check(name: str, value: Any, hint: Any, where: str) -> Any:
         kind = get_args(kind)[0]
     expected = ""
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) < 1 << 1000 else math.inf
     if kind is Mapping:
         if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
             expected = "a table of names"

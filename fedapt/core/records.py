@@ -30,15 +30,16 @@ def read_records(path: Path) -> list[Record]:
     if not path.is_file():
         return []
     records = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+    # bytes: in text, a name with U+2028 would end a line
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
-            record = json.loads(line)
+            record = json.loads(line.decode("utf-8"))
         except ValueError:
             record = None
         if not isinstance(record, dict):
             raise FileError(
                 where=f"{path}, line {number}",
-                found=repr(line[:60]),
+                found=repr(line[:60].decode("utf-8", "replace")),
                 expected="a JSON object",
                 next_step="remove the damaged line, or train into another folder",
             )

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedapt_runtime import Preprocessing
-from fedapt_runtime.errors import ImageError
-
 from fedapt.core.report import Reporter
 from fedapt.data.folders import ImageFolders, Sample, scan_folders
+from fedapt_runtime import Preprocessing
+from fedapt_runtime.errors import ImageError
 
 FEW_IMAGES = 5
 _CHECK = Preprocessing(size=(32, 32), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))

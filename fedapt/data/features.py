@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from fedapt_runtime import Preprocessing
-from fedapt_runtime.errors import ImageError
-from fedapt_runtime.pipeline import decode_ahead, split_batches
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from fedapt.core.files import cache_folder, hash_file, write_bytes
+from fedapt_runtime import Preprocessing
+from fedapt_runtime.errors import ImageError
+from fedapt_runtime.pipeline import decode_ahead, split_batches
 
 # Every run of the tower has this many images, the last one filled up: a matrix product may round
 # differently for another number of rows, and a feature must not depend on its neighbours.

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedapt_runtime.preprocess import IMAGE_SUFFIXES
-
 from fedapt.core.errors import DataError
+from fedapt_runtime.preprocess import IMAGE_SUFFIXES
 
 _LAYOUT = "ROOT/<domain>/<class>/<images>"
 
@@ -69,6 +68,7 @@ def scan_folders(root: Path, class_names: Mapping[str, str] | None = None) -> Im
         )
     folders = {domain: _subfolders(root / domain) for domain in domains}
     classes = tuple(sorted({name for names in folders.values() for name in names}))
+    _check_encoding(root, (*domains, *classes))
     if unknown := sorted(set(renamed) - set(classes)):
         raise DataError(
             where="data.class_names",
@@ -140,6 +140,19 @@ def _images(folder: Path) -> list[str]:
             and not e.name.startswith(".")
             and Path(e.name).suffix.lower() in IMAGE_SUFFIXES
         )
+
+
+def _check_encoding(root: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        try:
+            name.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DataError(
+                where=root,
+                found=f"the folder name {name!r}",
+                expected="names of domains and classes in UTF-8",
+                next_step="rename the folder",
+            ) from error
 
 
 def _check_names(root: Path, classes: tuple[str, ...], names: tuple[str, ...]) -> None:

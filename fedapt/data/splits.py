@@ -75,8 +75,18 @@ def rank_path(seed: int, path: str) -> bytes:
 
 def _read_list(path: Path, folders: ImageFolders, domain: str) -> tuple[Sample, ...]:
     known = {sample.path: sample for sample in folders.samples[domain]}
+    try:
+        # not splitlines: a name may hold U+2028
+        lines = path.read_text("utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            where=path,
+            found=getattr(error, "strerror", None) or str(error),
+            expected="a text file in UTF-8",
+            next_step="correct it, or remove both split files to split at random",
+        ) from error
     samples = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         name = line.rsplit(maxsplit=1)[0]  # "path label"; the class folder says the label again

@@ -7,15 +7,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedapt_export.export import write_model
-from fedapt_export.export import export as export_checkpoint
-from fedapt_export.fuse import build_zero_shot_manifest, fuse
-from fedapt_export.head import zero_shot_head
-from fedapt_export.parity import Parity
-from fedapt_runtime import Classifier, Prediction
-from fedapt_runtime.batch import Summary, classify_files
-
-from fedapt.core.config import Config, ModelConfig, PromptConfig, TrainConfig, DataConfig
+from fedapt.core.config import Config, DataConfig, ModelConfig, PromptConfig, TrainConfig
 from fedapt.core.records import Record, read_records
 from fedapt.core.report import Reporter
 from fedapt.data.emoji import build_emoji_set
@@ -23,6 +15,13 @@ from fedapt.data.folders import ImageFolders, scan_folders
 from fedapt.data.splits import split_folders
 from fedapt.model.backbone import load_backbone
 from fedapt.run.train import RunFolder, train
+from fedapt_export.export import export as export_checkpoint
+from fedapt_export.export import write_model
+from fedapt_export.fuse import build_zero_shot_manifest, fuse
+from fedapt_export.head import zero_shot_head
+from fedapt_export.parity import Parity
+from fedapt_runtime import Classifier, Prediction
+from fedapt_runtime.batch import Summary, classify_files
 
 # what differs from the paper's settings: fewer rounds with larger steps, for a first look
 ROUNDS = 30
@@ -164,9 +163,7 @@ def _test_samples(folders: ImageFolders, config: DataConfig) -> list[_TestImage]
     ]
 
 
-def _classify(
-    model: Path, images: list[_TestImage], out: Path
-) -> tuple[list[Classified], Summary]:
+def _classify(model: Path, images: list[_TestImage], out: Path) -> tuple[list[Classified], Summary]:
     classifier = Classifier.load(model, device="cpu")
     summary = classify_files(classifier, [str(image.path) for image in images], out)
     # read back what the runtime wrote: the figures are those of the file

@@ -7,6 +7,8 @@ Source: FedAPT (arXiv 2211.07864).
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -19,8 +21,8 @@ LEAST_STD = 1e-12
 def draw_adaptive_network(n_domains: int, joint_width: int, seed: int) -> Tensor:
     """Q before training, as torch's Linear starts: float32 [N, D], uniform(+-1/sqrt(D))."""
     generator = torch.Generator().manual_seed(child_seed(seed, "adaptive_network"))
-    bound = joint_width**-0.5
-    return bound * (2 * torch.rand(n_domains, joint_width, generator=generator) - 1)
+    unit = torch.rand(n_domains, joint_width, generator=generator)
+    return (2 * unit - 1) / math.sqrt(joint_width)
 
 
 def domain_weights(scores: Tensor, temperature: float) -> Tensor:

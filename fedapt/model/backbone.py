@@ -7,20 +7,22 @@ import hashlib
 import logging
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from fedapt_runtime import Preprocessing
 from torch import Tensor, nn
 
 from fedapt.core.errors import ModelError, ModelNotSupported
 from fedapt.model.lite.load import build_lite
 from fedapt.model.open_clip_import import import_open_clip
 from fedapt.model.text_tower import TextTower
+from fedapt_runtime import Preprocessing
+from fedapt_runtime.errors import ModelFileError
 
 LITE = "lite"
 RANDOM = "random"  # the one name under which weights may be random
@@ -58,7 +60,7 @@ class Backbone:
         projection = self.text_tower.text_projection
         if isinstance(projection, nn.Linear):
             return projection.out_features
-        return self.text_tower.width if projection is None else int(projection.shape[1])
+        return self.text_tower.width if projection is None else projection.shape[1]
 
     @property
     def device(self) -> torch.device:
@@ -199,43 +201,66 @@ def _check_name(open_clip: Any, name: str, pretrained: str) -> None:
         )
     if pretrained == RANDOM or (pretrained and Path(pretrained).is_file()):
         return
-    tags = open_clip.list_pretrained_tags_by_model(name)
+    quick_gelu = bool(open_clip.get_model_config(name).get("quick_gelu"))
+
+    def fits(tag: str) -> bool:
+        return bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu")) == quick_gelu
+
+    tags = [tag for tag in open_clip.list_pretrained_tags_by_model(name) if fits(tag)]
+    if pretrained in open_clip.list_pretrained_tags_by_model(name) and pretrained not in tags:
+        # OpenCLIP only warns here, and every feature would be wrong
+        other = f"{name}-quickgelu"
+        raise ModelError(
+            where=f"--model {name}",
+            found=f"--pretrained {pretrained!r}, weights trained with another activation function",
+            expected=f"one of {', '.join(tags) or '(no tags)'}, or the model of these weights",
+            next_step=f"use --model {other}" if other in names else "choose another model or tag",
+        )
     if pretrained not in tags:
         raise ModelError(
             where=f"--model {name}",
             found=f"--pretrained {pretrained!r}" if pretrained else "no --pretrained",
-            expected=f"one of {', '.join(tags) or '(no tags)'}, an existing weights file, or random",
+            expected=f"one of {', '.join(tags) or '(no tags)'}, a weights file, or random",
             next_step=f"add --pretrained {tags[0]}" if tags else "pass --pretrained FILE",
         )
 
 
-class _quiet_logging:
+@contextmanager
+def _quiet_logging() -> Iterator[None]:
     """OpenCLIP logs what the errors above say again."""
-
-    def __enter__(self) -> None:
-        self._level = logging.root.manager.disable
-        logging.disable(logging.CRITICAL)
-
-    def __exit__(self, *_: object) -> None:
-        logging.disable(self._level)
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(level)
 
 
 def _read_preprocessing(clip: nn.Module, name: str) -> Preprocessing:
-    fields = dict(clip.visual.preprocess_cfg)
+    visual: Any = clip.get_submodule("visual")
+    fields: dict[str, Any] = dict(visual.preprocess_cfg)
     size = fields["size"]
     fill = fields.pop("fill_color", 0)
     mode = fields.pop("mode", "RGB")
     if mode != "RGB" or fields["resize_mode"] == "longest":
         raise ModelNotSupported(
             where=f"model {name}",
-            found=f"preprocessing with mode {mode}, resize mode {fields['resize_mode']}, fill {fill}",
+            found=f"mode {mode}, resize mode {fields['resize_mode']}, fill colour {fill}",
             expected="RGB, resized by the shortest side or squashed",
             next_step="choose another model",
         )
-    return Preprocessing(
-        size=(size, size) if isinstance(size, int) else (int(size[0]), int(size[1])),
-        mean=tuple(float(v) for v in fields["mean"]),  # type: ignore[arg-type]
-        std=tuple(float(v) for v in fields["std"]),  # type: ignore[arg-type]
-        interpolation=fields["interpolation"],
-        resize_mode=fields["resize_mode"],
-    )
+    try:
+        return Preprocessing(
+            size=(size, size) if isinstance(size, int) else (int(size[0]), int(size[1])),
+            mean=tuple(float(v) for v in fields["mean"]),  # type: ignore[arg-type]
+            std=tuple(float(v) for v in fields["std"]),  # type: ignore[arg-type]
+            interpolation=fields["interpolation"],
+            resize_mode=fields["resize_mode"],
+        )
+    except ModelFileError as error:  # the runtime speaks of a model file here
+        raise ModelNotSupported(
+            where=f"model {name}",
+            found=f"preprocessing with {error.found}",
+            expected=error.expected,
+            next_step="choose another model",
+        ) from error

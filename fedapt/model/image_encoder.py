@@ -11,7 +11,6 @@ import hashlib
 import numpy as np
 import onnx
 import torch
-from fedapt_runtime.backends.ort import import_onnxruntime, open_session
 from numpy.typing import NDArray
 
 from fedapt.core.errors import FileError
@@ -19,6 +18,7 @@ from fedapt.core.files import cache_folder, replace_file
 from fedapt.model.backbone import Backbone
 from fedapt.model.image_tower import FEATURES, INPUT, image_tower, image_tower_to_onnx
 from fedapt.model.onnx_trace import OPSET
+from fedapt_runtime.backends.ort import import_onnxruntime, open_session
 
 _TOWER_VERSION = 2  # raise when the trace of a tower changes
 _MOST_INLINE_BYTES = 1_900_000_000  # protobuf ends at 2 GiB

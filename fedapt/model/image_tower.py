@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import onnx
 import torch
-from fedapt_runtime import Preprocessing
 from torch import Tensor, nn
 
 from fedapt.model.backbone import Backbone
 from fedapt.model.onnx_trace import trace_to_onnx
+from fedapt_runtime import Preprocessing
 
 INPUT, FEATURES = "images", "features"
 
@@ -30,9 +31,14 @@ class ImageTower(nn.Module):
         self.register_buffer("scale", (1 / (255 * std)).float().view(3, 1, 1), persistent=False)
         self.register_buffer("shift", (-mean / std).float().view(3, 1, 1), persistent=False)
 
+    scale: Tensor
+    shift: Tensor
+
     def forward(self, images: Tensor) -> Tensor:
+        """Normalise and encode; see the class."""
         pixels = images.float().permute(0, 3, 1, 2)
-        features: Tensor = self.clip.encode_image(pixels * self.scale + self.shift)
+        clip: Any = self.clip
+        features: Tensor = clip.encode_image(pixels * self.scale + self.shift)
         return features
 
 

@@ -16,6 +16,7 @@ from fedapt.core.errors import ExportError
 
 # 20: has Gelu and LayerNormalization as operators of their own, and every backend reads it
 OPSET = 20
+IR_VERSION = 10  # of ONNX 1.16: the onnx package writes newer ones than runtimes can read
 BATCH = "batch"
 
 
@@ -62,6 +63,7 @@ def trace_to_onnx(
     if program is None:
         raise AssertionError("torch.onnx.export(dynamo=True) returns a program")
     model = program.model_proto
+    model.ir_version = IR_VERSION
     for value in [*model.graph.input, *model.graph.output]:
         value.type.tensor_type.shape.dim[0].dim_param = BATCH
     # traces of Python source, which name paths of the machine that exported

@@ -36,10 +36,8 @@ def draw_context(
         float32 [C, M, W] where `class_specific`, else [M, W].
     """
     generator = torch.Generator().manual_seed(child_seed(seed, "context"))
-    shape = (context_length, width)
-    if class_specific:
-        shape = (n_classes, *shape)
-    return CONTEXT_STD * torch.randn(shape, generator=generator)
+    classes = (n_classes,) if class_specific else ()
+    return CONTEXT_STD * torch.randn(*classes, context_length, width, generator=generator)
 
 
 def personalise(context: Tensor, keys: Tensor, weights: Tensor) -> Tensor:

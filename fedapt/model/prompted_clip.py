@@ -35,6 +35,10 @@ class PromptedText(nn.Module):
     Everything but the context is frozen, so the embeddings around it are looked up once.
     """
 
+    before: Tensor
+    after: Tensor
+    eos: Tensor
+
     def __init__(self, tower: TextTower, tokens: PromptTokens) -> None:
         super().__init__()
         self.tower = tower
@@ -65,7 +69,7 @@ class PromptedText(nn.Module):
             [self.before.repeat(n_batch, 1, 1), full, self.after.repeat(n_batch, 1, 1)], dim=1
         )
         features = normalize(self.tower(embeddings, self.eos.repeat(n_batch)), dim=-1)
-        return features.unflatten(0, (n_batch, n_classes)) if batched else features
+        return features.view(n_batch, n_classes, -1) if batched else features
 
 
 def prompted_text(
@@ -144,7 +148,7 @@ class GlobalModel:
         """
         n_images = max(1, most_prompts // len(self.text.eos))
         rows = []
-        for part in features.split(n_images):
+        for part in torch.split(features, n_images):
             prompts = personalise(self.context, self.keys, self.weights(part))
             if prompts.dim() == 3:  # a context shared by all classes
                 prompts = prompts.unsqueeze(1)

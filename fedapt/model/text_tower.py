@@ -7,6 +7,8 @@ same features for a fraction of the work; towers for which this does not hold ar
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -22,21 +24,24 @@ class TextTower(nn.Module):
         clip: an OpenCLIP `CLIP` or `CustomTextCLIP` whose text tower is causal and pools at EOS.
 
     Raises:
-        ModelNotSupported: the text tower is a Hugging Face model, is not causal, or pools elsewhere.
+        ModelNotSupported: a Hugging Face text tower, one that is not causal, or pools elsewhere.
 
     Source: open_clip.model.CLIP.encode_text, open_clip.transformer.TextTransformer.forward.
     """
 
     def __init__(self, clip: nn.Module, name: str) -> None:
         super().__init__()
-        tower = clip.text if hasattr(clip, "text") else clip
+        # OpenCLIP's classes declare none of these attributes, so they have no type to check
+        tower: Any = clip.text if hasattr(clip, "text") else clip
         _check_tower(tower, name)
         self.token_embedding: nn.Embedding = tower.token_embedding
         self.positional_embedding: nn.Parameter = tower.positional_embedding
         self.transformer: nn.Module = tower.transformer
         self.ln_final: nn.Module = tower.ln_final
-        self.text_projection = tower.text_projection
+        self.text_projection: nn.Linear | nn.Parameter | None = tower.text_projection
         self.register_buffer("attn_mask", tower.attn_mask, persistent=False)
+
+    attn_mask: Tensor
 
     @property
     def width(self) -> int:
@@ -49,14 +54,19 @@ class TextTower(nn.Module):
         return len(self.positional_embedding)
 
     def forward(self, embeddings: Tensor, eos: Tensor) -> Tensor:
+        """Encode; see the class."""
         length = embeddings.shape[1]
         x = embeddings + self.positional_embedding[:length]
         x = self.transformer(x, attn_mask=self.attn_mask[:length, :length])
         # LayerNorm acts on each position alone: normalising only the pooled ones changes no bit
         pooled = self.ln_final(x[torch.arange(len(x), device=x.device), eos])
-        if isinstance(self.text_projection, nn.Linear):
-            return self.text_projection(pooled)
-        return pooled if self.text_projection is None else pooled @ self.text_projection
+        if self.text_projection is None:
+            features: Tensor = pooled
+        elif isinstance(self.text_projection, nn.Linear):
+            features = self.text_projection(pooled)
+        else:
+            features = pooled @ self.text_projection
+        return features
 
 
 def _check_tower(tower: nn.Module, name: str) -> None:

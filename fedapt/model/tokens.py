@@ -1,6 +1,6 @@
 """Class names -> token ids of prompts with room for the learned context.
 
-    [SOS] [X] * M [tokens of "{class name}."] [EOS]
+[SOS] [X] * M [tokens of "{class name}."] [EOS]
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from fedapt.model.backbone import load_backbone
 from fedapt.model.checkpoint import CheckpointInfo, load_checkpoint
 from fedapt.model.image_encoder import image_encoder
 from fedapt.model.prompted_clip import zero_shot_features
-from fedapt.train.evaluate import Evaluation, evaluate
 from fedapt.run.train import choose_device
+from fedapt.train.evaluate import Evaluation, evaluate
 
 
 def evaluate_checkpoint(
@@ -39,7 +39,7 @@ def evaluate_checkpoint(
     labels = _match_classes(folders, info)
     # training images are neither needed nor met: only the test part is kept
     split = split_folders(folders, info.test_fraction, info.split_seed)
-    split = Split({name: () for name in folders.domains}, split.test)
+    split = Split(dict.fromkeys(folders.domains, ()), split.test)
     backbone = load_backbone(info.model, info.pretrained, choose_device(device))
     model = checkpoint.to_global_model(backbone)
     domains = load_domains(

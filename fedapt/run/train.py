@@ -222,9 +222,7 @@ class Session:
                 next_step="resume with the same data, or train into another folder",
             )
         device = self._backbone.device
-        learned = Learned(
-            checkpoint.meta_prompt.to(device), checkpoint.adaptive_network.to(device)
-        )
+        learned = Learned(checkpoint.meta_prompt.to(device), checkpoint.adaptive_network.to(device))
         # a record may be one round ahead of the checkpoint: that round is trained again
         records = read_records(run.records)[: checkpoint.info.rounds]
         return Progress(learned, checkpoint.info.rounds, tuple(records))

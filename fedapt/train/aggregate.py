@@ -28,7 +28,7 @@ def average(updates: Sequence[ClientUpdate], weighting: str) -> Learned:
 
     def mean(tensors: list[Tensor]) -> Tensor:
         stacked = torch.stack(tensors).double()
-        return torch.tensordot(shares.to(stacked.device), stacked, dims=1).float()
+        return torch.einsum("k,k...->...", shares.to(stacked.device), stacked).float()
 
     return Learned(
         mean([u.learned.context for u in updates]),

@@ -95,7 +95,7 @@ def draw_batches(data: Labelled, config: TrainConfig, seed: int) -> Iterator[Lab
     generator = torch.Generator().manual_seed(seed)
     for _ in range(config.local_epochs):
         order = torch.randperm(len(data), generator=generator).to(data.labels.device)
-        for rows in order.split(config.batch_size):
+        for rows in torch.split(order, config.batch_size):
             yield Labelled(data.features[rows], data.labels[rows])
 
 

@@ -1,4 +1,4 @@
-"""Accuracy of the global model per domain, zero-shot CLIP beside it, and where images are routed."""
+"""Accuracy of the global model per domain, zero-shot CLIP beside it, and the routing."""
 
 from __future__ import annotations
 

@@ -101,7 +101,8 @@ class _Progress:
             rate = summary.images_per_second
             left = (self._total - summary.images) / rate if rate else 0.0
             print(
-                f"\r{summary.images} of {self._total} images, {rate:.0f} a second, {left:.0f} s left ",
+                f"\r{summary.images} of {self._total} images, {rate:.0f} a second,"
+                f" {left:.0f} s left ",
                 end="",
                 file=sys.stderr,
                 flush=True,

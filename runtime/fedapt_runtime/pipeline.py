@@ -6,6 +6,7 @@ extraction for training runs through the same lines.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -50,7 +51,8 @@ def decode_one(
         source = PillowImage.fromarray(image) if isinstance(image, np.ndarray) else image
         return Decoded(name, preprocessing.load(source, name))
     except ImageError as error:
-        return Decoded(name, error=error)
+        # a copy has no traceback, whose frames would keep the decoded pixels in memory
+        return Decoded(name, error=copy.copy(error))
 
 
 def decode_ahead(

@@ -28,7 +28,7 @@ MOST_PIXELS = 100_000_000  # 300 MB decoded: the largest photo sensors, not a de
 MOST_FILE_BYTES = 512 * 1024 * 1024
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 # the decoders a photo needs, instead of the four dozen that Pillow carries
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "MPO", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _INTERPOLATION = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
@@ -61,7 +61,7 @@ class Preprocessing:
             raise ModelFileError(
                 where="preprocessing",
                 found=f"interpolation {self.interpolation!r}, resize mode {self.resize_mode!r}",
-                expected=f"one of {', '.join(_INTERPOLATION)} and one of {', '.join(_RESIZE_MODES)}",
+                expected=f"{' or '.join(_INTERPOLATION)}, and {' or '.join(_RESIZE_MODES)}",
                 next_step="choose a CLIP model with one of these",
             )
         if self.resize_mode == "shortest" and self.size[0] != self.size[1]:
@@ -134,7 +134,7 @@ class Preprocessing:
             ) from error
 
     def normalise(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """uint8 [..., height, width, 3] -> float32 of the same shape, as ToTensor and Normalize do."""
+        """uint8 [..., height, width, 3] -> float32, as ToTensor and Normalize do it."""
         scaled = images.astype(np.float32) / np.float32(255)
         mean, std = (np.asarray(v, dtype=np.float32) for v in (self.mean, self.std))
         return np.asarray((scaled - mean) / std, dtype=np.float32)
@@ -202,21 +202,15 @@ def _check_pixels(size: tuple[int, int], preprocessing: Preprocessing, where: ob
         )
 
 
-def _resize(
-    image: Image.Image, size: tuple[int, int], resample: Image.Resampling
-) -> Image.Image:
+def _resize(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
     return image if image.size == size else image.resize(size, resample)
 
 
-def _resize_shortest(
-    image: Image.Image, side: int, resample: Image.Resampling
-) -> Image.Image:
+def _resize_shortest(image: Image.Image, side: int, resample: Image.Resampling) -> Image.Image:
     width, height = image.size
     short, long = min(width, height), max(width, height)
     new_long = int(side * long / short)
-    return _resize(
-        image, (side, new_long) if width <= height else (new_long, side), resample
-    )
+    return _resize(image, (side, new_long) if width <= height else (new_long, side), resample)
 
 
 def _crop_centre(image: Image.Image, side: int) -> Image.Image:

@@ -7,6 +7,8 @@ from functools import cached_property
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from fedapt.core.config import TrainConfig
 from fedapt.data.domains import Labelled
 from fedapt.model.open_clip_import import import_open_clip
@@ -15,8 +17,6 @@ from fedapt.model.text_tower import TextTower
 from fedapt.model.tokens import PromptTokens, tokenize_prompts
 from fedapt.train.aggregate import average
 from fedapt.train.client import ClientTask, Learned, train_client
-from torch import Tensor
-
 from tests.support.paths import GOLDEN, needs_golden
 
 pytestmark = needs_golden
@@ -139,9 +139,7 @@ def rounds(golden: Golden) -> list[Learned]:
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_aggregates_of_three_rounds(
-    golden: Golden, rounds: list[Learned], number: int
-) -> None:
+def test_aggregates_of_three_rounds(golden: Golden, rounds: list[Learned], number: int) -> None:
     assert_close(rounds[number].context, golden[f"round{number}.ctx"])
     assert_close(rounds[number].adaptive_network, golden[f"round{number}.query"])
 

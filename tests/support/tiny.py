@@ -15,8 +15,9 @@ CLASSES = ("blue_disc", "red_square", "stripes")
 def write_tiny_clip(folder: Path, seed: int = 0) -> Path:
     """A folder that OpenCLIP loads: a ViT of 64 pixels and a two-layer causal text tower."""
     import torch
-    from fedapt.model.open_clip_import import import_open_clip
     from safetensors.torch import save_file
+
+    from fedapt.model.open_clip_import import import_open_clip
 
     config = {
         "model_cfg": {

@@ -150,7 +150,9 @@ class Distillation:
         # frequent words are few tokens long in a byte-pair vocabulary: draw them more often
         weight = 1.0 / lengths.float()
         for step in range(1, s.steps + 1):
-            if (step - 1) % 64 == 0:  # draw 64 batches at once and sort them by length: less padding
+            if (
+                step - 1
+            ) % 64 == 0:  # draw 64 batches at once and sort them by length: less padding
                 drawn = torch.multinomial(weight, 64 * s.batch_size, generator=generator)
                 drawn = drawn[lengths[drawn].argsort(stable=True)]
                 batches = training[drawn].view(64, s.batch_size)
@@ -161,18 +163,23 @@ class Distillation:
                 student = self.encode(template, rows)
             target = self.targets[rows]
             cosine = (student * target).sum(-1).mean()
-            loss = 1 - cosine + s.similarity_weight * batch_similarity_loss(
-                student, target, s.similarity_scale
+            loss = (
+                1
+                - cosine
+                + s.similarity_weight * batch_similarity_loss(student, target, s.similarity_scale)
             )
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             schedule.step()
             running = 0.98 * running + 0.02 * float(cosine.detach())
             if step % 100 == 0:
                 seconds = time.monotonic() - started
-                print(f"step {step} cosine {running / (1 - 0.98**step):.4f} {seconds:.0f} s", flush=True)
+                print(
+                    f"step {step} cosine {running / (1 - 0.98**step):.4f} {seconds:.0f} s",
+                    flush=True,
+                )
             if step % 500 == 0 or step == s.steps:
                 cosine_held_out = self.held_out_cosine(held_out)
                 print(f"step {step} held-out cosine {cosine_held_out:.4f}", flush=True)

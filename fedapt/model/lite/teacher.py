@@ -52,7 +52,9 @@ def joint_projection(classifier: Tensor) -> Tensor:
     `classifier` (float32 [1000, 1280]): the directions in which class vectors differ.
     """
     centred = classifier - classifier.mean(0)
-    return torch.linalg.svd(centred.double(), full_matrices=False).Vh[:JOINT_WIDTH].float()
+    _, _, directions = torch.linalg.svd(centred.double(), full_matrices=False)
+    projection: Tensor = directions[:JOINT_WIDTH].float()
+    return projection
 
 
 class Teacher:
@@ -70,4 +72,5 @@ class Teacher:
     def targets(self, phrase_embeddings: Tensor) -> Tensor:
         """Unit targets float32 [n, 512] of phrases given by their embeddings float32 [n, 384]."""
         mixture = (phrase_embeddings @ self._names.T / SOFTMAX_TEMPERATURE).softmax(-1)
-        return torch.nn.functional.normalize(mixture @ self.class_vectors, dim=-1)
+        targets: Tensor = torch.nn.functional.normalize(mixture @ self.class_vectors, dim=-1)
+        return targets

@@ -41,7 +41,7 @@ def import_onnxruntime() -> Any:
             where="onnxruntime",
             found=f"no usable ONNX Runtime ({error})",
             expected="onnxruntime or onnxruntime-gpu",
-            next_step="pip install 'fedapt-runtime[cpu]' (or [gpu] on a machine with an NVIDIA GPU)",
+            next_step="pip install 'fedapt-runtime[cpu]' (or [gpu] where there is an NVIDIA GPU)",
         ) from error
     return onnxruntime
 

@@ -1,0 +1,50 @@
+# Everything that a newcomer needs; `make` alone lists it.
+PYTHON ?= python3
+# more options for pip, such as an index that has a CPU build of torch
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint types bench gpu build clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## make .venv with everything below in it
+
+$(READY): pyproject.toml runtime/pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
+	  -c constraints.txt -e './runtime[cpu]' -e '.[cpu,demo,dev]'
+	@touch $@
+
+demo: $(READY) ## data, train, export, classify; writes demo/report.html
+	$(BIN)/fedapt demo --out demo
+
+test: $(READY) ## all tests
+	$(BIN)/python -m pytest
+
+lint: $(READY) ## style, formatting and import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(READY) ## strict types
+	$(BIN)/mypy
+
+bench: $(READY) ## the benchmarks that need no GPU; they write benchmarks/results
+	$(BIN)/python benchmarks/lite_zero_shot.py
+	$(BIN)/python benchmarks/office_caltech10.py
+	$(BIN)/python benchmarks/fused_agreement.py
+
+gpu: ## tests and figures that need an NVIDIA GPU, in an environment of their own
+	bash benchmarks/gpu.sh
+
+build: $(READY) ## both wheels, into dist
+	$(BIN)/python -m pip wheel --quiet --no-deps -w dist ./runtime .
+
+clean: ## remove what the targets above have made
+	rm -rf $(VENV) .venv-gpu demo dist build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,54 @@
+"""What fusing costs: the fused graph of `lite` against exact personalised prompts, on real photos.
+
+    python benchmarks/fused_agreement.py
+
+Trains with the paper's settings on Office-Caltech10, exports, and compares on every test photo.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from pathlib import Path
+
+from photos import RESULTS, ROOT, machine, photos_root
+
+from fedapt.core.config import read_config
+from fedapt.core.report import Reporter
+from fedapt.run.train import RunFolder, train
+from fedapt_export.export import export
+
+
+def main() -> None:
+    config = read_config(ROOT / "configs" / "office_caltech10.toml")
+    data = dataclasses.replace(config.data, root=str(photos_root()))
+    config = dataclasses.replace(config, data=data)
+    with tempfile.TemporaryDirectory() as folder:
+        run = RunFolder(Path(folder) / "run")
+        evaluation = train(config, run.path, resume=False, device="cpu", reporter=Reporter())
+        model = Path(folder) / "model.onnx"
+        parity = export(
+            run.checkpoint,
+            model,
+            data=None,
+            parity_images=0,
+            least_agreement=0.0,
+            reporter=Reporter(),
+        )
+        size = model.stat().st_size
+    figures = {k: v for k, v in parity.to_dict().items() if k != "source"}
+    result = {
+        "command": "python benchmarks/fused_agreement.py",
+        "model": "lite",
+        "accuracy": evaluation.mean,
+        "model_bytes": size,
+        "parity": figures,
+        "machine": machine(),
+    }
+    print(json.dumps(result, indent=2))
+    (RESULTS / "fused_agreement.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,250 @@
+"""Bad input, one case each: a message that says what to do, an exit code, nothing half-written."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from fedapt.cli.app import main
+from tests.support.tiny import write_tiny_clip, write_tiny_images
+
+SMALL = ["--rounds", "1", "--context-length", "2"]
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    return write_tiny_images(tmp_path / "data", per_class=3)
+
+
+def train(images: Path, out: Path, clip: Path, *more: str) -> int:
+    named = ["--data", str(images), "--out", str(out), "--model", str(clip)]
+    return main(["train", *named, *SMALL, *more])
+
+
+def assert_error(capsys: pytest.CaptureFixture[str], *parts: str) -> None:
+    """The four parts of a message stand on stderr, nothing on stdout, and no traceback."""
+    captured = capsys.readouterr()
+    for part in ("error: ", "; expected ", " To do: ", *parts):
+        assert part in captured.err
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+
+
+def test_no_such_folder(tmp_path: Path, tiny_clip: Path, capsys) -> None:
+    assert train(tmp_path / "absent", tmp_path / "run", tiny_clip) == 4
+    assert_error(capsys, "absent", "no such file or directory")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_domain(images: Path, tmp_path: Path, tiny_clip: Path, capsys) -> None:
+    (images / "webcam" / "red_square").mkdir(parents=True)
+    assert train(images, tmp_path / "run", tiny_clip) == 4
+    assert_error(capsys, "webcam: found a domain without images")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_class_missing_in_a_domain(images: Path, tmp_path: Path, tiny_clip: Path, capsys) -> None:
+    shutil.rmtree(images / "sketch" / "stripes")
+    assert train(images, tmp_path / "run", tiny_clip) == 4
+    assert_error(capsys, "no images in sketch/stripes", "data.allow_missing_classes=true")
+    allowed = ["-o", "data.allow_missing_classes=true"]
+    assert train(images, tmp_path / "run", tiny_clip, *allowed) == 0
+
+
+def test_two_classes_of_one_name(images: Path, tmp_path: Path, tiny_clip: Path, capsys) -> None:
+    shutil.copytree(images / "photo" / "red_square", images / "photo" / "Red square")
+    assert train(images, tmp_path / "run", tiny_clip) == 4
+    assert_error(capsys, "'Red square' and 'red_square', both read as 'red square'")
+
+
+def test_broken_images_are_skipped_counted_and_named(
+    images: Path, tmp_path: Path, tiny_clip: Path, capsys
+) -> None:
+    whole = (images / "photo" / "stripes" / "000.png").read_bytes()
+    (images / "photo" / "stripes" / "000.png").write_bytes(whole[: len(whole) // 2])
+    (images / "sketch" / "stripes" / "001.png").write_text("no image at all")
+    assert train(images, tmp_path / "run", tiny_clip, "-o", "data.test_fraction=0.0") == 0
+    messages = capsys.readouterr().err
+    assert "photo/stripes/000.png: an unreadable image" in messages
+    assert "sketch/stripes/001.png: not an image of a known format" in messages
+    assert "2 of 18 images skipped" in messages
+
+
+def test_an_image_too_large_is_named(
+    images: Path, tmp_path: Path, tiny_clip: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDAPT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("fedapt_runtime.preprocess.MOST_PIXELS", 80 * 72 - 1)
+    assert train(images, tmp_path / "run", tiny_clip) == 4
+    messages = capsys.readouterr().err
+    assert "80 x 72 pixels, over the limit of 5,759" in messages
+    assert "no readable training image" in messages
+
+
+def test_data_check_names_everything_that_is_wrong(images: Path, capsys) -> None:
+    assert main(["data", "check", str(images), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["is_sound"] is True
+    (images / "photo" / "stripes" / "000.png").write_bytes(b"broken")
+    shutil.rmtree(images / "sketch" / "stripes")
+    assert main(["data", "check", str(images)]) == 4
+    shown = capsys.readouterr().out
+    assert "cannot be read: photo/stripes/000.png: not an image" in shown
+    assert "has no images: sketch/stripes" in shown
+    assert "has fewer than 5 images: photo/blue_disc" in shown
+    assert "not sound" in shown
+
+
+def test_an_unknown_model(images: Path, tmp_path: Path, capsys) -> None:
+    named = ["--data", str(images), "--out", str(tmp_path / "run")]
+    assert main(["train", *named, "--model", "ViT-B-33"]) == 4
+    assert_error(capsys, "the unknown model 'ViT-B-33'", "did you mean ViT-B-32")
+
+
+def test_a_model_without_its_tag(images: Path, tmp_path: Path, capsys) -> None:
+    named = ["--data", str(images), "--out", str(tmp_path / "run")]
+    assert main(["train", *named, "--model", "ViT-B-32-quickgelu"]) == 4
+    assert_error(capsys, "found no --pretrained; expected one of openai")
+
+
+def test_weights_that_cannot_be_reached(
+    images: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fedapt.model.open_clip_import import import_open_clip
+
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("We couldn't connect to the hub")
+
+    monkeypatch.setattr(import_open_clip(), "create_model", offline)
+    named = ["--data", str(images), "--out", str(tmp_path / "run")]
+    model = ["--model", "ViT-B-32-quickgelu", "--pretrained", "openai"]
+    assert main(["train", *named, *model]) == 4
+    assert_error(capsys, "no usable weights (OSError: We couldn't connect", "--pretrained FILE")
+
+
+def test_a_folder_that_is_taken(images: Path, tmp_path: Path, tiny_clip: Path, capsys) -> None:
+    run = tmp_path / "run"
+    assert train(images, run, tiny_clip) == 0
+    before = (run / "checkpoint.safetensors").read_bytes()
+    capsys.readouterr()
+    assert train(images, run, tiny_clip) == 2
+    assert_error(capsys, "found a run; expected a new folder", "--resume")
+    assert train(images, run, tiny_clip, "--resume", "--lr", "0.5") == 2
+    assert_error(capsys, "another value of train.lr")
+    assert (run / "checkpoint.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["-o", "train.round=3"], "the unknown name 'train.round'"),
+        (
+            ["-o", "train.local_epochs=many"],
+            "local_epochs = 'many'; expected a value of type int",
+        ),
+        (["--lr", "-1"], "train.lr = -1.0; expected a number from 1e-09 to 1000"),
+        (["-o", "rounds"], "no section.key=value"),
+        (["--config", "absent.toml"], "absent.toml: found No such file"),
+    ],
+)
+def test_wrong_settings(
+    images: Path, tmp_path: Path, tiny_clip: Path, capsys, arguments: list[str], text: str
+) -> None:
+    assert train(images, tmp_path / "run", tiny_clip, *arguments) == 3
+    assert_error(capsys, text)
+
+
+def test_wrong_usage(capsys) -> None:
+    assert main(["train"]) == 2
+    assert "--out" in capsys.readouterr().err
+    assert main(["trian"]) == 2
+    assert main(["train", "--out", "run"]) == 2
+    assert_error(capsys, "--data: found nothing")
+
+
+@pytest.fixture
+def checkpoint(tiny_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(tiny_run / "checkpoint.safetensors", tmp_path / "copy.safetensors"))
+
+
+def both_commands(checkpoint: Path, images: Path, out: Path) -> list[list[str]]:
+    return [
+        ["evaluate", str(checkpoint), "--data", str(images)],
+        ["export", str(checkpoint), "--out", str(out)],
+    ]
+
+
+def test_a_damaged_checkpoint(checkpoint: Path, images: Path, tmp_path: Path, capsys) -> None:
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    for command in both_commands(checkpoint, images, tmp_path / "model.onnx"):
+        assert main(command) == 4
+        assert_error(capsys, "found a damaged file", "a checkpoint.safetensors written by")
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_a_checkpoint_of_another_schema(
+    checkpoint: Path, images: Path, tmp_path: Path, capsys
+) -> None:
+    with safe_open(str(checkpoint), "pt") as stream:
+        tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+        metadata = json.loads(stream.metadata()["fedapt"])
+    save_file(tensors, str(checkpoint), {"fedapt": json.dumps(metadata | {"schema": 2})})
+    for command in both_commands(checkpoint, images, tmp_path / "model.onnx"):
+        assert main(command) == 4
+        assert_error(capsys, "a checkpoint of schema 2; expected schema 1")
+
+
+def test_a_checkpoint_of_another_clip(
+    tmp_path: Path, images: Path, tiny_clip: Path, capsys
+) -> None:
+    clip = Path(shutil.copytree(tiny_clip, tmp_path / "clip"))
+    run = tmp_path / "run"
+    assert train(images, run, clip) == 0
+    capsys.readouterr()
+    write_tiny_clip(clip, seed=5)
+    checkpoint = run / "checkpoint.safetensors"
+    for command in both_commands(checkpoint, images, tmp_path / "model.onnx"):
+        assert main(command) == 4
+        assert_error(capsys, "found weights of hash", "which the checkpoint was trained on")
+
+
+def test_classes_that_the_checkpoint_does_not_know(checkpoint: Path, images: Path, capsys) -> None:
+    (images / "photo" / "stripes").rename(images / "photo" / "dots")
+    assert main(["evaluate", str(checkpoint), "--data", str(images)]) == 4
+    assert_error(capsys, "found the class 'dots'; expected classes of the checkpoint: blue disc")
+
+
+def test_a_full_disk_leaves_the_last_whole_checkpoint(
+    images: Path, tmp_path: Path, tiny_clip: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    assert train(images, run, tiny_clip) == 0
+    before = (run / "checkpoint.safetensors").read_bytes()
+    capsys.readouterr()
+    real = os.fsync
+
+    def full(handle: int) -> None:
+        if "checkpoint" in os.readlink(f"/proc/self/fd/{handle}"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert train(images, run, tiny_clip, "--resume", "--rounds", "2") == 4
+    assert_error(capsys, "No space left on device", "free space")
+    assert (run / "checkpoint.safetensors").read_bytes() == before
+    assert not list(run.glob(".*"))
+    monkeypatch.undo()
+    assert train(images, run, tiny_clip, "--resume", "--rounds", "2") == 0
+
+
+def test_an_output_folder_that_cannot_be_made(checkpoint: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "model.onnx"
+    assert main(["export", str(checkpoint), "--out", str(out)]) == 4
+    assert_error(capsys, "a file that can be written")

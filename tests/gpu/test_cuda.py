@@ -1,0 +1,59 @@
+"""What runs on a GPU computes what the CPU computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fedapt.core.config import read_config
+from fedapt.core.report import Reporter
+from fedapt.model.backbone import load_backbone
+from fedapt.model.checkpoint import load_checkpoint
+from fedapt.model.image_encoder import OrtEncoder, TorchEncoder, image_encoder
+from fedapt.run.train import train
+from fedapt_runtime import Classifier
+from fedapt_runtime.backends.ort import PROVIDERS, import_onnxruntime
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
+]
+
+
+@pytest.fixture(autouse=True)
+def exact_float32() -> None:
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+
+
+def test_features_on_the_gpu_are_those_of_the_cpu(tiny_clip: Path) -> None:
+    on_cpu, on_gpu = load_backbone(str(tiny_clip)), load_backbone(str(tiny_clip), device="cuda")
+    assert isinstance(image_encoder(on_gpu), TorchEncoder)
+    images = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
+    expected = OrtEncoder(on_cpu).encode(images)
+    np.testing.assert_allclose(TorchEncoder(on_gpu).encode(images), expected, atol=1e-4)
+
+
+def test_training_on_the_gpu_gives_the_checkpoint_of_the_cpu(
+    tmp_path: Path, tiny_run: Path
+) -> None:
+    config = read_config(tiny_run / "config.toml")
+    train(config, tmp_path / "run", resume=False, device="cuda", reporter=Reporter())
+    found = load_checkpoint(tmp_path / "run" / "checkpoint.safetensors")
+    expected = load_checkpoint(tiny_run / "checkpoint.safetensors")
+    torch.testing.assert_close(found.meta_prompt, expected.meta_prompt, rtol=0, atol=1e-3)
+    torch.testing.assert_close(found.keys, expected.keys, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_the_runtime_on_cuda_agrees_with_the_cpu(tiny_model: Path, batch: int) -> None:
+    if PROVIDERS["cuda"] not in import_onnxruntime().get_available_providers():
+        pytest.skip("this ONNX Runtime has no CUDA provider: install fedapt-runtime[gpu]")
+    images = list(np.random.default_rng(1).integers(0, 256, (batch, 64, 64, 3), dtype=np.uint8))
+    on_gpu, on_cpu = (Classifier.load(tiny_model, device=d)(images) for d in ("cuda", "cpu"))
+    for a, b in zip(on_gpu, on_cpu, strict=True):
+        assert a.label == b.label
+        assert a.score == pytest.approx(b.score, abs=1e-3)

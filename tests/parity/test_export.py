@@ -1,0 +1,174 @@
+"""The fused file: its contents, its parity report, and what happens when parity fails."""
+
+from __future__ import annotations
+
+import collections
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from fedapt.core.errors import CheckpointError, ParityError
+from fedapt.core.report import Reporter
+from fedapt.model.backbone import Backbone, load_backbone
+from fedapt.model.checkpoint import load_checkpoint
+from fedapt_export import export as export_module
+from fedapt_export.export import export
+from fedapt_export.fuse import fuse
+from fedapt_export.head import fedapt_head
+from fedapt_export.parity import Parity, measure_parity
+from fedapt_runtime import Classifier
+from fedapt_runtime.manifest import METADATA_KEY
+from tests.support.tiny import write_tiny_clip
+
+GOOD = {
+    "images": 4,
+    "source": "noise",
+    "batch_sizes": (1, 2),
+    "feature_difference": 1e-6,
+    "probability_difference": 1e-6,
+    "one_hot": 1.0,
+    "agreement": 1.0,
+    "exact_logit_difference": 0.0,
+    "exact_probability_difference": 0.0,
+}
+
+
+def noise(backbone: Backbone, count: int) -> np.ndarray:
+    height, width = backbone.preprocessing.size
+    shape = (count, height, width, 3)
+    return np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
+
+
+def test_the_graph_has_the_documented_border_and_one_opset(tiny_model: Path) -> None:
+    model = onnx.load(tiny_model)
+    (image,) = model.graph.input
+    assert image.name == "images"
+    assert image.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert [d.dim_param or d.dim_value for d in image.type.tensor_type.shape.dim] == [
+        "batch",
+        64,
+        64,
+        3,
+    ]
+    assert [o.name for o in model.graph.output] == ["logits", "domain_weights", "features"]
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", 20)]
+    assert {p.key for p in model.metadata_props} == {METADATA_KEY}
+
+
+def test_layer_norm_is_one_operator_and_no_text_tower_is_inside(tiny_model: Path) -> None:
+    model = onnx.load(tiny_model)
+    kinds = collections.Counter(node.op_type for node in model.graph.node)
+    assert kinds["LayerNormalization"] == 2 * 2 + 2  # two blocks, before and after them
+    assert not any("token_embedding" in i.name for i in model.graph.initializer)
+
+
+def test_the_file_names_no_source_file_of_this_machine(tiny_model: Path) -> None:
+    assert b".py" not in tiny_model.read_bytes()
+
+
+def test_the_same_checkpoint_gives_the_same_bytes(
+    tiny_run: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    again = tmp_path / "again.onnx"
+    export(
+        tiny_run / "checkpoint.safetensors",
+        again,
+        data=None,
+        parity_images=0,
+        least_agreement=0.0,
+        reporter=Reporter(),
+    )
+    assert again.read_bytes() == tiny_model.read_bytes()
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_the_runtime_computes_what_the_checkpoint_means(
+    tiny_run: Path, tiny_model: Path, tiny_backbone: Backbone, batch: int
+) -> None:
+    model = load_checkpoint(tiny_run / "checkpoint.safetensors").to_global_model(tiny_backbone)
+    images = noise(tiny_backbone, batch)
+    parity = measure_parity(tiny_model, model, tiny_backbone, images, "noise")
+    assert parity.feature_difference < 1e-5
+    assert parity.probability_difference < 1e-4
+    classifier = Classifier.load(tiny_model)
+    transform = torch.from_numpy(tiny_backbone.preprocessing.normalise(images))
+    with torch.inference_mode():
+        features = tiny_backbone.clip.encode_image(transform.permute(0, 3, 1, 2))
+    expected = model.logits(features, model.text_banks()).softmax(-1)
+    for row, prediction in zip(expected, classifier(list(images)), strict=True):
+        assert prediction.label == classifier.manifest.classes[int(row.argmax())]
+        assert prediction.score == pytest.approx(float(row.max()), abs=1e-4)
+
+
+def test_one_domain_alone(tiny_backbone: Backbone, tiny_run: Path) -> None:
+    checkpoint = load_checkpoint(tiny_run / "checkpoint.safetensors")
+    model = checkpoint.to_global_model(tiny_backbone)
+    alone = type(model)(
+        model.text,
+        model.context,
+        model.adaptive_network[:1],
+        model.keys[:1],
+        model.temperature,
+        model.logit_scale,
+    )
+    graph = fuse(tiny_backbone, fedapt_head(alone)).SerializeToString()
+    parity = measure_parity(graph, alone, tiny_backbone, noise(tiny_backbone, 3), "noise")
+    parity.check(1.0, "one domain")
+    assert parity.one_hot == 1.0
+
+
+@pytest.mark.parametrize(
+    ("figure", "value", "text"),
+    [
+        ("feature_difference", 2e-4, "unit features differ by 2.00e-04"),
+        ("feature_difference", float("nan"), "unit features differ by nan"),
+        ("probability_difference", 2e-3, "probabilities differ by 2.00e-03"),
+        ("agreement", 0.95, "95.00 % of 4 images keep their best class"),
+        ("agreement", float("nan"), "nan % of 4 images"),
+    ],
+)
+def test_a_figure_beyond_its_limit_is_an_error(figure: str, value: float, text: str) -> None:
+    Parity(**GOOD).check(0.98, "model.onnx")
+    with pytest.raises(ParityError, match=text) as caught:
+        Parity(**(GOOD | {figure: value})).check(0.98, "model.onnx")
+    assert caught.value.exit_code == 7
+
+
+def test_a_failed_parity_leaves_the_older_file(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "model.onnx"
+    out.write_bytes(b"older")
+    real = export_module.fuse
+
+    def wrong(backbone: Backbone, head: object) -> onnx.ModelProto:
+        model = real(backbone, head)
+        for initializer in model.graph.initializer:
+            if initializer.name == "text_banks":
+                banks = onnx.numpy_helper.to_array(initializer)
+                wrong_banks = onnx.numpy_helper.from_array(-banks, "text_banks")
+                initializer.CopyFrom(wrong_banks)
+        return model
+
+    monkeypatch.setattr(export_module, "fuse", wrong)
+    with pytest.raises(ParityError, match="probabilities differ"):
+        export(
+            tiny_run / "checkpoint.safetensors",
+            out,
+            data=None,
+            parity_images=0,
+            least_agreement=0.0,
+            reporter=Reporter(),
+        )
+    assert out.read_bytes() == b"older"
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_checkpoint_of_another_clip_is_refused(tiny_run: Path, tmp_path: Path) -> None:
+    other = load_backbone(str(write_tiny_clip(tmp_path / "other", seed=1)))
+    checkpoint = load_checkpoint(tiny_run / "checkpoint.safetensors")
+    with pytest.raises(CheckpointError, match=r"found weights of hash .* expected .*trained on"):
+        checkpoint.to_global_model(other)

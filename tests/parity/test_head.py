@@ -1,0 +1,72 @@
+"""The head as ONNX against the head in torch, over numbers of domains, batches and temperatures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from fedapt.model.adaptive_network import domain_weights
+from fedapt.model.prompted_clip import gram_matrices, mix_banks
+from fedapt_export.head import Head, build_head
+from fedapt_runtime.backends.ort import import_onnxruntime, open_session
+
+WIDTH, N_CLASSES = 16, 7
+
+
+@dataclass(frozen=True)
+class Case:
+    n_domains: int
+    temperature: float
+
+    def head(self) -> Head:
+        generator = torch.Generator().manual_seed(self.n_domains)
+        banks = torch.randn(self.n_domains, N_CLASSES, WIDTH, generator=generator)
+        network = torch.randn(self.n_domains, WIDTH, generator=generator)
+        return Head(normalize(banks, dim=-1), network, self.temperature, 20.0)
+
+
+def run_onnx(head: Head, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    model = build_head(head).SerializeToString()
+    session = open_session(import_onnxruntime(), model, "cpu", "head")
+    logits, weights = session.run(["logits", "domain_weights"], {"features": features.numpy()})
+    return torch.from_numpy(logits), torch.from_numpy(weights)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+@pytest.mark.parametrize("n_domains", [1, 2, 4])
+@pytest.mark.parametrize("temperature", [0.01, 1.0])
+def test_onnx_computes_what_torch_computes(n_domains: int, temperature: float, batch: int) -> None:
+    head = Case(n_domains, temperature).head()
+    features = 3 * torch.randn(batch, WIDTH, generator=torch.Generator().manual_seed(batch))
+    logits, weights = run_onnx(head, features)
+    expected = domain_weights(features @ head.adaptive_network.T, temperature)
+    unit = normalize(features, dim=-1)
+    mixed = head.logit_scale * mix_banks(unit, expected, head.banks, gram_matrices(head.banks))
+    torch.testing.assert_close(weights, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits, mixed, rtol=0, atol=1e-4)
+
+
+def test_equal_scores_give_uniform_weights() -> None:
+    head = Head(Case(4, 0.01).head().banks, torch.zeros(4, WIDTH), 0.01, 20.0)
+    _, weights = run_onnx(head, torch.ones(3, WIDTH))
+    torch.testing.assert_close(weights, torch.full((3, 4), 0.25))
+
+
+def test_an_image_without_any_feature_gives_numbers() -> None:
+    logits, weights = run_onnx(Case(4, 0.01).head(), torch.zeros(2, WIDTH))
+    assert torch.isfinite(logits).all()
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2))
+
+
+def test_a_soft_mixture_is_renormalised() -> None:
+    # two orthogonal bank vectors mixed half and half: cosine 1/sqrt(2) to each, never 1/2
+    banks = torch.zeros(2, 1, WIDTH)
+    banks[0, 0, 0] = banks[1, 0, 1] = 1
+    features = torch.zeros(1, WIDTH)
+    features[0, 0] = 5
+    logits, _ = run_onnx(Head(banks, torch.zeros(2, WIDTH), 1.0, 1.0), features)
+    assert np.isclose(float(logits), 2**-0.5, atol=1e-6)

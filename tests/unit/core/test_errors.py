@@ -1,0 +1,75 @@
+"""Errors: four parts, the exit codes of the module's own tree, and a trip through pickle."""
+
+from __future__ import annotations
+
+import pickle
+import re
+
+import pytest
+
+from fedapt.core import errors
+from fedapt.core.errors import ReportedError
+
+CODES = {
+    "UsageError": 2,
+    "ConfigError": 3,
+    "DataError": 4,
+    "ModelError": 4,
+    "ModelNotSupported": 4,
+    "CheckpointError": 4,
+    "FileError": 4,
+    "ExportError": 6,
+    "ParityError": 7,
+    "DependencyError": 9,
+}
+KINDS = [getattr(errors, name) for name in CODES]
+
+
+def documented_codes() -> dict[str, int]:
+    rows = re.findall(r"^[| ]*[|`]- (\w+)(?: +(\d+))?  ", errors.__doc__ or "", re.MULTILINE)
+    codes: dict[str, int] = {}
+    for name, code in rows:
+        codes[name] = int(code) if code else codes["ModelError"]  # ModelNotSupported hangs below it
+    return codes
+
+
+def test_the_module_documents_every_class_with_its_code() -> None:
+    assert documented_codes() == CODES
+    assert sorted([*CODES, "ReportedError"]) == sorted(errors.__all__)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_the_exit_code_is_the_documented_one(kind: type[ReportedError]) -> None:
+    assert kind.exit_code == CODES[kind.__name__]
+    assert issubclass(kind, ReportedError)
+
+
+def test_only_an_unsupported_model_is_a_kind_of_another_error() -> None:
+    assert issubclass(errors.ModelNotSupported, errors.ModelError)
+    others = [kind for kind in KINDS if kind is not errors.ModelNotSupported]
+    assert all(kind.__bases__ == (ReportedError,) for kind in others)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_the_message_has_four_parts(kind: type[ReportedError]) -> None:
+    error = kind(where="here", found="this", expected="that", next_step="do it")
+    assert str(error) == "here: found this; expected that. To do: do it."
+    assert (error.where, error.found) == ("here", "this")
+    assert (error.expected, error.next_step) == ("that", "do it")
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_an_error_pickles(kind: type[ReportedError]) -> None:
+    error = kind(where="here", found="this", expected="that", next_step="do it")
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is kind
+    assert str(copy) == str(error)
+    assert vars(copy) == vars(error)
+
+
+@pytest.mark.parametrize("missing", ["where", "found", "expected", "next_step"])
+def test_no_part_can_be_left_out(missing: str) -> None:
+    parts = {"where": "here", "found": "this", "expected": "that", "next_step": "do it"}
+    del parts[missing]
+    with pytest.raises(TypeError, match=missing):
+        errors.DataError(**parts)

@@ -1,0 +1,305 @@
+"""Image features: computed once per image, the same whatever else is computed beside it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from fedapt.core import files
+from fedapt.core.errors import FileError
+from fedapt.data import features as module
+from fedapt.data.features import BATCH_SIZE, Features, FeatureStore, extract_features
+from fedapt_runtime import Preprocessing
+
+SIDE = 8
+
+
+class CountingEncoder:
+    """The mean of each channel; keeps the shape of every batch that it was given."""
+
+    def __init__(self, fingerprint: str = "counting", side: int = SIDE) -> None:
+        self.preprocessing = Preprocessing((side, side), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+        self.fingerprint = fingerprint
+        self.width = 3
+        self.batches: list[tuple[int, ...]] = []
+
+    def encode(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        assert images.dtype == np.uint8
+        self.batches.append(images.shape)
+        return images.mean((1, 2)).astype(np.float32)
+
+
+def paint(folder: Path, count: int) -> list[Path]:
+    """`count` images of one colour each, so that the features are known: (i, 2 i, 100)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{i:03}.png" for i in range(count)]
+    for i, path in enumerate(paths):
+        Image.new("RGB", (SIDE, SIDE), (i, 2 * i, 100)).save(path)
+    return paths
+
+
+def colours(*numbers: int) -> list[list[float]]:
+    return [[i, 2 * i, 100] for i in numbers]
+
+
+def shards(cache: Path) -> list[Path]:
+    return sorted(cache.rglob("*.safetensors"))
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def test_features_stand_in_the_order_of_the_paths(tmp_path: Path, cache: Path) -> None:
+    paths = paint(tmp_path / "images", 5)
+    found = extract_features([paths[4], paths[0], paths[2]], CountingEncoder(), folder=cache)
+    assert found.values.tolist() == colours(4, 0, 2)
+    assert found.values.dtype == np.float32
+    assert found.kept.tolist() == [0, 1, 2]
+    assert found.errors == ()
+
+
+def test_no_paths_give_no_features(cache: Path) -> None:
+    encoder = CountingEncoder()
+    found = extract_features([], encoder, folder=cache)
+    assert found.values.shape == (0, 3)
+    assert (encoder.batches, shards(cache)) == ([], [])
+
+
+@pytest.mark.parametrize(("count", "batches"), [(1, 1), (31, 1), (32, 1), (33, 2), (70, 3)])
+def test_every_batch_is_filled_up_to_32(
+    tmp_path: Path, cache: Path, count: int, batches: int
+) -> None:
+    encoder = CountingEncoder()
+    found = extract_features(paint(tmp_path / "images", count), encoder, folder=cache)
+    assert BATCH_SIZE == 32
+    assert encoder.batches == [(32, SIDE, SIDE, 3)] * batches
+    assert found.values.tolist() == colours(*range(count))
+
+
+def test_a_second_extraction_computes_nothing(tmp_path: Path, cache: Path) -> None:
+    paths = paint(tmp_path / "images", 40)
+    first = extract_features(paths, CountingEncoder(), folder=cache)
+    encoder = CountingEncoder()
+    second = extract_features(paths, encoder, folder=cache)
+    assert encoder.batches == []
+    np.testing.assert_array_equal(second.values, first.values)
+
+
+def test_only_what_is_new_is_computed(tmp_path: Path, cache: Path) -> None:
+    paths = paint(tmp_path / "images", 80)
+    extract_features(paths[:40], CountingEncoder(), folder=cache)
+    encoder = CountingEncoder()
+    found = extract_features(paths, encoder, folder=cache)
+    assert len(encoder.batches) == 2  # 40 more
+    assert found.values.tolist() == colours(*range(80))
+
+
+def test_a_moved_image_is_not_computed_again(tmp_path: Path, cache: Path) -> None:
+    paths = paint(tmp_path / "images", 3)
+    extract_features(paths, CountingEncoder(), folder=cache)
+    moved = shutil.move(paths[2], tmp_path / "elsewhere.png")
+    encoder = CountingEncoder()
+    assert extract_features([moved], encoder, folder=cache).values.tolist() == colours(2)
+    assert encoder.batches == []
+
+
+def test_changed_bytes_under_the_same_name_are_computed_again(tmp_path: Path, cache: Path) -> None:
+    paths = paint(tmp_path / "images", 3)
+    extract_features(paths, CountingEncoder(), folder=cache)
+    stat = paths[1].stat()
+    Image.new("RGB", (SIDE, SIDE), (200, 201, 202)).save(paths[1])
+    os.utime(paths[1], ns=(stat.st_atime_ns, stat.st_mtime_ns))  # the date tells nothing
+    encoder = CountingEncoder()
+    found = extract_features(paths, encoder, folder=cache)
+    assert found.values.tolist() == [*colours(0), [200, 201, 202], *colours(2)]
+    assert len(encoder.batches) == 1
+
+
+@pytest.mark.parametrize("other", [CountingEncoder("another"), CountingEncoder(side=4)])
+def test_another_encoder_or_preprocessing_shares_nothing(
+    tmp_path: Path, cache: Path, other: CountingEncoder
+) -> None:
+    paths = paint(tmp_path / "images", 3)
+    extract_features(paths, CountingEncoder(), folder=cache)
+    other.batches.clear()
+    extract_features(paths, other, folder=cache)
+    assert len(other.batches) == 1
+    again = CountingEncoder()
+    extract_features(paths, again, folder=cache)
+    assert again.batches == []
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "other bytes", "other tensors"])
+def test_a_damaged_shard_is_computed_again(tmp_path: Path, cache: Path, damage: str) -> None:
+    paths = paint(tmp_path / "images", 3)
+    extract_features(paths, CountingEncoder(), folder=cache)
+    (shard,) = shards(cache)
+    whole = shard.read_bytes()
+    damaged = {
+        "truncated": whole[:-1],
+        "empty": b"",
+        "other bytes": b"\xff" * len(whole),
+        "other tensors": whole.replace(b'"features"', b'"featured"'),
+    }
+    shard.write_bytes(damaged[damage])
+    encoder = CountingEncoder()
+    found = extract_features(paths, encoder, folder=cache)
+    assert len(encoder.batches) == 1
+    assert found.values.tolist() == colours(0, 1, 2)
+    again = CountingEncoder()
+    extract_features(paths, again, folder=cache)
+    assert again.batches == []
+
+
+def test_an_image_that_cannot_be_read_is_named_and_left_out(tmp_path: Path, cache: Path) -> None:
+    paths = paint(tmp_path / "images", 3)
+    paths[1].write_bytes(b"no image")
+    encoder = CountingEncoder()
+    found = extract_features(paths, encoder, folder=cache)
+    assert found.values.tolist() == colours(0, 2)
+    assert found.kept.tolist() == [0, 2]
+    (error,) = found.errors
+    assert error.where == str(paths[1])
+    assert error.found == "not an image of a known format"
+    # and it is not remembered: a repaired cache of errors would be one more thing to invalidate
+    assert len(extract_features(paths, encoder, folder=cache).errors) == 1
+
+
+def test_a_missing_file_is_named_and_left_out(tmp_path: Path, cache: Path) -> None:
+    paths = paint(tmp_path / "images", 2)
+    absent = tmp_path / "absent.png"
+    found = extract_features([absent, *paths], CountingEncoder(), folder=cache)
+    assert [(e.where, e.found) for e in found.errors] == [(str(absent), "no such file")]
+    assert found.kept.tolist() == [1, 2]
+
+
+def test_nothing_but_broken_images_needs_no_tower(tmp_path: Path, cache: Path) -> None:
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for i, path in enumerate(paths):
+        path.write_bytes(bytes([i]))
+    encoder = CountingEncoder()
+    found = extract_features(paths, encoder, folder=cache)
+    assert [e.where for e in found.errors] == [str(path) for path in paths]
+    assert found.values.shape == (0, 3)
+    assert (encoder.batches, shards(cache)) == ([], [])
+
+
+def test_broken_images_between_good_ones_shift_no_row(tmp_path: Path, cache: Path) -> None:
+    paths = paint(tmp_path / "images", 100)
+    broken = set(range(0, 100, 3))
+    for i in broken:
+        paths[i].write_bytes(f"no image {i}".encode())
+    found = extract_features(paths, CountingEncoder(), folder=cache)
+    good = [i for i in range(100) if i not in broken]
+    assert found.kept.tolist() == good
+    assert found.values.tolist() == colours(*good)
+    assert [e.where for e in found.errors] == [str(paths[i]) for i in sorted(broken)]
+
+
+def test_equal_bytes_are_computed_once(tmp_path: Path, cache: Path) -> None:
+    paths = paint(tmp_path / "images", 2)
+    copies = [Path(shutil.copy(paths[1], tmp_path / f"copy{i}.png")) for i in range(40)]
+    encoder = CountingEncoder()
+    found = extract_features([*copies, *paths], encoder, folder=cache)
+    assert len(encoder.batches) == 1
+    assert found.values.tolist() == colours(*[1] * 40, 0, 1)
+    assert len(FeatureStore(shards(cache)[0].parent).rows) == 2
+
+
+def test_equal_broken_bytes_are_named_under_both_names(tmp_path: Path, cache: Path) -> None:
+    paths = [*paint(tmp_path / "images", 1), tmp_path / "x.png", tmp_path / "y.png"]
+    for path in paths[1:]:
+        path.write_bytes(b"no image")
+    found = extract_features(paths, CountingEncoder(), folder=cache)
+    assert [error.where for error in found.errors] == [str(path) for path in paths[1:]]
+    assert all(str(e).startswith(f"{e.where}: found not an image") for e in found.errors)
+    assert found.kept.tolist() == [0]
+
+
+@pytest.mark.parametrize("cached", [0, 1, 37, 70])
+def test_neither_order_nor_cache_change_a_feature(tmp_path: Path, cache: Path, cached: int) -> None:
+    paths = paint(tmp_path / "images", 70)
+    order = random.Random(cached).sample(range(70), 70)
+    if cached:
+        extract_features([paths[i] for i in order[:cached]], CountingEncoder(), folder=cache)
+    found = extract_features(paths, CountingEncoder(), folder=cache, workers=3)
+    assert found.values.tolist() == colours(*range(70))
+
+
+def test_what_is_done_is_told_up_to_the_end(tmp_path: Path, cache: Path) -> None:
+    paths = paint(tmp_path / "images", 5)
+    extract_features(paths[:2], CountingEncoder(), folder=cache)
+    told: list[tuple[int, int]] = []
+    extract_features(
+        [*paths, paths[4]],
+        CountingEncoder(),
+        folder=cache,
+        progress=lambda done, total: told.append((done, total)),
+    )
+    assert told == [(3, 6), (4, 6), (5, 6), (6, 6)]
+
+
+def test_by_default_the_cache_is_fedapts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDAPT_CACHE", str(tmp_path / "named"))
+    extract_features(paint(tmp_path / "images", 1), CountingEncoder())
+    (shard,) = shards(tmp_path)
+    assert shard.is_relative_to(tmp_path / "named" / "features")
+
+
+def test_two_runs_write_the_same_shard(tmp_path: Path, cache: Path) -> None:
+    paths = paint(tmp_path / "images", 3)
+    extract_features(paths, CountingEncoder(), folder=cache)
+    extract_features(paths, CountingEncoder(), folder=tmp_path / "other")
+    assert [path.relative_to(cache) for path in shards(cache)] == [
+        path.relative_to(tmp_path / "other") for path in shards(tmp_path / "other")
+    ]
+    assert shards(cache)[0].read_bytes() == shards(tmp_path / "other")[0].read_bytes()
+
+
+def test_full_shards_reach_the_disk_while_the_rest_is_computed(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SHARD_IMAGES", 3)
+    store = FeatureStore(cache)
+    counts = []
+    for i in range(7):
+        store.add(f"{i:064x}", np.full(2, i, dtype=np.float32))
+        counts.append(len(shards(cache)))
+    assert counts == [0, 0, 1, 1, 1, 2, 2]
+    assert len(FeatureStore(cache).rows) == 6
+    store.flush()
+    store.flush()
+    assert len(shards(cache)) == 3
+    reread = FeatureStore(cache).rows
+    assert [reread[f"{i:064x}"].tolist() for i in range(7)] == [[i, i] for i in range(7)]
+
+
+def test_a_cache_that_cannot_be_written_is_told(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fsync(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    paths = paint(tmp_path / "images", 1)
+    with pytest.raises(FileError, match="found No space left on device"):
+        extract_features(paths, CountingEncoder(), folder=cache)
+    assert shards(cache) == []
+
+
+def test_features_are_plain_values(tmp_path: Path, cache: Path) -> None:
+    found = extract_features(paint(tmp_path / "images", 2), CountingEncoder(), folder=cache)
+    assert isinstance(found, Features)
+    found.values[0] = 0  # the caller's own copy
+    again = extract_features(paint(tmp_path / "images", 2), CountingEncoder(), folder=cache)
+    assert again.values.tolist() == colours(0, 1)
