@@ -16,7 +16,8 @@ from photos import RESULTS, ROOT, machine, photos_root
 
 from fedapt.core.config import read_config
 from fedapt.core.report import Reporter
-from fedapt.run.train import RunFolder, train
+from fedapt.run.folder import RunFolder
+from fedapt.run.train import train
 from fedapt_export.export import export
 
 

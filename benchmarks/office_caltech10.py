@@ -29,7 +29,7 @@ from fedapt.data.splits import split_folders, split_samples
 from fedapt.model.backbone import Backbone, load_backbone
 from fedapt.model.image_encoder import image_encoder
 from fedapt.model.prompted_clip import zero_shot_features
-from fedapt.run.train import Session
+from fedapt.run.session import Session
 from fedapt.train.evaluate import Evaluation, accuracy, evaluate
 from fedapt.train.loop import run_rounds
 

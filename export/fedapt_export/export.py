@@ -107,7 +107,7 @@ def _parity_images(
             expected="images to compare the graph on",
             next_step="pass --data ROOT with readable images",
         )
-    return np.stack(pixels), f"{len(pixels)} test images of {data}"
+    return np.stack(pixels), f"{len(pixels)} test images of {data.name}"
 
 
 def _root_of_run(checkpoint_path: Path) -> Path | None:

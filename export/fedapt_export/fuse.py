@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import onnx
 from onnx import compose
 
@@ -68,7 +71,7 @@ def build_manifest(
         classes=info.classes,
         domains=info.domains,
         preprocessing=Preprocessing.from_dict(info.preprocessing),
-        clip={"model": info.model, "pretrained": info.pretrained, "sha256": info.clip_sha256},
+        clip=_describe_clip(info.model, info.pretrained, info.clip_sha256),
         method=info.method,
         rounds=info.rounds,
         temperature=info.temperature,
@@ -81,17 +84,23 @@ def build_manifest(
     )
 
 
+def _describe_clip(model: str, pretrained: str, sha256: str) -> dict[str, str]:
+    # a folder or weights file by its last name only: paths of the exporting machine stay there
+    is_path = os.sep in model and not model.startswith("hf-hub:")
+    return {
+        "model": Path(model).name if is_path else model,
+        "pretrained": Path(pretrained).name if os.sep in pretrained else pretrained,
+        "sha256": sha256,
+    }
+
+
 def build_zero_shot_manifest(backbone: Backbone, class_names: tuple[str, ...]) -> Manifest:
     """The manifest of zero-shot CLIP as a fused graph: one domain, nothing trained."""
     return Manifest(
         classes=class_names,
         domains=("all",),
         preprocessing=backbone.preprocessing,
-        clip={
-            "model": backbone.name,
-            "pretrained": backbone.pretrained,
-            "sha256": backbone.sha256,
-        },
+        clip=_describe_clip(backbone.name, backbone.pretrained, backbone.sha256),
         method="zero-shot",
         rounds=0,
         temperature=1.0,

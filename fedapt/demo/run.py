@@ -14,7 +14,8 @@ from fedapt.data.emoji import build_emoji_set
 from fedapt.data.folders import ImageFolders, scan_folders
 from fedapt.data.splits import split_folders
 from fedapt.model.backbone import load_backbone
-from fedapt.run.train import RunFolder, train
+from fedapt.run.folder import RunFolder
+from fedapt.run.train import train
 from fedapt_export.export import export as export_checkpoint
 from fedapt_export.export import write_model
 from fedapt_export.fuse import build_zero_shot_manifest, fuse

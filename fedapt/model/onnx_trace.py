@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import onnx
 import torch
@@ -77,7 +77,7 @@ def trace_to_onnx(
 
 
 @contextlib.contextmanager
-def _quiet(*names: str):  # type: ignore[no-untyped-def]
+def _quiet(*names: str) -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -69,7 +69,7 @@ class PromptedText(nn.Module):
             [self.before.repeat(n_batch, 1, 1), full, self.after.repeat(n_batch, 1, 1)], dim=1
         )
         features = normalize(self.tower(embeddings, self.eos.repeat(n_batch)), dim=-1)
-        return features.view(n_batch, n_classes, -1) if batched else features
+        return features.view(n_batch, n_classes, features.shape[1]) if batched else features
 
 
 def prompted_text(

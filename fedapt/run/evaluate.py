@@ -16,7 +16,7 @@ from fedapt.model.backbone import load_backbone
 from fedapt.model.checkpoint import CheckpointInfo, load_checkpoint
 from fedapt.model.image_encoder import image_encoder
 from fedapt.model.prompted_clip import zero_shot_features
-from fedapt.run.train import choose_device
+from fedapt.run.device import choose_device
 from fedapt.train.evaluate import Evaluation, evaluate
 
 

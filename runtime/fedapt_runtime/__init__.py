@@ -1,10 +1,11 @@
 """Classify images with a fused fedapt model: no torch, no fedapt, no text encoder.
 
-from fedapt_runtime import Classifier
+Example:
+    from fedapt_runtime import Classifier
 
-classifier = Classifier.load("model.onnx")
-for prediction in classifier(["a.jpg", "b.png"]):
-print(prediction.path, prediction.label, prediction.score, prediction.domain)
+    classifier = Classifier.load("model.onnx")
+    for prediction in classifier(["a.jpg", "b.png"]):
+        print(prediction.path, prediction.label, prediction.score, prediction.domain)
 """
 
 from fedapt_runtime.classifier import Classifier, Prediction

@@ -128,6 +128,16 @@ def test_weights_that_cannot_be_reached(
     assert_error(capsys, "no usable weights (OSError: We couldn't connect", "--pretrained FILE")
 
 
+def test_a_run_that_never_began_takes_no_folder(
+    images: Path, tmp_path: Path, tiny_clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert train(images, run, tiny_clip / "absent") == 4
+    assert_error(capsys, "absent: found no open_clip_config.json")
+    assert [p.name for p in run.iterdir()] == ["config.toml"]
+    assert train(images, run, tiny_clip) == 0
+
+
 def test_a_folder_that_is_taken(images: Path, tmp_path: Path, tiny_clip: Path, capsys) -> None:
     run = tmp_path / "run"
     assert train(images, run, tiny_clip) == 0

@@ -148,7 +148,7 @@ def test_an_unknown_model_name_gets_suggestions() -> None:
 
 
 def test_a_name_like_no_other_gets_no_suggestion() -> None:
-    with pytest.raises(ModelError, match="the unknown model 'qqqq'; .*To do: check the spelling"):
+    with pytest.raises(ModelError, match=r"the unknown model 'qqqq'; .*To do: check the spelling"):
         load_backbone("qqqq")
 
 
@@ -245,11 +245,11 @@ def test_a_damaged_config_is_refused(folder: Path, text: str) -> None:
     [
         ("model_cfg.text_cfg", {"no_causal_mask": True}, "a text tower that is not causal"),
         ("model_cfg.text_cfg", {"pool_type": "last"}, "a text tower that pools with 'last'"),
-        ("preprocess_cfg", {"resize_mode": "longest"}, "preprocessing with mode RGB, resize mode"),
+        ("preprocess_cfg", {"resize_mode": "longest"}, ".*resize mode longest"),
         (
             "preprocess_cfg",
             {"interpolation": "random"},
-            "preprocessing with interpolation 'random'",
+            ".*interpolation 'random'",
         ),
     ],
 )

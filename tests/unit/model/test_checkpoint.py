@@ -104,7 +104,7 @@ def test_saving_replaces_the_old_file_or_leaves_it(path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("a file")
-    with pytest.raises(FileError, match="found Not a directory"):
+    with pytest.raises(FileError, match="found File exists; expected a file that can be written"):
         make().save(tmp_path / "file" / "checkpoint.safetensors")
 
 

@@ -1,0 +1,73 @@
+"""The run folder: configuration, records, checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedapt.core.config import Config, config_to_toml, read_config
+from fedapt.core.errors import UsageError
+from fedapt.core.files import write_text
+from fedapt.core.versions import software_versions
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run keeps its files."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration, written before anything else."""
+        return self.path / "config.toml"
+
+    @property
+    def records(self) -> Path:
+        """One JSON object per round."""
+        return self.path / "records.jsonl"
+
+    @property
+    def checkpoint(self) -> Path:
+        """V, Q and the keys after the last round."""
+        return self.path / "checkpoint.safetensors"
+
+    def prepare(self, config: Config, resume: bool) -> bool:
+        """Write the configuration; True where there is a checkpoint to go on from.
+
+        Raises:
+            UsageError: the folder holds a run already, or one with other settings.
+        """
+        # a folder where no round was finished holds nothing that could be lost
+        if self.records.is_file() or self.checkpoint.is_file():
+            if not resume:
+                raise UsageError(
+                    where=self.path,
+                    found="a run",
+                    expected="a new folder",
+                    next_step="go on with --resume, or choose another --out",
+                )
+            self._check_same(config)
+        versions = ", ".join(f"{name} {number}" for name, number in software_versions().items())
+        write_text(self.config, f"# {versions}\n\n{config_to_toml(config)}")
+        return self.checkpoint.is_file()
+
+    def _check_same(self, config: Config) -> None:
+        before, now = (
+            dataclasses.asdict(dataclasses.replace(c, train=dataclasses.replace(c.train, rounds=1)))
+            for c in (read_config(self.config), config)
+        )
+        changed = [
+            f"{section}.{name}"
+            for section, values in now.items()
+            for name in values
+            if before[section][name] != values[name]
+        ]
+        if changed:
+            raise UsageError(
+                where=self.config,
+                found=f"another value of {', '.join(changed)}",
+                expected="the settings that the run began with (train.rounds alone may change)",
+                next_step=f"resume with --config {self.config}, or choose another --out",
+            )
