@@ -12,8 +12,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 import tomli_w
 
@@ -203,8 +202,6 @@ def _build(kind: type, table: Any, where: str, prefix: str) -> Any:
 
 def _check(name: str, value: Any, hint: Any, where: str) -> Any:
     kind = get_origin(hint) or hint
-    if isinstance(kind, UnionType):
-        kind = get_args(kind)[0]
     expected = ""
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 1 << 1000 else math.inf

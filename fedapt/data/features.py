@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, save
 
 from fedapt.core.files import cache_folder, hash_file, write_bytes
 from fedapt_runtime import Preprocessing
@@ -170,7 +170,10 @@ class FeatureStore:
         self.rows: dict[str, NDArray[np.float32]] = {}
         for shard in sorted(folder.glob("*.safetensors")):
             try:
-                tensors = load_file(str(shard))
+                data = shard.read_bytes()
+                if _content_name(data) != shard.stem:
+                    continue
+                tensors = load(data)
                 digests, features = tensors["digests"], tensors["features"]
                 self.rows.update(
                     (bytes(digest).hex(), feature)
@@ -195,7 +198,10 @@ class FeatureStore:
             return
         digests = np.array([list(bytes.fromhex(d)) for d in self._new], dtype=np.uint8)
         data = save({"digests": digests, "features": np.stack(list(self._new.values()))})
-        # named by content: two runs that compute the same shard write the same file
-        name = hashlib.sha256(data).hexdigest()[:32]
-        write_bytes(self._folder / f"{name}.safetensors", data)
+        write_bytes(self._folder / f"{_content_name(data)}.safetensors", data)
         self._new.clear()
+
+
+def _content_name(data: bytes) -> str:
+    """Shards are named by their content: damage shows, and equal shards are one file."""
+    return hashlib.sha256(data).hexdigest()[:32]

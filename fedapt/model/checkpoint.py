@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fedapt.core.errors import CheckpointError
+from fedapt.core.errors import CheckpointError, ReportedError
 from fedapt.core.files import write_bytes
 from fedapt.model.backbone import Backbone
 from fedapt.model.prompted_clip import GlobalModel, prompted_text
+from fedapt_runtime import Preprocessing
 
 SCHEMA = 1
 _METADATA_KEY = "fedapt"
@@ -115,7 +118,7 @@ class Checkpoint:
                 where=f"CLIP {backbone.label}",
                 found=f"weights of hash {backbone.sha256[:12]}",
                 expected=f"{self.info.clip_sha256[:12]}, which the checkpoint was trained on"
-                f" ({self.info.model} {self.info.pretrained})".rstrip(),
+                f" ({' '.join(filter(None, (self.info.model, self.info.pretrained)))})",
                 next_step="use the same weights, or train again",
             )
 
@@ -144,13 +147,37 @@ def load_checkpoint(path: Path) -> Checkpoint:
                     next_step="use the fedapt version that wrote it, or train again",
                 )
             tensors = {name: stream.get_tensor(name) for name in _TENSORS}
-        fields["classes"] = tuple(fields["classes"])
-        fields["domains"] = tuple(fields["domains"])
+        for name in ("classes", "domains"):
+            fields[name] = tuple(fields[name]) if isinstance(fields[name], list) else None
         checkpoint = Checkpoint(info=CheckpointInfo(**fields), **tensors)
+        _check_info(path, checkpoint.info)
         _check_tensors(path, checkpoint)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise _refuse(path, f"a damaged file ({type(error).__name__}: {error})") from error
     return checkpoint
+
+
+def _check_info(path: Path, info: CheckpointInfo) -> None:
+    names = (info.classes, info.domains, info.class_names.values())
+    texts = (info.method, info.model, info.pretrained, info.clip_sha256, *chain(*names))
+    wrong = [name for name in ("rounds", "seed", "split_seed") if not _is_count(info, name)]
+    if not (isinstance(info.temperature, float) and 0 < info.temperature < math.inf):
+        wrong.append("temperature")
+    if not (isinstance(info.test_fraction, float) and 0 <= info.test_fraction < 1):
+        wrong.append("test_fraction")
+    if not all(isinstance(text, str) for text in texts):
+        wrong.append("names")
+    try:
+        Preprocessing.from_dict(info.preprocessing)
+    except (ReportedError, TypeError, AttributeError, ValueError, KeyError):
+        wrong.append("preprocessing")
+    if wrong:
+        raise _refuse(path, f"metadata with a wrong {', '.join(wrong)}")
+
+
+def _is_count(info: CheckpointInfo, name: str) -> bool:
+    value = getattr(info, name)
+    return type(value) is int and value >= 0
 
 
 def _check_tensors(path: Path, checkpoint: Checkpoint) -> None:

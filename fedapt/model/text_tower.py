@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fedapt.core.errors import ModelNotSupported
 
 _POOLS_AT_EOS = ("argmax", "eos")
+_EOS = 49407  # the last token of CLIP's vocabulary
 
 
 class TextTower(nn.Module):
@@ -80,6 +81,8 @@ def _check_tower(tower: nn.Module, name: str) -> None:
         _POOLS_AT_EOS
     ):
         found = f"a text tower that pools with {pool!r}"
+    elif pool == "eos" and (eos := _eos_token(tower)) != _EOS:
+        found = f"a text tower that pools at token {eos}"
     else:
         return
     raise ModelNotSupported(
@@ -88,3 +91,8 @@ def _check_tower(tower: nn.Module, name: str) -> None:
         expected="a causal OpenCLIP text transformer that pools at EOS",
         next_step="choose another model, such as ViT-B-32-quickgelu or lite",
     )
+
+
+def _eos_token(tower: nn.Module) -> object:
+    # CLIP and CustomTextCLIP call it differently
+    return getattr(tower, "text_eos_id", getattr(tower, "eos_id", None))

@@ -21,14 +21,15 @@ def average(updates: Sequence[ClientUpdate], weighting: str) -> Learned:
     Args:
         weighting: `uniform` or `samples`.
     """
-    shares = torch.ones(len(updates), dtype=torch.float64)
+    counts = torch.ones(len(updates), dtype=torch.float64)
     if weighting == "samples":
-        shares = torch.tensor([float(u.n_samples) for u in updates], dtype=torch.float64)
-    shares = shares / shares.sum()
+        counts = torch.tensor([float(u.n_samples) for u in updates], dtype=torch.float64)
 
     def mean(tensors: list[Tensor]) -> Tensor:
         stacked = torch.stack(tensors).double()
-        return torch.einsum("k,k...->...", shares.to(stacked.device), stacked).float()
+        # divided last: whole counts times float32 values add up exactly in float64
+        total = torch.einsum("k,k...->...", counts.to(stacked.device), stacked)
+        return (total / float(counts.sum())).float()
 
     return Learned(
         mean([u.learned.context for u in updates]),

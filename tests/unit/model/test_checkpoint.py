@@ -39,7 +39,7 @@ def make(**changes: Any) -> Checkpoint:
         test_fraction=0.2,
         split_seed=0,
         class_names={"naive": "naïve ☃"},
-        preprocessing={"size": [64, 64], "mean": [0.1, 0.2, 0.3]},
+        preprocessing={"size": [64, 64], "mean": [0.1, 0.2, 0.3], "std": [1.0, 1.0, 1.0]},
         versions={"fedapt": "0.1.0"},
     )
     checkpoint = Checkpoint(
@@ -88,8 +88,9 @@ def test_the_same_content_has_the_same_bytes(path: Path, tmp_path: Path) -> None
     make().save(path)
     other = tmp_path / "other.safetensors"
     info = make().info
-    shuffled = dict(reversed(list(dataclasses.asdict(info).items())))
-    make(info=CheckpointInfo(**shuffled)).save(other)
+    shuffled = dict(reversed(list(info.preprocessing.items())))
+    assert list(shuffled) != list(info.preprocessing)
+    make(info=dataclasses.replace(info, preprocessing=shuffled)).save(other)
     assert other.read_bytes() == path.read_bytes()
     make(info=dataclasses.replace(info, rounds=4)).save(other)
     assert other.read_bytes() != path.read_bytes()
@@ -296,3 +297,28 @@ def test_another_clip_is_refused_by_its_hash(checkpoint: Checkpoint, tmp_path: P
 
 def test_its_own_clip_is_not_refused(checkpoint: Checkpoint, tiny_backbone: Backbone) -> None:
     checkpoint.check_backbone(tiny_backbone)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("temperature", "x", "wrong temperature"),
+        ("temperature", 0.0, "wrong temperature"),
+        ("temperature", float("nan"), "wrong temperature"),
+        ("rounds", -1, "wrong rounds"),
+        ("seed", 1.5, "wrong seed"),
+        ("test_fraction", 1.0, "wrong test_fraction"),
+        ("classes", [1, 2, 3], "wrong names"),
+        ("preprocessing", {"size": [2]}, "wrong preprocessing"),
+    ],
+)
+def test_metadata_of_a_wrong_type_is_refused(
+    tiny_run: Path, tmp_path: Path, name: str, value: object, text: str
+) -> None:
+    good = load_checkpoint(tiny_run / "checkpoint.safetensors")
+    metadata = dataclasses.asdict(good.info) | {name: value}
+    path = tmp_path / "changed.safetensors"
+    tensors = {t: getattr(good, t) for t in ("meta_prompt", "adaptive_network", "keys")}
+    save_file(tensors, str(path), {"fedapt": json.dumps(metadata)})
+    with pytest.raises(CheckpointError, match=text):
+        load_checkpoint(path)

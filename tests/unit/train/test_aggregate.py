@@ -35,12 +35,10 @@ def test_samples_counts_every_image_alike() -> None:
 def test_positions_are_not_mixed() -> None:
     contexts = [torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 8.0]])]
     networks = [torch.tensor([[0.0], [4.0]]), torch.tensor([[2.0], [-4.0]])]
-    updates = [
-        ClientUpdate(Learned(*pair), 1, 0.0) for pair in zip(contexts, networks, strict=True)
-    ]
-    learned = average(updates, "uniform")
-    assert learned.context.tolist() == [[2.0, 5.0]]
-    assert learned.adaptive_network.tolist() == [[1.0], [0.0]]
+    learned = [Learned(*pair) for pair in zip(contexts, networks, strict=True)]
+    averaged = average([ClientUpdate(one, 1, loss=0.0) for one in learned], "uniform")
+    assert averaged.context.tolist() == [[2.0, 5.0]]
+    assert averaged.adaptive_network.tolist() == [[1.0], [0.0]]
 
 
 @pytest.mark.parametrize("weighting", ["uniform", "samples"])

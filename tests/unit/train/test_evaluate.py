@@ -40,7 +40,7 @@ EMPTY = Labelled(torch.empty(0, 4), torch.empty(0, dtype=torch.int64))
 
 
 def domain(name: str, rows: list[list[float]], labels: list[int]) -> Domain:
-    return Domain(name, EMPTY, Labelled(torch.tensor(rows), torch.tensor(labels)))
+    return Domain(name, EMPTY, Labelled(torch.tensor(rows).float(), torch.tensor(labels)))
 
 
 # shown as class 0, 0, 0, 1; routed to key 0, 0, 0, 1, which turns the last one over

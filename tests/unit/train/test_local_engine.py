@@ -47,9 +47,12 @@ def clients(text: PromptedText) -> list[LocalClient]:
 
 
 def assert_same(found: ClientUpdate, expected: ClientUpdate) -> None:
-    assert torch.equal(found.learned.context, expected.learned.context)
-    assert torch.equal(found.learned.adaptive_network, expected.learned.adaptive_network)
-    assert (found.n_samples, found.loss) == (expected.n_samples, expected.loss)
+    # another number of threads may round a sum differently; another batch is off by 1e-3
+    for name in ("context", "adaptive_network"):
+        pair = getattr(found.learned, name), getattr(expected.learned, name)
+        torch.testing.assert_close(*pair, rtol=0, atol=1e-6)
+    assert found.n_samples == expected.n_samples
+    assert found.loss == pytest.approx(expected.loss, abs=1e-5)
 
 
 def direct(client: LocalClient, index: int, round_number: int, seed: int = 7) -> ClientUpdate:
@@ -68,9 +71,7 @@ def test_replies_stand_in_the_order_of_the_clients(clients: list[LocalClient]) -
 def test_one_client_alone_is_train_client(clients: list[LocalClient]) -> None:
     with torch_threads(1):
         (reply,) = LocalEngine(clients[:1], seed=7).train_round(START, 3)
-    torch.testing.assert_close(
-        reply.learned.context, direct(clients[0], 0, 3).learned.context, rtol=0, atol=1e-6
-    )
+    assert_same(reply, direct(clients[0], 0, 3))
 
 
 @pytest.mark.parametrize("cores", [1, 2, 8])
@@ -80,18 +81,14 @@ def test_the_number_of_cores_changes_no_result(
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     replies = LocalEngine(clients, seed=7).train_round(START, 1)
     for index, reply in enumerate(replies):
-        expected = direct(clients[index], index, 1)
-        torch.testing.assert_close(
-            reply.learned.context, expected.learned.context, rtol=0, atol=1e-6
-        )
-        assert reply.n_samples == expected.n_samples
+        assert_same(reply, direct(clients[index], index, 1))
 
 
 def test_a_round_has_batches_of_its_own(clients: list[LocalClient]) -> None:
     engine = LocalEngine(clients, seed=7)
     first, again, other = (engine.train_round(START, number)[1] for number in (0, 0, 1))
     assert_same(again, first)
-    assert not torch.equal(other.learned.context, first.learned.context)
+    assert float((other.learned.context - first.learned.context).abs().max()) > 1e-5
     reseeded = LocalEngine(clients, seed=8).train_round(START, 0)[1]
     assert not torch.equal(reseeded.learned.context, first.learned.context)
 
