@@ -290,7 +290,7 @@ def test_another_clip_is_refused_by_its_hash(checkpoint: Checkpoint, tmp_path: P
     with pytest.raises(
         CheckpointError,
         match=f"found weights of hash {other.sha256[:12]}; expected {expected}, which the "
-        r"checkpoint was trained on \(tiny \)\. To do: use the same weights, or train again",
+        r"checkpoint was trained on \(tiny\)\. To do: use the same weights, or train again",
     ):
         checkpoint.to_global_model(other)
 
