@@ -17,6 +17,7 @@ _MOST_SHOWN = 20
 @app.command("emoji")
 def emoji(
     out: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")],
+    as_json: JsonOption = False,
 ) -> None:
     """Build the demo set: the same emoji drawn by four designers."""
     with console_reporter() as reporter:
@@ -25,11 +26,14 @@ def emoji(
 
         build_emoji_set(out, reporter)
     folders = scan_folders(out)
-    n_images = sum(len(samples) for samples in folders.samples.values())
-    print(
-        f"{out}: {n_images} images, {len(folders.domains)} domains,"
-        f" {len(folders.class_folders)} classes; licences in {out / 'ATTRIBUTION.md'}"
-    )
+    counts = {domain: len(samples) for domain, samples in folders.samples.items()}
+    if as_json:
+        print_json({"images": counts, "classes": list(folders.class_names)})
+    else:
+        print(
+            f"{out}: {sum(counts.values())} images, {len(counts)} domains,"
+            f" {len(folders.class_folders)} classes; licences in {out / 'ATTRIBUTION.md'}"
+        )
 
 
 @app.command("check")
