@@ -179,5 +179,5 @@ def test_without_onnxruntime_the_way_out_is_printed(alone: Alone) -> None:
     )
     assert (done.returncode, done.stdout) == (9, "")
     assert "error: onnxruntime: found no usable ONNX Runtime (" in done.stderr
-    assert "To do: pip install 'fedapt-runtime[cpu]' (or [gpu] on a machine" in done.stderr
+    assert "To do: pip install 'fedapt-runtime[cpu]' (or [gpu] where there" in done.stderr
     assert "Traceback" not in done.stderr

@@ -266,7 +266,7 @@ def test_no_onnxruntime_is_9(
     code, out, err = run(capsys, "classify", tiny_model, images)
     assert (code, out) == (9, "")
     assert "error: onnxruntime: found no usable ONNX Runtime (" in err
-    assert "To do: pip install 'fedapt-runtime[cpu]' (or [gpu] on a machine with" in err
+    assert "To do: pip install 'fedapt-runtime[cpu]' (or [gpu] where there is" in err
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "onnxruntime-gpu"])
