@@ -69,16 +69,8 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path, tiny_ima
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_run: Path) -> Path:
     """The tiny run as a fused ONNX file."""
-    from fedapt.core.report import Reporter
-    from fedapt_export.export import export
+    from tests.support.fusing import export_run
 
     out = tmp_path_factory.mktemp("model") / "model.onnx"
-    export(
-        tiny_run / "checkpoint.safetensors",
-        out,
-        data=None,
-        parity_images=0,
-        least_agreement=0.0,
-        reporter=Reporter(),
-    )
+    export_run(tiny_run, out)
     return out

@@ -11,16 +11,15 @@ import pytest
 import torch
 
 from fedapt.core.errors import CheckpointError, ParityError
-from fedapt.core.report import Reporter
 from fedapt.model.backbone import Backbone, load_backbone
 from fedapt.model.checkpoint import load_checkpoint
 from fedapt_export import export as export_module
-from fedapt_export.export import export
 from fedapt_export.fuse import fuse
 from fedapt_export.head import fedapt_head
 from fedapt_export.parity import Parity, measure_parity
 from fedapt_runtime import Classifier
 from fedapt_runtime.manifest import METADATA_KEY
+from tests.support.fusing import export_run
 from tests.support.tiny import write_tiny_clip
 
 GOOD = {
@@ -73,14 +72,7 @@ def test_the_same_checkpoint_gives_the_same_bytes(
     tiny_run: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     again = tmp_path / "again.onnx"
-    export(
-        tiny_run / "checkpoint.safetensors",
-        again,
-        data=None,
-        parity_images=0,
-        least_agreement=0.0,
-        reporter=Reporter(),
-    )
+    export_run(tiny_run, again)
     assert again.read_bytes() == tiny_model.read_bytes()
 
 
@@ -155,14 +147,7 @@ def test_a_failed_parity_leaves_the_older_file(
 
     monkeypatch.setattr(export_module, "fuse", wrong)
     with pytest.raises(ParityError, match="probabilities differ"):
-        export(
-            tiny_run / "checkpoint.safetensors",
-            out,
-            data=None,
-            parity_images=0,
-            least_agreement=0.0,
-            reporter=Reporter(),
-        )
+        export_run(tiny_run, out)
     assert out.read_bytes() == b"older"
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
 

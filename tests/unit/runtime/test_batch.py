@@ -16,28 +16,17 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from fedapt_runtime import Classifier, Manifest, Preprocessing
+from fedapt_runtime import Classifier
 from fedapt_runtime.batch import CSV_COLUMNS, Summary, classify_files, find_images
 from fedapt_runtime.errors import InputError, OutputError
+from tests.support.manifests import make_manifest
 
 
 class FakeBackend:
     """Class 0 with 3/4 for an image darker than 100, else class 1 with 3/4; domain likewise."""
 
     description = "a fake"
-    manifest = Manifest(
-        classes=("dark, very", "bright"),
-        domains=("nacht", "täglich"),
-        preprocessing=Preprocessing((2, 2), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-        clip={},
-        method="fedapt",
-        rounds=1,
-        temperature=0.01,
-        mixing="exact",
-        precision="fp32",
-        opset=20,
-        checkpoint_sha256="",
-    )
+    manifest = make_manifest(("dark, very", "bright"), ("nacht", "täglich"))
 
     def run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         bright = (images[:, 0, 0, 0] >= 100).astype(np.float32)

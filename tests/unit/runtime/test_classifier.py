@@ -13,10 +13,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from fedapt_runtime import Classifier, Manifest, Prediction, Preprocessing
+from fedapt_runtime import Classifier, Prediction, Preprocessing
 from fedapt_runtime.classifier import softmax
 from fedapt_runtime.errors import InputError
 from fedapt_runtime.pipeline import Decoded, decode_one, split_batches
+from tests.support.manifests import make_manifest
 
 PREPROCESSING = Preprocessing((2, 2), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 # colour of a plain image -> class probabilities and domain weights; logits are ln p + a constant
@@ -36,19 +37,7 @@ class FakeBackend:
 
     def __init__(self) -> None:
         self.batches: list[int] = []
-        self.manifest = Manifest(
-            classes=("cat", "dog", "eel"),
-            domains=("day", "night"),
-            preprocessing=PREPROCESSING,
-            clip={},
-            method="fedapt",
-            rounds=1,
-            temperature=0.01,
-            mixing="exact",
-            precision="fp32",
-            opset=20,
-            checkpoint_sha256="",
-        )
+        self.manifest = make_manifest(("cat", "dog", "eel"), ("day", "night"))
 
     def run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         assert images.dtype == np.uint8
