@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted: no output was written", file=sys.stderr)
+        print("interrupted: no output file was written", file=sys.stderr)
         return EXIT_INTERRUPTED
     except OSError as error:
         # only stdout is left to fail here; keep the interpreter from complaining about it again

@@ -293,7 +293,7 @@ def test_ctrl_c_is_130(
     monkeypatch.setattr(cli, "classify_files", interrupt)
     code, out, err = run(capsys, "classify", tiny_model, images)
     assert (code, out) == (130, "")
-    assert err.splitlines()[-1] == "interrupted: no output was written"
+    assert err.splitlines()[-1] == "interrupted: no output file was written"
 
 
 def test_progress_is_shown_on_a_terminal(
