@@ -20,6 +20,7 @@ from fedapt.model.checkpoint import Checkpoint, load_checkpoint
 from fedapt_export.fuse import attach_manifest, build_manifest, fuse
 from fedapt_export.head import fedapt_head
 from fedapt_export.parity import Parity, measure_parity
+from fedapt_export.swap import write_head
 from fedapt_runtime import Manifest, Preprocessing
 from fedapt_runtime.pipeline import decode_ahead
 
@@ -34,14 +35,16 @@ def export(
     parity_images: int,
     least_agreement: float,
     reporter: Reporter,
+    head_only: bool = False,
 ) -> Parity:
-    """Fuse a checkpoint with its CLIP and write one ONNX file.
+    """Fuse a checkpoint with its CLIP and write one ONNX file, or its head alone.
 
     Args:
         data: images for the parity report, by default those that the run folder names; without
             either, noise.
         parity_images: how many test images to compare; 0 takes all.
         least_agreement: share of images whose best class must survive the mixing of text banks.
+        head_only: write the head as a .safetensors file; the whole graph is checked all the same.
 
     Raises:
         ParityError: the graph does not compute what the checkpoint computes; `out` is untouched.
@@ -53,7 +56,8 @@ def export(
     backbone = load_backbone(info.model, info.pretrained)
     reporter.message(f"model: {backbone.label}, {len(info.classes)} classes, {info.rounds} rounds")
     global_model = checkpoint.to_global_model(backbone)
-    model = fuse(backbone, fedapt_head(global_model))
+    head = fedapt_head(global_model)
+    model = fuse(backbone, head)
     if model.ByteSize() > _MOST_MODEL_BYTES:
         raise ExportError(
             where=f"model {backbone.label}",
@@ -65,7 +69,10 @@ def export(
     parity = measure_parity(model.SerializeToString(), global_model, backbone, images, source)
     parity.check(least_agreement, out)
     manifest = build_manifest(checkpoint, hash_file(checkpoint_path), parity.to_dict())
-    write_model(model, manifest, out)
+    if head_only:
+        write_head(head, manifest, out)
+    else:
+        write_model(model, manifest, out)
     return parity
 
 

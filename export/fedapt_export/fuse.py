@@ -15,7 +15,7 @@ from fedapt.model.checkpoint import Checkpoint
 from fedapt.model.image_encoder import read_tower
 from fedapt.model.image_tower import FEATURES
 from fedapt.model.onnx_trace import OPSET
-from fedapt_export.head import LOGITS, WEIGHTS, Head, build_head
+from fedapt_export.head import LOGITS, WEIGHTS, Head, build_head, swappable_inputs
 from fedapt_runtime import Manifest, Preprocessing
 from fedapt_runtime.manifest import METADATA_KEY
 
@@ -23,7 +23,8 @@ from fedapt_runtime.manifest import METADATA_KEY
 def fuse(backbone: Backbone, head: Head) -> onnx.ModelProto:
     """The fused graph of an image tower and a head, without a manifest.
 
-    Input `images` uint8 [batch, height, width, 3]; outputs `logits` float32 [batch, C],
+    Input `images` uint8 [batch, height, width, 3], and the head's tensors as inputs with defaults;
+    outputs `logits` float32 [batch, C],
     `domain_weights` float32 [batch, N] and `features` float32 [batch, D], not normalised.
 
     Raises:
@@ -40,6 +41,7 @@ def fuse(backbone: Backbone, head: Head) -> onnx.ModelProto:
             name="fedapt",
         )
         _put_in_order(fused)
+        fused.graph.input.extend(swappable_inputs(head.banks.shape[-1]))
         onnx.checker.check_model(fused, full_check=True)
     except (ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(
@@ -53,7 +55,7 @@ def fuse(backbone: Backbone, head: Head) -> onnx.ModelProto:
 
 
 def _put_in_order(model: onnx.ModelProto) -> None:
-    """Logits first; and one opset entry, where merging leaves one for each part."""
+    """Logits first, and one opset entry, where merging leaves one for each part."""
     outputs = {output.name: output for output in model.graph.output}
     ordered = [outputs[name] for name in (LOGITS, WEIGHTS, FEATURES)]
     del model.graph.output[:]

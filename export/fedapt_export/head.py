@@ -24,6 +24,7 @@ from fedapt.model.backbone import Backbone
 from fedapt.model.image_tower import FEATURES
 from fedapt.model.onnx_trace import BATCH, IR_VERSION, OPSET
 from fedapt.model.prompted_clip import GlobalModel, gram_matrices, zero_shot_features
+from fedapt_runtime.head import complete_head
 
 LOGITS, WEIGHTS = "logits", "domain_weights"
 _LEAST_NORM = 1e-12
@@ -80,33 +81,41 @@ def zero_shot_head(backbone: Backbone, class_names: tuple[str, ...]) -> Head:
     return Head(banks, network, 1.0, backbone.logit_scale)
 
 
-def build_head(head: Head) -> onnx.ModelProto:
-    """The head as ONNX: input `features` [batch, D], outputs `logits` and `domain_weights`."""
+def head_tensors(head: Head) -> dict[str, NDArray[np.float32]]:
+    """The head's own tensors, in the layout that the products read: no transposes at run time."""
     banks = head.banks
-    n_domains, n_classes, image_width = banks.shape
+    return {
+        "text_banks": banks.flatten(0, 1).T.contiguous().cpu().numpy(),
+        "gram": gram_matrices(banks).permute(1, 0, 2).flatten(1).contiguous().cpu().numpy(),
+        "adaptive_network": head.adaptive_network.T.contiguous().cpu().numpy(),
+        "temperature": np.array(head.temperature, dtype=np.float32),
+        "logit_scale": np.array(head.logit_scale, dtype=np.float32),
+    }
+
+
+def build_head(head: Head) -> onnx.ModelProto:
+    """The head as ONNX: input `features` [batch, D], outputs `logits` and `domain_weights`.
+
+    The head's tensors are initialisers; `swappable_inputs` makes them inputs with defaults.
+    """
+    n_domains, n_classes, image_width = head.banks.shape
     g = _GraphBuilder()
-    # initialisers are stored in the layout that the products read: no transposes at run time
-    bank_columns = banks.flatten(0, 1).T.contiguous().cpu().numpy()
-    gram_columns = gram_matrices(banks).permute(1, 0, 2).flatten(1).contiguous().cpu().numpy()
-    network = head.adaptive_network.T.contiguous().cpu().numpy()
+    for name, value in complete_head(head_tensors(head), n_domains, n_classes).items():
+        g.constant(name, value)
+    weights = _domain_weights(g)
 
-    weights = _domain_weights(g, network, n_domains, head.temperature)
-
-    last = g.axes("head.last", -1)
-    norm = g.node("ReduceL2", "head.norm", FEATURES, last, keepdims=1)
+    norm = g.node("ReduceL2", "head.norm", FEATURES, g.axes("head.last", -1), keepdims=1)
     norm = g.node("Max", "head.safe_norm", norm, g.scalar("head.least_norm", _LEAST_NORM))
     unit = g.node("Div", "head.unit_features", FEATURES, norm)
 
-    similarity = g.node("MatMul", "head.flat", unit, g.constant("text_banks", bank_columns))
-    shape = g.axes("head.bank_shape", 0, n_domains, n_classes)
-    similarity = g.node("Reshape", "head.similarity", similarity, shape)
+    similarity = g.node("MatMul", "head.flat", unit, "text_banks")
+    similarity = g.node("Reshape", "head.similarity", similarity, "bank_shape")
     row = g.node("Unsqueeze", "head.weight_row", weights, g.axes("head.axis_1", 1))
     mixed = g.node("MatMul", "head.mixed_row", row, similarity)
     mixed = g.node("Squeeze", "head.mixed", mixed, "head.axis_1")
 
-    partial = g.node("MatMul", "head.gram_flat", weights, g.constant("gram", gram_columns))
-    shape = g.axes("head.gram_shape", 0, n_classes, n_domains)
-    partial = g.node("Reshape", "head.gram_partial", partial, shape)
+    partial = g.node("MatMul", "head.gram_flat", weights, "gram")
+    partial = g.node("Reshape", "head.gram_partial", partial, "gram_shape")
     column = g.node("Unsqueeze", "head.weight_column", weights, g.axes("head.axis_2", 2))
     squared = g.node("MatMul", "head.squared_column", partial, column)
     squared = g.node("Squeeze", "head.squared", squared, "head.axis_2")
@@ -114,15 +123,15 @@ def build_head(head: Head) -> onnx.ModelProto:
     length = g.node("Sqrt", "head.length", squared)
 
     cosine = g.node("Div", "head.cosine", mixed, length)
-    g.node("Mul", LOGITS, cosine, g.scalar("logit_scale", head.logit_scale))
+    g.node("Mul", LOGITS, cosine, "logit_scale")
 
     graph = helper.make_graph(
         g.nodes,
         "fedapt_head",
         [helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, [BATCH, image_width])],
         [
-            helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, [BATCH, n_classes]),
-            helper.make_tensor_value_info(WEIGHTS, TensorProto.FLOAT, [BATCH, n_domains]),
+            helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, [BATCH, "classes"]),
+            helper.make_tensor_value_info(WEIGHTS, TensorProto.FLOAT, [BATCH, "domains"]),
         ],
         initializer=g.constants,
     )
@@ -130,20 +139,31 @@ def build_head(head: Head) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
 
 
-def _domain_weights(
-    g: _GraphBuilder, network: NDArray[np.float32], n_domains: int, temperature: float
-) -> str:
-    scores = g.node("MatMul", "head.scores", FEATURES, g.constant("adaptive_network", network))
-    if n_domains == 1:  # the standard deviation of one score does not exist; its weight is 1
-        zero = g.node("Mul", "head.zero", scores, g.scalar("head.null", 0.0))
-        return g.node("Softmax", WEIGHTS, zero, axis=-1)
+def _domain_weights(g: _GraphBuilder) -> str:
+    scores = g.node("MatMul", "head.scores", FEATURES, "adaptive_network")
     axis = g.axes("head.domain_axis", -1)
     mean = g.node("ReduceMean", "head.mean_score", scores, axis, keepdims=1)
     centred = g.node("Sub", "head.centred", scores, mean)
     total = g.node("ReduceSumSquare", "head.spread", centred, axis, keepdims=1)
-    variance = g.node("Div", "head.variance", total, g.scalar("head.n_minus_1", n_domains - 1))
+    variance = g.node("Div", "head.variance", total, "other_domains")
     std = g.node("Sqrt", "head.std", variance)
+    # one domain, or equal scores: 0 / the least std = 0, and softmax makes the weights uniform
     std = g.node("Max", "head.safe_std", std, g.scalar("head.least_std", LEAST_STD))
     standard = g.node("Div", "head.standard_scores", centred, std)
-    sharp = g.node("Div", "head.sharp_scores", standard, g.scalar("temperature", temperature))
+    sharp = g.node("Div", "head.sharp_scores", standard, "temperature")
     return g.node("Softmax", WEIGHTS, sharp, axis=-1)
+
+
+def swappable_inputs(image_width: int) -> list[onnx.ValueInfoProto]:
+    """The head's tensors as inputs of a graph, their sizes free but for D."""
+    shapes: dict[str, tuple[int, list[int | str]]] = {
+        "text_banks": (TensorProto.FLOAT, [image_width, "domains_times_classes"]),
+        "gram": (TensorProto.FLOAT, ["domains", "classes_times_domains"]),
+        "adaptive_network": (TensorProto.FLOAT, [image_width, "domains"]),
+        "temperature": (TensorProto.FLOAT, []),
+        "logit_scale": (TensorProto.FLOAT, []),
+        "bank_shape": (TensorProto.INT64, [3]),
+        "gram_shape": (TensorProto.INT64, [3]),
+        "other_domains": (TensorProto.FLOAT, []),
+    }
+    return [helper.make_tensor_value_info(n, kind, dims) for n, (kind, dims) in shapes.items()]

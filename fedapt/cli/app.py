@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import typer
 
 import fedapt
-from fedapt.cli import data, demo, evaluate, export, train
+from fedapt.cli import data, demo, evaluate, export, swap_head, train
 from fedapt.cli.show import Interrupted
 from fedapt_runtime.errors import EXIT_INTERRUPTED, ReportedError
 
@@ -31,6 +31,7 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("export")(export.export)
+app.command("swap-head")(swap_head.swap_head)
 app.command("demo")(demo.demo)
 app.add_typer(data.app, name="data")
 

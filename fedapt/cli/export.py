@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def export(
     checkpoint: CheckpointArgument,
-    out: Annotated[Path, typer.Option(help="The .onnx file to write.")],
+    out: Annotated[Path, typer.Option(help="The .onnx file to write, or the head's .safetensors.")],
     data: Annotated[
         Path | None,
         typer.Option(help="Images for the parity report [those of the training run]."),
@@ -27,6 +27,9 @@ def export(
     min_agreement: Annotated[
         float, typer.Option(min=0, max=1, help="Least share of unchanged best classes.")
     ] = 0.98,
+    head_only: Annotated[
+        bool, typer.Option("--head-only", help="Write what follows the image tower alone.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Fuse a checkpoint with its CLIP into one ONNX file, and prove that it computes the same."""
@@ -40,6 +43,7 @@ def export(
             parity_images=parity_images,
             least_agreement=min_agreement,
             reporter=reporter,
+            head_only=head_only,
         )
         reporter.message(f"written: {out} ({out.stat().st_size / 1e6:.1f} MB)")
     if as_json:

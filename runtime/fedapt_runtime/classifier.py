@@ -59,19 +59,22 @@ class Classifier:
         self._backend = backend
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "auto") -> Classifier:
+    def load(
+        cls, path: str | Path, device: str = "auto", head: str | Path | None = None
+    ) -> Classifier:
         """Load a model that `fedapt export` wrote.
 
         Args:
             path: the .onnx file.
             device: `auto` (CUDA where ONNX Runtime has it), `cpu` or `cuda`.
+            head: a head that `fedapt export --head-only` wrote, in place of the model's own.
 
         Raises:
-            ModelFileError: missing, damaged, or not a fedapt model.
+            ModelFileError: missing, damaged, not a fedapt model, or a head of another CLIP.
             MissingDependency: ONNX Runtime is missing, or installed twice.
             RuntimeFailure: the device is not available.
         """
-        return cls(OrtBackend(path, device))
+        return cls(OrtBackend(path, device, head))
 
     @property
     def manifest(self) -> Manifest:

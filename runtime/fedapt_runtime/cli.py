@@ -35,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     classify.add_argument("--batch-size", type=_positive, default=32, metavar="N")
     classify.add_argument("--top-k", type=_positive, default=5, metavar="K")
     classify.add_argument("--workers", type=_positive, metavar="N", help="decoding threads")
+    classify.add_argument("--head", type=Path, help="a head file to use instead of the model's own")
     classify.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     classify.add_argument(
         "--json", action="store_true", help="print the summary as JSON on stdout (needs --out)"
@@ -58,7 +59,7 @@ def run_classify(options: argparse.Namespace) -> None:
     if options.json and options.out is None:
         build_parser().error("--json prints the summary on stdout: give the rows a file with --out")
     check_output_name(options.out)
-    classifier = Classifier.load(options.model, device=options.device)
+    classifier = Classifier.load(options.model, device=options.device, head=options.head)
     paths = list(find_images(options.paths))
     print(f"{options.model}: {classifier.description}", file=sys.stderr)
     show = _Progress(len(paths))

@@ -43,8 +43,21 @@ def noise(backbone: Backbone, count: int) -> np.ndarray:
 
 def test_the_graph_has_the_documented_border_and_one_opset(tiny_model: Path) -> None:
     model = onnx.load(tiny_model)
-    (image,) = model.graph.input
+    image, *head = model.graph.input
     assert image.name == "images"
+    # the head's tensors are inputs, and each has a default
+    defaults = {initializer.name for initializer in model.graph.initializer}
+    assert {value.name for value in head} == {
+        "text_banks",
+        "gram",
+        "adaptive_network",
+        "temperature",
+        "logit_scale",
+        "bank_shape",
+        "gram_shape",
+        "other_domains",
+    }
+    assert {value.name for value in head} <= defaults
     assert image.type.tensor_type.elem_type == onnx.TensorProto.UINT8
     assert [d.dim_param or d.dim_value for d in image.type.tensor_type.shape.dim] == [
         "batch",

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedapt_runtime.errors import MissingDependency, ModelFileError, RuntimeFailure
+from fedapt_runtime.head import Tensor, read_head
 from fedapt_runtime.manifest import METADATA_KEY, parse_manifest
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -118,14 +119,17 @@ class OrtBackend:
     Args:
         path: the .onnx file.
         device: `auto`, `cpu` or `cuda`.
+        head: a head file to use in place of the model's own head.
 
     Raises:
-        ModelFileError: no such file, not ONNX, or not a fedapt model.
+        ModelFileError: no such file, not ONNX, not a fedapt model, or a head of another CLIP.
         MissingDependency: ONNX Runtime is missing or installed twice.
         RuntimeFailure: the device is not available.
     """
 
-    def __init__(self, path: str | Path, device: str = "auto") -> None:
+    def __init__(
+        self, path: str | Path, device: str = "auto", head: str | Path | None = None
+    ) -> None:
         path = Path(path)
         if not path.is_file():
             raise ModelFileError(
@@ -142,6 +146,12 @@ class OrtBackend:
         )
         self.description = f"ONNX Runtime {onnxruntime.__version__} on {device}"
         self._check_signature(path)
+        self._head: dict[str, Tensor] = {}
+        if head is not None:
+            head_file = read_head(head)
+            head_file.check_fits(self.manifest, head)
+            self.manifest, self._head = head_file.manifest, head_file.feeds()
+        self._probe(path if head is None else head)
 
     def _check_signature(self, path: Path) -> None:
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
@@ -158,11 +168,24 @@ class OrtBackend:
                 expected=f"images uint8 [batch, {height}, {width}, 3], logits, domain_weights",
                 next_step="export the model again with `fedapt export`",
             )
+
+    def _probe(self, where: object) -> None:
+        """Classify a black image: the first run allocates, and shows whether the names fit."""
+        height, width = self.manifest.preprocessing.size
         counts = [len(self.manifest.classes), len(self.manifest.domains)]
-        columns = [o.shape[-1] if o.shape else None for o in outputs[:2]]
+        try:
+            outputs = self.run(np.zeros((1, height, width, 3), dtype=np.uint8))
+        except Exception as error:  # ONNX Runtime's exceptions share no public base class
+            raise ModelFileError(
+                where=where,
+                found=f"a graph that does not run ({str(error).splitlines()[0][:200]})",
+                expected="a model, and a head of the same CLIP",
+                next_step="export both again with `fedapt export`",
+            ) from error
+        columns = [output.shape[-1] for output in outputs]
         if columns != counts:
             raise ModelFileError(
-                where=path,
+                where=where,
                 found=f"a graph of {columns[0]} classes and {columns[1]} domains",
                 expected=f"{counts[0]} and {counts[1]}, as its manifest names them",
                 next_step="export the model again with `fedapt export`",
@@ -170,5 +193,6 @@ class OrtBackend:
 
     def run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """See `base.Backend.run`."""
-        logits, weights = self._session.run(["logits", "domain_weights"], {"images": images})
+        feeds = {"images": images, **self._head}
+        logits, weights = self._session.run(["logits", "domain_weights"], feeds)
         return logits, weights

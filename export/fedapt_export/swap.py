@@ -1,0 +1,66 @@
+"""Heads on their own: written beside a model, and put into another of the same CLIP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+from onnx import numpy_helper
+from safetensors.numpy import save
+
+from fedapt.core.errors import ExportError
+from fedapt.core.files import write_bytes
+from fedapt_export.fuse import attach_manifest
+from fedapt_export.head import Head, head_tensors
+from fedapt_runtime import Manifest
+from fedapt_runtime.head import read_head
+from fedapt_runtime.manifest import METADATA_KEY, parse_manifest
+
+
+def write_head(head: Head, manifest: Manifest, out: Path) -> None:
+    """Write a head file, whole or not at all.
+
+    Raises:
+        FileError: the folder cannot be written, or the disk is full.
+    """
+    write_bytes(out, save(head_tensors(head), {METADATA_KEY: manifest.to_json()}))
+
+
+def swap_head(model_path: Path, head_path: Path, out: Path) -> Manifest:
+    """Put a head into a fused model of the same CLIP; the tower's bytes stay as they are.
+
+    Returns:
+        The manifest of the new model, which is the head's.
+
+    Raises:
+        ExportError: the model is missing, damaged, or no fedapt model.
+        ModelFileError: the head is damaged, or of another CLIP.
+        FileError: the output cannot be written.
+    """
+    try:
+        model = onnx.load(model_path)
+    except Exception as error:  # protobuf's errors and OSError share no useful base class
+        raise ExportError(
+            where=model_path,
+            found=f"a file that onnx cannot read ({' '.join(str(error).split())[:200]})",
+            expected="a model written by `fedapt export`",
+            next_step="check the path",
+        ) from error
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    head = read_head(head_path)
+    head.check_fits(parse_manifest(metadata.get(METADATA_KEY), model_path), head_path)
+    values = head.feeds()
+    for initializer in model.graph.initializer:
+        if initializer.name in values:
+            value = values.pop(initializer.name)
+            initializer.CopyFrom(numpy_helper.from_array(value, initializer.name))
+    if values:
+        raise ExportError(
+            where=model_path,
+            found=f"a graph without {', '.join(sorted(values))}",
+            expected="a model whose head can be swapped",
+            next_step="export the model again with `fedapt export`",
+        )
+    attach_manifest(model, head.manifest)
+    write_bytes(out, model.SerializeToString())
+    return head.manifest

@@ -1,0 +1,142 @@
+"""The head of a fused model: everything behind the image tower, swappable without the tower.
+
+In the graph the head's tensors are inputs with default values. A head file (.safetensors, kilobytes
+to a few megabytes) holds other values: of more rounds of training, a further class, a further
+domain. It carries a manifest of its own and fits any model with the same CLIP.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedapt_runtime.errors import ModelFileError
+from fedapt_runtime.manifest import METADATA_KEY, Manifest, parse_manifest
+
+Tensor = NDArray[np.float32] | NDArray[np.int64]
+
+_MOST_HEADER_BYTES = 16 << 20
+_MOST_BYTES = 2 << 30
+
+
+def complete_head(
+    tensors: Mapping[str, NDArray[np.float32]], n_domains: int, n_classes: int
+) -> dict[str, Tensor]:
+    """The head's tensors with those that follow from its size: all that the graph takes.
+
+    Args:
+        tensors: `text_banks` [D, N * C], `gram` [N, C * N], `adaptive_network` [D, N],
+            `temperature` [] and `logit_scale` [].
+    """
+    sizes: dict[str, Tensor] = {
+        "bank_shape": np.array([0, n_domains, n_classes], dtype=np.int64),
+        "gram_shape": np.array([0, n_classes, n_domains], dtype=np.int64),
+        # of the unbiased variance; with one domain its numerator is 0 as well
+        "other_domains": np.array(max(1, n_domains - 1), dtype=np.float32),
+    }
+    return {**tensors, **sizes}
+
+
+@dataclass(frozen=True)
+class HeadFile:
+    """A head by itself.
+
+    Attributes:
+        manifest: of the model that this head makes; its classes and domains are the head's.
+        tensors: float32, see `complete_head`.
+    """
+
+    manifest: Manifest
+    tensors: dict[str, NDArray[np.float32]]
+
+    def feeds(self) -> dict[str, Tensor]:
+        """All values that the graph takes in place of its defaults."""
+        return complete_head(self.tensors, len(self.manifest.domains), len(self.manifest.classes))
+
+    def check_fits(self, model: Manifest, where: object) -> None:
+        """Refuse a model with another CLIP or another preprocessing.
+
+        Raises:
+            ModelFileError: the hashes of the weights differ.
+        """
+        mine, other = self.manifest.clip.get("sha256", ""), model.clip.get("sha256", "")
+        if mine != other or self.manifest.preprocessing != model.preprocessing:
+            raise ModelFileError(
+                where=where,
+                found=f"a head of a CLIP with hash {mine[:12]}",
+                expected=f"one of {other[:12]}, the CLIP inside the model",
+                next_step="export a head of the same CLIP, or the whole model anew",
+            )
+
+
+def read_head(path: str | Path) -> HeadFile:
+    """Read and check a head file that `fedapt export --head-only` wrote.
+
+    The safetensors format is a length, a JSON header and raw bytes; reading it takes no package.
+
+    Raises:
+        ModelFileError: missing, damaged, or not a head.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        if size > _MOST_BYTES:
+            raise _refuse(path, f"a file of {size:,} bytes")
+        data = path.read_bytes()
+        header_bytes = int.from_bytes(data[:8], "little")
+        if not 2 <= header_bytes <= min(_MOST_HEADER_BYTES, len(data) - 8):
+            raise _refuse(path, "no safetensors header")
+        header: dict[str, Any] = json.loads(data[8 : 8 + header_bytes])
+        metadata = header.pop("__metadata__", {})
+        body = memoryview(data)[8 + header_bytes :]
+        tensors = {name: _read_tensor(body, entry) for name, entry in header.items()}
+    except OSError as error:
+        raise _refuse(path, error.strerror or str(error)) from error
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise _refuse(path, f"a damaged file ({type(error).__name__}: {error})") from error
+    head = HeadFile(parse_manifest(metadata.get(METADATA_KEY), path), tensors)
+    _check_shapes(path, head)
+    return head
+
+
+def _read_tensor(body: memoryview, entry: dict[str, Any]) -> NDArray[np.float32]:
+    begin, end = entry["data_offsets"]
+    shape = [int(n) for n in entry["shape"]]
+    if entry["dtype"] != "F32" or min(shape, default=0) < 0 or not 0 <= begin <= end <= len(body):
+        raise ValueError(f"a tensor of {entry['dtype']} {shape} at {begin} to {end}")
+    if end - begin != 4 * math.prod(shape):
+        raise ValueError(f"{end - begin} bytes for the shape {shape}")
+    return np.frombuffer(body[begin:end], dtype="<f4").reshape(shape)
+
+
+def _check_shapes(path: Path, head: HeadFile) -> None:
+    n_classes, n_domains = len(head.manifest.classes), len(head.manifest.domains)
+    found = {name: list(tensor.shape) for name, tensor in head.tensors.items()}
+    width = found.get("adaptive_network", [0])[0]
+    expected = {
+        "text_banks": [width, n_domains * n_classes],
+        "gram": [n_domains, n_classes * n_domains],
+        "adaptive_network": [width, n_domains],
+        "temperature": [],
+        "logit_scale": [],
+    }
+    if found != expected:
+        raise _refuse(path, f"tensors {found} for {n_classes} classes and {n_domains} domains")
+    if not all(np.isfinite(tensor).all() for tensor in head.tensors.values()):
+        raise _refuse(path, "tensors with NaN or infinity")
+
+
+def _refuse(path: Path, found: str) -> ModelFileError:
+    return ModelFileError(
+        where=path,
+        found=found,
+        expected="a head written by `fedapt export --head-only`",
+        next_step="check the path, or export the head again",
+    )
