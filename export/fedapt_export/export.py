@@ -4,25 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 
-from fedapt.core.config import read_config
-from fedapt.core.errors import DataError, ExportError
+from fedapt.core.errors import ExportError
 from fedapt.core.files import hash_file, write_bytes
 from fedapt.core.report import Reporter
-from fedapt.core.seeds import child_seed
-from fedapt.data.folders import scan_folders
-from fedapt.data.splits import split_folders
 from fedapt.model.backbone import load_backbone
-from fedapt.model.checkpoint import Checkpoint, load_checkpoint
+from fedapt.model.checkpoint import load_checkpoint
 from fedapt_export.fuse import attach_manifest, build_manifest, fuse
 from fedapt_export.head import fedapt_head
+from fedapt_export.images import collect_images
 from fedapt_export.parity import Parity, measure_parity
 from fedapt_export.swap import write_head
-from fedapt_runtime import Manifest, Preprocessing
-from fedapt_runtime.pipeline import decode_ahead
+from fedapt_runtime import Manifest
 
 _MOST_MODEL_BYTES = 2_000_000_000
 
@@ -51,7 +45,7 @@ def export(
         ReportedError: see `fedapt.core.errors`.
     """
     checkpoint = load_checkpoint(checkpoint_path)
-    images, source = _parity_images(checkpoint, checkpoint_path, data, parity_images)
+    images, source = collect_images(checkpoint, checkpoint_path, data, parity_images)
     info = checkpoint.info
     backbone = load_backbone(info.model, info.pretrained)
     reporter.message(f"model: {backbone.label}, {len(info.classes)} classes, {info.rounds} rounds")
@@ -84,42 +78,3 @@ def write_model(model: onnx.ModelProto, manifest: Manifest, out: Path) -> None:
     """
     attach_manifest(model, manifest)
     write_bytes(out, model.SerializeToString())
-
-
-def _parity_images(
-    checkpoint: Checkpoint, checkpoint_path: Path, data: Path | None, count: int
-) -> tuple[NDArray[np.uint8], str]:
-    preprocessing = Preprocessing.from_dict(checkpoint.info.preprocessing)
-    if data is None:
-        data = _root_of_run(checkpoint_path)
-    if data is None:
-        generator = np.random.default_rng(child_seed(0, "parity images"))
-        shape = (min(count or 64, 64), *preprocessing.size, 3)
-        noise = generator.integers(0, 256, shape, dtype=np.uint8)
-        return noise, f"{len(noise)} images of noise (pass --data for photos)"
-    info = checkpoint.info
-    # the split asks for no labels, and a parity check needs none: any folder of domains will do
-    folders = scan_folders(data)
-    split = split_folders(folders, info.test_fraction, info.split_seed)
-    paths = [folders.root / s.path for d in folders.domains for s in split.test[d]]
-    if count and len(paths) > count:
-        chosen = np.random.default_rng(child_seed(0, "parity images")).permutation(len(paths))
-        paths = [paths[i] for i in sorted(chosen[:count])]
-    decoded = decode_ahead(paths, preprocessing, workers=4, ahead=64)
-    pixels = [item.pixels for item in decoded if item.pixels is not None]
-    if not pixels:
-        raise DataError(
-            where=data,
-            found="no readable test image",
-            expected="images to compare the graph on",
-            next_step="pass --data ROOT with readable images",
-        )
-    return np.stack(pixels), f"{len(pixels)} test images of {data.name}"
-
-
-def _root_of_run(checkpoint_path: Path) -> Path | None:
-    config = checkpoint_path.parent / "config.toml"
-    if not config.is_file():
-        return None
-    root = Path(read_config(config).data.root)
-    return root if root.is_dir() else None

@@ -8,7 +8,17 @@ from collections.abc import Sequence
 import typer
 
 import fedapt
-from fedapt.cli import data, demo, evaluate, export, swap_head, train
+from fedapt.cli import (
+    data,
+    demo,
+    describe,
+    doctor,
+    evaluate,
+    export,
+    swap_head,
+    train,
+    verify,
+)
 from fedapt.cli.show import Interrupted
 from fedapt_runtime.errors import EXIT_INTERRUPTED, ReportedError
 
@@ -32,6 +42,9 @@ app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("export")(export.export)
 app.command("swap-head")(swap_head.swap_head)
+app.command("verify")(verify.verify)
+app.command("describe")(describe.describe)
+app.command("doctor")(doctor.doctor)
 app.command("demo")(demo.demo)
 app.add_typer(data.app, name="data")
 

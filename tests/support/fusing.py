@@ -9,7 +9,7 @@ from fedapt_export.export import export
 from fedapt_export.parity import Parity
 
 
-def export_run(run: Path, out: Path) -> Parity:
+def export_run(run: Path, out: Path, *, head_only: bool = False) -> Parity:
     """Fuse a run's checkpoint, compared on all of its test images."""
     return export(
         run / "checkpoint.safetensors",
@@ -18,4 +18,5 @@ def export_run(run: Path, out: Path) -> Parity:
         parity_images=0,
         least_agreement=0.0,
         reporter=Reporter(),
+        head_only=head_only,
     )

@@ -1,0 +1,95 @@
+"""What a file of fedapt's is, checkpoint, head or model, and all that it says of itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import onnx
+from safetensors import SafetensorError, safe_open
+
+from fedapt.core.errors import FileError
+from fedapt.core.files import hash_file
+from fedapt.model.checkpoint import load_checkpoint
+from fedapt_runtime.head import read_head
+from fedapt_runtime.manifest import METADATA_KEY, parse_manifest
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Plain values: `kind`, `bytes`, `sha256`, and what that kind of file holds.
+
+    Raises:
+        FileError: no such file, or none of fedapt's.
+        CheckpointError, ModelFileError: it is one of fedapt's, and damaged.
+    """
+    facts = {"file": str(path), "bytes": _size(path), "sha256": hash_file(path)}
+    names = _tensor_names(path)
+    if names is None:
+        return facts | _describe_model(path)
+    if "text_banks" in names:
+        head = read_head(path)
+        shapes = {name: list(tensor.shape) for name, tensor in head.tensors.items()}
+        return {"kind": "head"} | facts | {"tensors": shapes} | dataclasses.asdict(head.manifest)
+    checkpoint = load_checkpoint(path)
+    tensors = {n: list(getattr(checkpoint, n).shape) for n in sorted(names)}
+    return (
+        {"kind": "checkpoint"} | facts | {"tensors": tensors} | dataclasses.asdict(checkpoint.info)
+    )
+
+
+def _size(path: Path) -> int:
+    if not path.is_file():
+        raise _refuse(path, "no such file" if not path.exists() else "not a file")
+    return path.stat().st_size
+
+
+def _tensor_names(path: Path) -> set[str] | None:
+    try:
+        with safe_open(str(path), framework="numpy") as stream:
+            return set(stream.keys())
+    except (SafetensorError, OSError):
+        return None
+
+
+def _describe_model(path: Path) -> dict[str, Any]:
+    try:
+        model = onnx.load(path)
+    except Exception as error:  # protobuf's errors share no useful base class
+        raise _refuse(path, "neither safetensors nor ONNX") from error
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    manifest = parse_manifest(metadata.get(METADATA_KEY), path)
+    defaults = {initializer.name for initializer in model.graph.initializer}
+    return {
+        "kind": "model",
+        "inputs": {v.name: _type(v) for v in model.graph.input if v.name not in defaults},
+        "outputs": {v.name: _type(v) for v in model.graph.output},
+        "swappable": sorted(v.name for v in model.graph.input if v.name in defaults),
+        "weight_bytes": _bytes_by_type(model),
+        "operators": dict(Counter(n.op_type for n in model.graph.node).most_common()),
+    } | dataclasses.asdict(manifest)
+
+
+def _type(value: onnx.ValueInfoProto) -> str:
+    tensor = value.type.tensor_type
+    dims = [d.dim_param or str(d.dim_value) for d in tensor.shape.dim]
+    return f"{onnx.TensorProto.DataType.Name(tensor.elem_type).lower()} [{', '.join(dims)}]"
+
+
+def _bytes_by_type(model: onnx.ModelProto) -> dict[str, int]:
+    """Bytes of weights per dtype: the precision that the file really has."""
+    sizes: Counter[str] = Counter()
+    for tensor in model.graph.initializer:
+        array = onnx.numpy_helper.to_array(tensor)
+        sizes[onnx.TensorProto.DataType.Name(tensor.data_type).lower()] += array.nbytes
+    return dict(sizes.most_common())
+
+
+def _refuse(path: Path, found: str) -> FileError:
+    return FileError(
+        where=path,
+        found=found,
+        expected="a checkpoint, a head or a model of fedapt",
+        next_step="check the path",
+    )

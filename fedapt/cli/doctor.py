@@ -1,0 +1,28 @@
+"""`fedapt doctor`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fedapt.cli.options import JsonOption
+from fedapt.cli.show import console_reporter, print_json, print_table
+
+if TYPE_CHECKING:
+    from fedapt_export.doctor import Finding
+
+
+def doctor(as_json: JsonOption = False) -> None:
+    """Say what is here of everything that fedapt can use, and how to get the rest."""
+    with console_reporter():
+        from fedapt_export.doctor import examine
+
+        findings = examine()
+    if as_json:
+        print_json([finding.to_dict() for finding in findings])
+        return
+    rows = [[f.name, "yes" if f.is_there else "no", _text(f)] for f in findings]
+    print_table("What fedapt can use here", ["", "here", ""], rows, figures=False)
+
+
+def _text(finding: Finding) -> str:
+    return finding.detail if finding.is_there else f"{finding.detail}: {finding.install}"

@@ -1,0 +1,42 @@
+"""`fedapt verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedapt.cli.export import show_parity
+from fedapt.cli.options import CheckpointArgument, JsonOption
+from fedapt.cli.show import console_reporter, print_json
+
+
+def verify(
+    model: Annotated[Path, typer.Argument(help="A model.onnx written by `fedapt export`.")],
+    checkpoint: CheckpointArgument,
+    data: Annotated[
+        Path | None, typer.Option(help="Images to compare on [those of the training run].")
+    ] = None,
+    images: Annotated[int, typer.Option(min=0, help="Test images; 0 takes all.")] = 128,
+    min_agreement: Annotated[
+        float, typer.Option(min=0, max=1, help="Least share of unchanged best classes.")
+    ] = 0.98,
+    as_json: JsonOption = False,
+) -> None:
+    """Prove again, on any data, that a model computes what its checkpoint computes."""
+    with console_reporter() as reporter:
+        from fedapt_export.verify import verify as run_verify
+
+        parity = run_verify(
+            model,
+            checkpoint,
+            data=data,
+            images=images,
+            least_agreement=min_agreement,
+            reporter=reporter,
+        )
+    if as_json:
+        print_json(parity.to_dict())
+    else:
+        show_parity(parity)

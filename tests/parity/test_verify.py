@@ -1,0 +1,54 @@
+"""A model is proved against its checkpoint again, and against any other refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+
+from fedapt.cli.app import main
+
+
+def verify(model: Path, run: Path, *more: str) -> int:
+    return main(["verify", str(model), str(run / "checkpoint.safetensors"), *more])
+
+
+def test_its_own_checkpoint(
+    tiny_model: Path, tiny_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert verify(tiny_model, tiny_run, "--images", "0", "--min-agreement", "0", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 12
+
+
+def test_another_checkpoint_is_7(
+    tiny_model: Path,
+    tiny_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    source = tiny_run / "checkpoint.safetensors"
+    with safe_open(str(source), "pt") as stream:
+        metadata = stream.metadata()
+    tensors = load_file(str(source))
+    tensors["meta_prompt"] += 1
+    save_file(tensors, str(tmp_path / "checkpoint.safetensors"), metadata)
+    assert verify(tiny_model, tmp_path) == 7
+    assert "found a model of checkpoint" in capsys.readouterr().err
+
+
+def test_a_model_that_was_changed_is_7(
+    tiny_model: Path, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = onnx.load(tiny_model)
+    for initializer in model.graph.initializer:
+        if initializer.name == "text_banks":
+            changed = -onnx.numpy_helper.to_array(initializer)
+            initializer.CopyFrom(onnx.numpy_helper.from_array(changed, "text_banks"))
+    onnx.save(model, tmp_path / "changed.onnx")
+    assert verify(tmp_path / "changed.onnx", tiny_run, "--min-agreement", "0") == 7
+    assert "probabilities differ by" in capsys.readouterr().err
