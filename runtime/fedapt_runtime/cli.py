@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import fedapt_runtime
+from fedapt_runtime.backends.ort import OrtBackend
 from fedapt_runtime.batch import Summary, check_output_name, classify_files, find_images
+from fedapt_runtime.bench import bench
 from fedapt_runtime.classifier import Classifier
 from fedapt_runtime.errors import EXIT_INTERRUPTED, OutputError, ReportedError
 
@@ -41,6 +43,17 @@ def build_parser() -> argparse.ArgumentParser:
         "--json", action="store_true", help="print the summary as JSON on stdout (needs --out)"
     )
     classify.set_defaults(run=run_classify)
+
+    bench = commands.add_parser("bench", help="time inference and decoding on this machine")
+    bench.add_argument("model", type=Path)
+    bench.add_argument("--head", type=Path, help="a head file to use instead of the model's own")
+    bench.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    bench.add_argument(
+        "--batch-sizes", type=_positives, default=(1, 8, 32), metavar="N,N", help="[1,8,32]"
+    )
+    bench.add_argument("--seconds", type=float, default=3.0, metavar="S", help="of each figure [3]")
+    bench.add_argument("--json", action="store_true", help="print the figures as JSON")
+    bench.set_defaults(run=run_bench)
 
     describe = commands.add_parser("describe", help="print what a model is, as JSON")
     describe.add_argument("model", type=Path)
@@ -79,6 +92,27 @@ def run_classify(options: argparse.Namespace) -> None:
                 dataclasses.asdict(summary) | {"images_per_second": summary.images_per_second}
             )
         )
+
+
+def _positives(text: str) -> tuple[int, ...]:
+    return tuple(_positive(part) for part in text.split(","))
+
+
+def run_bench(options: argparse.Namespace) -> None:
+    """`fedapt-runtime bench`."""
+    backend = OrtBackend(options.model, options.device, options.head)
+    report = bench(backend, options.batch_sizes, options.seconds)
+    if options.json:
+        print(json.dumps(report.to_dict(), indent=2))
+        return
+    print(f"{options.model}: {report.backend}, {report.machine['cores']} cores")
+    print(f"{'batch':>6} {'images/s':>9} {'p50 ms':>8} {'p95 ms':>8} {'p99 ms':>8}")
+    for t in report.batches:
+        print(
+            f"{t.batch:6} {t.images_per_second:9.1f} {t.p50_ms:8.1f} {t.p95_ms:8.1f}"
+            f" {t.p99_ms:8.1f}"
+        )
+    print(f"decoding a 640 x 480 JPEG: {report.decode_ms:.1f} ms on one thread")
 
 
 def run_describe(options: argparse.Namespace) -> None:

@@ -1,0 +1,105 @@
+"""How fast a model is here: inference by batch size, and decoding, apart from each other."""
+
+from __future__ import annotations
+
+import io
+import os
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fedapt_runtime.backends.base import Backend
+from fedapt_runtime.preprocess import Preprocessing
+
+_PHOTO = (480, 640)  # height and width of the JPEG that decoding is timed on
+_LEAST_RUNS = 5
+
+
+@dataclass(frozen=True)
+class BatchTiming:
+    """Inference of one batch size; times in milliseconds per batch."""
+
+    batch: int
+    images_per_second: float
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    runs: int
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """Figures of one model on one machine.
+
+    Attributes:
+        backend: what ran the graph, and where.
+        batches: inference alone, from pixels in memory.
+        decode_ms: reading and preprocessing one 640 x 480 JPEG on one thread.
+        machine: processor, cores and versions.
+    """
+
+    backend: str
+    batches: tuple[BatchTiming, ...]
+    decode_ms: float
+    machine: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def bench(backend: Backend, batch_sizes: Sequence[int], seconds: float) -> BenchReport:
+    """Time a backend.
+
+    Args:
+        batch_sizes: each is timed for `seconds`, after one run that is not counted.
+        seconds: of each batch size, and of decoding; at least five runs are timed in any case.
+    """
+    preprocessing = backend.manifest.preprocessing
+    return BenchReport(
+        backend=backend.description,
+        batches=tuple(_time_batch(backend, size, seconds) for size in batch_sizes),
+        decode_ms=_time_decoding(preprocessing, seconds),
+        machine={
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("fedapt-runtime", "numpy", "pillow")},
+        },
+    )
+
+
+def _time_batch(backend: Backend, batch: int, seconds: float) -> BatchTiming:
+    shape = (batch, *backend.manifest.preprocessing.size, 3)
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    backend.run(images)
+    times: list[float] = []
+    ends = time.perf_counter() + seconds
+    while len(times) < _LEAST_RUNS or time.perf_counter() < ends:
+        started = time.perf_counter()
+        backend.run(images)
+        times.append(time.perf_counter() - started)
+    p50, p95, p99 = (1e3 * float(value) for value in np.percentile(times, (50, 95, 99)))
+    return BatchTiming(batch, batch * len(times) / sum(times), p50, p95, p99, len(times))
+
+
+def _time_decoding(preprocessing: Preprocessing, seconds: float) -> float:
+    # smooth noise: a JPEG of about the size of a photo's
+    small = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    photo = Image.fromarray(small).resize(_PHOTO[::-1], Image.Resampling.BICUBIC)
+    encoded = io.BytesIO()
+    photo.save(encoded, "JPEG", quality=90)
+    times: list[float] = []
+    ends = time.perf_counter() + seconds
+    while len(times) < _LEAST_RUNS or time.perf_counter() < ends:
+        encoded.seek(0)
+        started = time.perf_counter()
+        preprocessing.load(encoded, "a JPEG in memory")
+        times.append(time.perf_counter() - started)
+    return 1e3 * float(np.median(times))

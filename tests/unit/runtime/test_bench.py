@@ -1,0 +1,84 @@
+"""The bench counts what it says that it counts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from fedapt_runtime import bench as bench_module
+from fedapt_runtime.bench import bench
+from fedapt_runtime.cli import main
+from tests.support.manifests import make_manifest
+
+
+class Clock:
+    """A clock that moves only when told; each reading is exact."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+class FakeBackend:
+    """Takes 10 ms an image; every tenth run takes twice as long."""
+
+    description = "a fake"
+    manifest = make_manifest(("a", "b"), ("x",))
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.runs = 0
+
+    def run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        assert images.dtype == np.uint8
+        self.clock.now += 0.010 * len(images) * (2 if self.runs and self.runs % 10 == 0 else 1)
+        self.runs += 1
+        return np.zeros((len(images), 2), np.float32), np.ones((len(images), 1), np.float32)
+
+
+def test_rates_and_percentiles_are_those_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(bench_module.time, "perf_counter", clock.perf_counter)
+    monkeypatch.setattr(bench_module, "_time_decoding", lambda *_: 1.5)
+    backend = FakeBackend(clock)
+    report = bench(backend, [2], seconds=0.2199)
+    (timing,) = report.batches
+    # the first run is not counted; ten follow, of 20 ms but for the tenth, which takes 40
+    assert timing.runs == 10
+    assert backend.runs == 11
+    assert timing.images_per_second == pytest.approx(2 * 10 / 0.22)
+    assert timing.p50_ms == pytest.approx(20)
+    assert 20 < timing.p95_ms < timing.p99_ms < 40
+    assert report.decode_ms == 1.5
+
+
+def test_a_slow_model_is_still_run_five_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(bench_module.time, "perf_counter", clock.perf_counter)
+    monkeypatch.setattr(bench_module, "_time_decoding", lambda *_: 1.5)
+    assert bench(FakeBackend(clock), [1], seconds=0).batches[0].runs == 5
+
+
+def test_the_command(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["bench", str(tiny_model), "--seconds", "0.01", "--batch-sizes", "1,3"]
+    assert main([*command, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [t["batch"] for t in report["batches"]] == [1, 3]
+    assert report["decode_ms"] > 0
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert "images/s" in shown
+    assert "decoding a 640 x 480 JPEG" in shown
+
+
+def test_wrong_sizes_are_2(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["bench", str(tiny_model), "--batch-sizes", "1,0"])
+    assert caught.value.code == 2
+    assert "expected a whole number from 1 on" in capsys.readouterr().err
