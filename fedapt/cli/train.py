@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -34,15 +35,17 @@ def train(
     override: Annotated[
         list[str] | None, typer.Option("-o", metavar="KEY=VALUE", help="Set section.key=value.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from OUT's checkpoint.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from OUT's checkpoint, with its settings.")
+    ] = False,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Train one prompt together: one client per domain folder."""
     named = {
         "data.root": None if data is None else str(data.resolve()),
-        "model.name": model,
-        "model.pretrained": pretrained,
+        "model.name": _resolve(model),
+        "model.pretrained": _resolve(pretrained),
         "train.rounds": rounds,
         "train.lr": lr,
         "train.batch_size": batch_size,
@@ -50,6 +53,9 @@ def train(
         "prompt.temperature": temperature,
         "train.seed": seed,
     }
+    written = out / "config.toml"
+    if resume and config is None and written.is_file():
+        config = written  # a run goes on with the settings that it began with
     settings = read_config(config, override or (), named)
     with console_reporter() as reporter:
         from fedapt.run.train import train as run_training
@@ -60,3 +66,9 @@ def train(
         print_json(evaluation.to_dict())
     else:
         show_evaluation(evaluation, f"{out} after {settings.train.rounds} rounds")
+
+
+def _resolve(name: str | None) -> str | None:
+    """A folder or file by its full path, so that the checkpoint finds it from anywhere."""
+    is_path = name is not None and os.sep in name and Path(name).exists()
+    return str(Path(name).resolve()) if name is not None and is_path else name

@@ -69,5 +69,5 @@ class RunFolder:
                 where=self.config,
                 found=f"another value of {', '.join(changed)}",
                 expected="the settings that the run began with (train.rounds alone may change)",
-                next_step=f"resume with --config {self.config}, or choose another --out",
+                next_step="leave that setting out, or choose another --out",
             )

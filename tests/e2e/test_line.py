@@ -19,7 +19,7 @@ from fedapt_runtime.cli import main as runtime_main
 SETTINGS = ["--lr", "0.1", "--batch-size", "8", "--context-length", "4", "--seed", "3"]
 
 
-def train_arguments(out: Path, images: Path, clip: Path, rounds: int) -> list[str]:
+def train_arguments(out: Path, images: Path, clip: Path | str, rounds: int) -> list[str]:
     named = ["--data", str(images), "--out", str(out), "--model", str(clip)]
     return ["train", *named, "--rounds", str(rounds), *SETTINGS]
 
@@ -162,6 +162,29 @@ def test_a_run_that_was_stopped_and_resumed_ends_with_the_same_bytes(
     assert [r["loss"] for r in read_records(run / "records.jsonl")] == [
         r["loss"] for r in read_records(uninterrupted / "records.jsonl")
     ]
+
+
+def test_a_model_in_a_folder_is_found_from_anywhere(
+    tmp_path: Path, tiny_images: Path, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_clip.parent)
+    here = Path(".") / tiny_clip.name
+    run = tmp_path / "run"
+    assert main(train_arguments(run, tiny_images, f"./{here}", 1)) == 0
+    monkeypatch.chdir(tmp_path)
+    checkpoint = str(run / "checkpoint.safetensors")
+    assert main(["evaluate", checkpoint, "--data", str(tiny_images)]) == 0
+
+
+def test_resuming_takes_the_settings_from_the_run_itself(
+    tmp_path: Path, tiny_images: Path, tiny_clip: Path
+) -> None:
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    assert main(train_arguments(run, tiny_images, tiny_clip, 2)) == 0
+    assert main(["train", "--out", str(run), "--resume", "--rounds", "4"]) == 0
+    assert main(train_arguments(whole, tiny_images, tiny_clip, 4)) == 0
+    name = "checkpoint.safetensors"
+    assert (run / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
