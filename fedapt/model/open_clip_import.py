@@ -20,7 +20,7 @@ _MOST_OPERATORS = 32
 
 
 def _import_torchvision() -> None:
-    import torch
+    from torch import library
 
     for _ in range(_MOST_OPERATORS):
         try:
@@ -30,7 +30,7 @@ def _import_torchvision() -> None:
             missing = _MISSING_OPERATOR.search(str(error))
             if missing is None:
                 raise
-            torch.library.define(f"torchvision::{missing[1]}", "(Tensor x) -> Tensor")
+            library.define(f"torchvision::{missing[1]}", "(Tensor x) -> Tensor")
             for name in [m for m in sys.modules if m.split(".")[0] == "torchvision"]:
                 del sys.modules[name]
 
