@@ -16,6 +16,7 @@ from statistics import median
 
 import numpy as np
 import torch
+from full_prompts import encode_full_prompts
 from photos import RESULTS, machine
 from torch.nn.functional import normalize
 
@@ -57,12 +58,7 @@ def authors_way(backbone: Backbone, model: GlobalModel, pixels: torch.Tensor) ->
     """One image: its feature, its weights, its own C prompts at the full 77 tokens."""
     feature = image_tower(backbone)(pixels)
     prompts = personalise(model.context, model.keys, model.weights(feature))[0]
-    text = model.text
-    n_classes = len(text.eos)
-    used = 1 + CONTEXT_LENGTH + text.after.shape[1]
-    padding = torch.zeros(n_classes, 77 - used, prompts.shape[-1])
-    embeddings = torch.cat([text.before, prompts, text.after, padding], dim=1)
-    features = normalize(text.tower(embeddings, text.eos), dim=-1)
+    features = encode_full_prompts(model.text, prompts)
     return model.logit_scale * normalize(feature, dim=-1) @ features.T
 
 

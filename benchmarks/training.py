@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 import torch
+from full_prompts import encode_full_prompts
 from photos import RESULTS, ROOT, machine, photos_root
 from torch.nn.functional import cross_entropy, normalize
 
@@ -41,20 +42,17 @@ def straightforward_step(
     backbone: Backbone, session: Session, keys: torch.Tensor, batch: int
 ) -> float:
     """Seconds of one step: `batch` images through the tower, 77 tokens a prompt, SGD."""
-    text, start = session.text, session.begin().learned
+    start = session.begin().learned
     context = start.context.clone().requires_grad_()
     network = start.adaptive_network.clone().requires_grad_()
     optimizer = torch.optim.SGD([context, network], lr=0.01, momentum=0.9)
     pixels = torch.zeros(batch, *backbone.preprocessing.size, 3, dtype=torch.uint8)
     labels = torch.zeros(batch, dtype=torch.int64)
-    n_classes, length = len(text.eos), 1 + context.shape[1] + text.after.shape[1]
-    padding = torch.zeros(n_classes, 77 - length, context.shape[2])
     started = time.perf_counter()
     with torch.no_grad():
         features = image_tower(backbone)(pixels)
     prompts = personalise(context, keys, torch.eye(len(keys))[0])
-    embeddings = torch.cat([text.before, prompts, text.after, padding], dim=1)
-    text_features = normalize(text.tower(embeddings, text.eos), dim=-1)
+    text_features = encode_full_prompts(session.text, prompts)
     logits = backbone.logit_scale * normalize(features, dim=-1) @ text_features.T
     loss = cross_entropy(logits, labels) + cross_entropy(features @ network.T, labels)
     loss.backward()

@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from fedapt.core.errors import FileError
 from fedapt.core.files import hash_file
 from fedapt.model.checkpoint import load_checkpoint
+from fedapt_export.fuse import read_manifest
 from fedapt_runtime.head import read_head
-from fedapt_runtime.manifest import METADATA_KEY, parse_manifest
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -84,8 +84,7 @@ def _describe_model(path: Path) -> dict[str, Any]:
         model = onnx.load(path)
     except Exception as error:  # protobuf's errors share no useful base class
         raise _refuse(path, "neither safetensors nor ONNX") from error
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
-    manifest = parse_manifest(metadata.get(METADATA_KEY), path)
+    manifest = read_manifest(model, path)
     defaults = {initializer.name for initializer in model.graph.initializer}
     return {
         "kind": "model",

@@ -26,9 +26,9 @@ import onnx
 
 from fedapt.core.errors import DependencyError, ExportError
 from fedapt.core.files import hash_file, replace_file, write_text
-from fedapt_runtime.manifest import METADATA_KEY, parse_manifest
+from fedapt_export.engine_builder import LIBRARY
+from fedapt_export.fuse import read_manifest
 
-LIBRARY = "tensorrt_rtx_bindings"
 # what TensorRT-RTX 1.7 names; H100 and B200 (sm90, sm100) are targets of plain TensorRT alone
 CAPABILITIES = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 _DATA_CENTRE = ("sm90", "sm100", "sm103")
@@ -107,8 +107,7 @@ def build_engine(model: Path, out: Path, settings: EngineSettings) -> dict[str, 
     """
     settings.check()
     check_library()
-    metadata = {e.key: e.value for e in onnx.load(model).metadata_props}
-    manifest = parse_manifest(metadata.get(METADATA_KEY), model)
+    manifest = read_manifest(onnx.load(model), model)
     with replace_file(out) as temporary:
         built = _run_builder(model, temporary, settings)
         engine_sha256 = hash_file(temporary)

@@ -17,7 +17,7 @@ from fedapt.model.image_tower import FEATURES
 from fedapt.model.onnx_trace import OPSET
 from fedapt_export.head import LOGITS, WEIGHTS, Head, build_head, swappable_inputs
 from fedapt_runtime import Manifest, Preprocessing
-from fedapt_runtime.manifest import METADATA_KEY
+from fedapt_runtime.manifest import METADATA_KEY, parse_manifest
 
 
 def fuse(backbone: Backbone, head: Head) -> onnx.ModelProto:
@@ -112,6 +112,16 @@ def build_zero_shot_manifest(backbone: Backbone, class_names: tuple[str, ...]) -
         checkpoint_sha256="",
         versions=software_versions() | {"onnx": onnx.__version__},
     )
+
+
+def read_manifest(model: onnx.ModelProto, where: object) -> Manifest:
+    """The manifest of a model's `metadata_props`.
+
+    Raises:
+        ModelFileError: there is none, or it is damaged or of another schema.
+    """
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    return parse_manifest(metadata.get(METADATA_KEY), where)
 
 
 def attach_manifest(model: onnx.ModelProto, manifest: Manifest) -> None:

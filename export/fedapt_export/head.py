@@ -23,11 +23,10 @@ from fedapt.model.adaptive_network import LEAST_STD
 from fedapt.model.backbone import Backbone
 from fedapt.model.image_tower import FEATURES
 from fedapt.model.onnx_trace import BATCH, IR_VERSION, OPSET
-from fedapt.model.prompted_clip import GlobalModel, gram_matrices, zero_shot_features
+from fedapt.model.prompted_clip import LEAST_NORM, GlobalModel, gram_matrices, zero_shot_features
 from fedapt_runtime.head import complete_head
 
 LOGITS, WEIGHTS = "logits", "domain_weights"
-_LEAST_NORM = 1e-12
 
 
 class _GraphBuilder:
@@ -71,7 +70,7 @@ class Head:
 
 def fedapt_head(model: GlobalModel) -> Head:
     """The head of a global model; encodes its prompts once for each key."""
-    return Head(model.text_banks(), model.adaptive_network, model.temperature, model.logit_scale)
+    return Head(model.text_banks, model.adaptive_network, model.temperature, model.logit_scale)
 
 
 def zero_shot_head(backbone: Backbone, class_names: tuple[str, ...]) -> Head:
@@ -105,7 +104,7 @@ def build_head(head: Head) -> onnx.ModelProto:
     weights = _domain_weights(g)
 
     norm = g.node("ReduceL2", "head.norm", FEATURES, g.axes("head.last", -1), keepdims=1)
-    norm = g.node("Max", "head.safe_norm", norm, g.scalar("head.least_norm", _LEAST_NORM))
+    norm = g.node("Max", "head.safe_norm", norm, g.scalar("head.least_norm", LEAST_NORM))
     unit = g.node("Div", "head.unit_features", FEATURES, norm)
 
     similarity = g.node("MatMul", "head.flat", unit, "text_banks")

@@ -109,7 +109,7 @@ def measure_parity(
         return [torch.from_numpy(output).to(backbone.device) for output in outputs]
 
     tower = image_tower(backbone)
-    banks = model.text_banks()
+    banks = model.text_banks
     feature_differences, probability_differences = [], []
     for start, size in zip(np.cumsum((0, *BATCH_SIZES)), BATCH_SIZES, strict=False):
         batch = np.take(images, range(start, start + size), axis=0, mode="wrap")

@@ -10,11 +10,11 @@ from safetensors.numpy import save
 
 from fedapt.core.errors import ExportError
 from fedapt.core.files import write_bytes
-from fedapt_export.fuse import attach_manifest
+from fedapt_export.fuse import attach_manifest, read_manifest
 from fedapt_export.head import Head, head_tensors
 from fedapt_runtime import Manifest
 from fedapt_runtime.head import read_head
-from fedapt_runtime.manifest import METADATA_KEY, parse_manifest
+from fedapt_runtime.manifest import METADATA_KEY
 
 
 def write_head(head: Head, manifest: Manifest, out: Path) -> None:
@@ -46,9 +46,8 @@ def swap_head(model_path: Path, head_path: Path, out: Path) -> Manifest:
             expected="a model written by `fedapt export`",
             next_step="check the path",
         ) from error
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
     head = read_head(head_path)
-    head.check_fits(parse_manifest(metadata.get(METADATA_KEY), model_path), head_path)
+    head.check_fits(read_manifest(model, model_path), head_path)
     values = head.feeds()
     for initializer in model.graph.initializer:
         if initializer.name in values:

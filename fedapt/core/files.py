@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from fedapt.core.errors import FileError
+from fedapt_runtime import atomic
 
 _CHUNK_BYTES = 1 << 20
 
@@ -18,24 +18,15 @@ _CHUNK_BYTES = 1 << 20
 def replace_file(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`, and rename it to `path` when the block ends well.
 
-    The data is on the disk before the rename, so a crash at any moment leaves the old file or the
-    new one. Missing folders are made.
+    The runtime's `atomic.replace_file` with fedapt's own error. Missing folders are made.
 
     Raises:
         FileError: the folder cannot be written, or the disk is full.
     """
-    temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        _flush(temporary)
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
+        with atomic.replace_file(path) as temporary:
+            yield temporary
     except OSError as error:
         raise FileError(
             where=path,
@@ -43,18 +34,6 @@ def replace_file(path: Path) -> Iterator[Path]:
             expected="a file that can be written",
             next_step="check the folder, its permissions and the free space, then run again",
         ) from error
-    finally:
-        if temporary is not None:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

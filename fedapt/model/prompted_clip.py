@@ -14,6 +14,7 @@ Source: FedAPT (arXiv 2211.07864); the mixture through Gram matrices is fedapt's
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from fedapt.model.text_tower import TextTower
 from fedapt.model.tokens import PromptTokens, tokenize_prompts, tokenize_texts
 
 ZERO_SHOT_TEMPLATE = "a photo of a {}."
-_LEAST_NORM = 1e-12
+LEAST_NORM = 1e-12
 
 
 class PromptedText(nn.Module):
@@ -125,9 +126,13 @@ class GlobalModel:
         """Domain weights float32 [n, N] of image features f, float32 [n, D], not normalised."""
         return domain_weights(features @ self.adaptive_network.T, self.temperature)
 
+    @cached_property
     @torch.inference_mode()
     def text_banks(self) -> Tensor:
-        """T, unit text features of all classes under each key alone: float32 [N, C, D]."""
+        """T, unit text features of all classes under each key alone: float32 [N, C, D].
+
+        Encoded once for a model: with hundreds of classes that is most of an export.
+        """
         one_hot = torch.eye(self.n_domains, device=self.keys.device)
         return torch.stack([self.text(personalise(self.context, self.keys, w)) for w in one_hot])
 
@@ -177,4 +182,4 @@ def mix_banks(features: Tensor, weights: Tensor, banks: Tensor, gram: Tensor) ->
     similarity = torch.einsum("bd,ncd->bnc", features, banks)
     mixed = torch.einsum("bn,bnc->bc", weights, similarity)
     squared = torch.einsum("bn,cnm,bm->bc", weights, gram, weights)
-    return mixed / squared.clamp_min(_LEAST_NORM).sqrt()
+    return mixed / squared.clamp_min(LEAST_NORM).sqrt()

@@ -94,7 +94,7 @@ class Session:
     def measure(self, learned: Learned) -> dict[str, float]:
         """Test accuracy of every domain that has test images."""
         model = self.global_model(learned)
-        banks = model.text_banks()
+        banks = model.text_banks
         return {
             d.name: accuracy(model.logits(d.test.features, banks), d.test.labels)
             for d in self._domains

@@ -82,7 +82,7 @@ def evaluate(
         zero_shot: unit text features of "a photo of a {name}.", float32 [C, D].
         exact: encode every image's own prompts instead of mixing text banks; slow.
     """
-    banks = model.text_banks()
+    banks = model.text_banks
     results, routing = {}, {}
     for domain in domains:
         features, labels = domain.test.features, domain.test.labels

@@ -6,14 +6,14 @@ import csv
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from fedapt_runtime.atomic import replace_file
 from fedapt_runtime.classifier import Classifier, Prediction
 from fedapt_runtime.errors import InputError, OutputError
 from fedapt_runtime.preprocess import IMAGE_SUFFIXES
@@ -88,26 +88,14 @@ def open_output(out: Path | None) -> Iterator[TextIO]:
         yield sys.stdout
         return
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
-    except OSError as error:
-        raise _unwritable(out, error) from error
-    try:
         # names that are not valid UTF-8 survive the trip through the surrogates that Python uses
-        with os.fdopen(
-            handle, "w", encoding="utf-8", errors="surrogateescape", newline=""
-        ) as stream:
+        with (
+            replace_file(out) as temporary,
+            temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream,
+        ):
             yield stream
-            stream.flush()
-            os.fsync(handle)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, out)
     except OSError as error:
         raise _unwritable(out, error) from error
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
 
 
 def _unwritable(out: Path, error: OSError) -> OutputError:

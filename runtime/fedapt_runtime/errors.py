@@ -13,7 +13,6 @@ The command lines alone turn an error into an exit code.
 
 from __future__ import annotations
 
-EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
 

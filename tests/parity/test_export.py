@@ -102,7 +102,7 @@ def test_the_runtime_computes_what_the_checkpoint_means(
     transform = torch.from_numpy(tiny_backbone.preprocessing.normalise(images))
     with torch.inference_mode():
         features = tiny_backbone.clip.encode_image(transform.permute(0, 3, 1, 2))
-    expected = model.logits(features, model.text_banks()).softmax(-1)
+    expected = model.logits(features, model.text_banks).softmax(-1)
     for row, prediction in zip(expected, classifier(list(images)), strict=True):
         assert prediction.label == classifier.manifest.classes[int(row.argmax())]
         assert prediction.score == pytest.approx(float(row.max()), abs=1e-4)

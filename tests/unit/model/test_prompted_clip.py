@@ -173,7 +173,7 @@ def test_weights_are_those_of_q(model: GlobalModel, soft_model: GlobalModel) -> 
 
 
 def test_text_banks_are_the_text_under_each_key(model: GlobalModel) -> None:
-    banks = model.text_banks()
+    banks = model.text_banks
     assert banks.shape == (N, 3, D)
     for n, one_hot in enumerate(torch.eye(N)):
         torch.testing.assert_close(banks[n], text_of(model, one_hot), rtol=0, atol=1e-6)
@@ -204,17 +204,17 @@ def test_with_one_hot_weights_the_banks_are_exact(model: GlobalModel) -> None:
     weights = model.weights(FEATURES)
     clear = FEATURES[weights.amax(-1) > 1 - 1e-6]
     assert len(clear) >= 4
-    found = model.logits(clear, model.text_banks())
+    found = model.logits(clear, model.text_banks)
     torch.testing.assert_close(found, model.exact_logits(clear), rtol=0, atol=1e-4)
 
 
 def test_with_soft_weights_they_are_an_approximation(soft_model: GlobalModel) -> None:
-    found = soft_model.logits(FEATURES, soft_model.text_banks())
+    found = soft_model.logits(FEATURES, soft_model.text_banks)
     assert float((found - soft_model.exact_logits(FEATURES)).abs().max()) > 1e-3
 
 
 def test_logits_do_not_depend_on_the_length_of_a_feature(model: GlobalModel) -> None:
-    banks = model.text_banks()
+    banks = model.text_banks
     torch.testing.assert_close(
         model.logits(FEATURES * 7, banks), model.logits(FEATURES, banks), rtol=0, atol=1e-4
     )
@@ -222,7 +222,7 @@ def test_logits_do_not_depend_on_the_length_of_a_feature(model: GlobalModel) -> 
 
 def test_no_images_give_no_logits(model: GlobalModel) -> None:
     none = torch.empty(0, D)
-    assert model.logits(none, model.text_banks()).shape == (0, 3)
+    assert model.logits(none, model.text_banks).shape == (0, 3)
     assert model.exact_logits(none).shape == (0, 3)
 
 
@@ -233,5 +233,5 @@ def test_one_domain_is_its_own_bank(model: GlobalModel) -> None:
     assert single.n_domains == 1
     expected = SCALE * normalize(FEATURES, dim=-1) @ text_of(model, torch.tensor([1.0, 0, 0])).T
     torch.testing.assert_close(single.exact_logits(FEATURES), expected, rtol=0, atol=1e-4)
-    found = single.logits(FEATURES, single.text_banks())
+    found = single.logits(FEATURES, single.text_banks)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
