@@ -14,5 +14,7 @@ def encode_full_prompts(text: PromptedText, prompts: Tensor) -> Tensor:
     n_classes, context_length, width = prompts.shape
     used = 1 + context_length + text.after.shape[1]
     padding = torch.zeros(n_classes, text.tower.max_length - used, width)
-    embeddings = torch.cat([text.before, prompts, text.after, padding], dim=1)
+    embeddings = torch.cat(
+        [text.sos.expand(n_classes, -1, -1), prompts, text.after, padding], dim=1
+    )
     return normalize(text.tower(embeddings, text.eos), dim=-1)

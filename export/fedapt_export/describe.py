@@ -36,10 +36,9 @@ def describe(path: Path) -> dict[str, Any]:
         shapes = {name: list(tensor.shape) for name, tensor in head.tensors.items()}
         return {"kind": "head"} | facts | {"tensors": shapes} | dataclasses.asdict(head.manifest)
     checkpoint = load_checkpoint(path)
-    tensors = {n: list(getattr(checkpoint, n).shape) for n in sorted(names)}
-    return (
-        {"kind": "checkpoint"} | facts | {"tensors": tensors} | dataclasses.asdict(checkpoint.info)
-    )
+    tensors = {name: list(tensor.shape) for name, tensor in sorted(checkpoint.tensors.items())}
+    info = {"method": checkpoint.info.method} | dataclasses.asdict(checkpoint.info)
+    return {"kind": "checkpoint"} | facts | {"tensors": tensors} | info
 
 
 def _describe_engine(path: Path) -> dict[str, Any]:

@@ -71,12 +71,12 @@ def build_manifest(
     info = checkpoint.info
     return Manifest(
         classes=info.classes,
-        domains=info.domains,
+        domains=info.keys,
         preprocessing=Preprocessing.from_dict(info.preprocessing),
         clip=_describe_clip(info.model, info.pretrained, info.clip_sha256),
         method=info.method,
         rounds=info.rounds,
-        temperature=info.temperature,
+        temperature=info.config.prompt.temperature,
         mixing="exact",
         precision="fp32",
         opset=OPSET,

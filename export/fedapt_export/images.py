@@ -40,7 +40,8 @@ def collect_images(
     info = checkpoint.info
     # the split asks for no labels, and a parity check needs none: any folder of domains will do
     folders = scan_folders(data)
-    split = split_folders(folders, info.test_fraction, info.split_seed)
+    data_config = info.config.data
+    split = split_folders(folders, data_config.test_fraction, data_config.split_seed)
     paths = [folders.root / s.path for d in folders.domains for s in split.test[d]]
     if count and len(paths) > count:
         chosen = np.random.default_rng(child_seed(0, "parity images")).permutation(len(paths))

@@ -15,6 +15,7 @@ from fedapt.cli import (
     doctor,
     evaluate,
     export,
+    methods,
     swap_head,
     train,
     verify,
@@ -39,6 +40,7 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 
 
 app.command("train")(train.train)
+app.command("methods")(methods.methods)
 app.command("evaluate")(evaluate.evaluate)
 app.command("export")(export.export)
 app.command("swap-head")(swap_head.swap_head)

@@ -46,7 +46,9 @@ def show_evaluation(evaluation: Evaluation, title: str) -> None:
     rows.append(
         ["mean", percent(evaluation.mean), percent(evaluation.zero_shot_mean), str(n_images)]
     )
-    print_table(f"Accuracy, % ({title})", ["domain", "FedAPT", "zero-shot", "images"], rows)
+    print_table(f"Accuracy, % ({title})", ["domain", evaluation.title, "zero-shot", "images"], rows)
+    if not evaluation.routing:
+        return
     keys = list(next(iter(evaluation.routing.values())))
     print_table(
         "Routing: % of a domain's images whose largest weight is that key's",

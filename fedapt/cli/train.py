@@ -26,12 +26,24 @@ def train(
     pretrained: Annotated[
         str | None, typer.Option(help="Pretrained tag or weights file of an OpenCLIP name.")
     ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="What to train; see `fedapt methods` [fedapt].")
+    ] = None,
     rounds: Annotated[int | None, typer.Option(help="Rounds of federation [50].")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate [0.01].")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step [256].")] = None,
     context_length: Annotated[int | None, typer.Option(help="Context tokens M [24].")] = None,
     temperature: Annotated[float | None, typer.Option(help="Temperature tau [0.01].")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the run [0].")] = None,
+    validation: Annotated[
+        float | None, typer.Option(help="Share of training images that choose the round [0].")
+    ] = None,
+    join: Annotated[
+        Path | None, typer.Option(help="Go on from a federation's checkpoint, with new domains.")
+    ] = None,
+    tracker: Annotated[
+        list[str] | None, typer.Option(help="Also log to tensorboard, mlflow or wandb.")
+    ] = None,
     override: Annotated[
         list[str] | None, typer.Option("-o", metavar="KEY=VALUE", help="Set section.key=value.")
     ] = None,
@@ -46,6 +58,9 @@ def train(
         "data.root": None if data is None else str(data.resolve()),
         "model.name": _resolve(model),
         "model.pretrained": _resolve(pretrained),
+        "data.validation_fraction": validation,
+        "federation.join": None if join is None else str(join.resolve()),
+        "train.method": method,
         "train.rounds": rounds,
         "train.lr": lr,
         "train.batch_size": batch_size,
@@ -60,12 +75,19 @@ def train(
     with console_reporter() as reporter:
         from fedapt.run.train import train as run_training
 
-        evaluation = run_training(settings, out, resume=resume, device=device, reporter=reporter)
+        evaluation = run_training(
+            settings,
+            out,
+            resume=resume,
+            device=device,
+            reporter=reporter,
+            trackers=tuple(tracker or ()),
+        )
         reporter.message(f"written: {out / 'checkpoint.safetensors'}")
     if as_json:
         print_json(evaluation.to_dict())
     else:
-        show_evaluation(evaluation, f"{out} after {settings.train.rounds} rounds")
+        show_evaluation(evaluation, str(out))
 
 
 def _resolve(name: str | None) -> str | None:

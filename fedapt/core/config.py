@@ -18,6 +18,20 @@ import tomli_w
 
 from fedapt.core.errors import ConfigError
 
+# each stands in one file of fedapt/train/methods
+METHODS = (
+    "fedapt",
+    "fedapt-unsupervised",
+    "zero-shot",
+    "local",
+    "promptfl",
+    "adapt",
+    "cocoop",
+    "fedclip",
+    "linear-probe",
+    "full",
+)
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -35,6 +49,10 @@ class DataConfig:
         root: the folder with the domains.
         test_fraction: share of each class and domain kept for testing, where the data has no split.
         split_seed: seed of that split.
+        validation_fraction: share of the remaining images of each class and domain that choose
+            the round instead of training; the same for every method.
+        shots: training images of each class and domain, 0 for all.
+        leave_out: a domain that trains nothing and is only tested on.
         allow_missing_classes: let a domain lack images of a class.
         class_names: folder name -> name in the prompt, where the two should differ.
     """
@@ -42,6 +60,9 @@ class DataConfig:
     root: str = ""
     test_fraction: float = 0.2
     split_seed: int = 0
+    validation_fraction: float = 0.0
+    shots: int = 0
+    leave_out: str = ""
     allow_missing_classes: bool = False
     class_names: Mapping[str, str] = field(default_factory=dict)
 
@@ -53,12 +74,40 @@ class PromptConfig:
     Attributes:
         context_length: M, learned context tokens.
         class_specific: one context per class, or one for all.
+        start: `random`, or a phrase whose tokens the context ends with at the start.
         temperature: tau of the domain weights.
+        keys: how keys are drawn, `uniform` in [0, 1), `normal`, or `orthogonal` to each other.
+        n_keys: keys, 0 for one per domain; fewer are shared by domains, more are dealt out to the
+            clients of a domain.
     """
 
     context_length: int = 24
     class_specific: bool = True
+    start: str = "random"
     temperature: float = 0.01
+    keys: str = "uniform"
+    n_keys: int = 0
+
+
+@dataclass(frozen=True)
+class FederationConfig:
+    """Who takes part.
+
+    Attributes:
+        clients_per_domain: parties that share a domain, their labels drawn from Dirichlet(alpha).
+        alpha: small for clients with few classes each, large for equal ones.
+        least_images: of a client, whatever was drawn.
+        sampled: clients of a round, drawn from all; 0 for every client.
+        sampled_per_domain: clients of a round, drawn from each domain; 0 for every client.
+        join: a federation's checkpoint to go on from; domains that are new to it get new keys.
+    """
+
+    clients_per_domain: int = 1
+    alpha: float = 0.5
+    least_images: int = 10
+    sampled: int = 0
+    sampled_per_domain: int = 0
+    join: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,22 +115,57 @@ class TrainConfig:
     """Federated training with the settings of the paper's code.
 
     Attributes:
+        method: see `fedapt methods`.
         rounds: rounds of federation.
         local_epochs: passes of each client over its images in a round.
         batch_size: images in a step of SGD.
+        images_per_round: most images of a client in a round; 0 for all, or what the method says.
         lr, momentum, weight_decay: of SGD; momentum starts afresh every round.
+        schedule: of the learning rate over the rounds, `constant` or `cosine`.
+        proximal: mu of FedProx, which pulls a client towards the aggregate; 0 for none.
         weighting: of clients in the average, `uniform` or `samples`.
+        precision: of the text tower's matrix products while training; what is learned, and every
+            evaluation, is float32.
+        evaluate_every: rounds from one evaluation to the next; the last round always has one.
+        patience: evaluations without a better validation accuracy before training stops; 0 for
+            never.
         seed: everything random in the run follows from it.
     """
 
+    method: str = "fedapt"
     rounds: int = 50
     local_epochs: int = 1
     batch_size: int = 256
+    images_per_round: int = 0
     lr: float = 0.01
+    schedule: str = "constant"
     momentum: float = 0.9
     weight_decay: float = 1e-5
+    proximal: float = 0.0
     weighting: str = "uniform"
+    precision: str = "float32"
+    evaluate_every: int = 5
+    patience: int = 0
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class UnsupervisedConfig:
+    """The method `fedapt-unsupervised`, with the settings of the paper's code.
+
+    Attributes:
+        warm_up_rounds: rounds on pseudo-labels of zero-shot CLIP.
+        confidence: of a pseudo-label that is used.
+        views: strongly augmented views of each image, one for a round in turn.
+        neighbours: nearest images in feature space whose predictions an image should share.
+        dispersion: weight of the term that keeps predictions of a batch apart.
+    """
+
+    warm_up_rounds: int = 10
+    confidence: float = 0.75
+    views: int = 4
+    neighbours: int = 5
+    dispersion: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -91,23 +175,48 @@ class Config:
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     prompt: PromptConfig = PromptConfig()
+    federation: FederationConfig = FederationConfig()
     train: TrainConfig = TrainConfig()
+    unsupervised: UnsupervisedConfig = UnsupervisedConfig()
 
 
 _RANGES: dict[str, tuple[float, float]] = {
     "data.test_fraction": (0.0, 0.9),
+    "data.validation_fraction": (0.0, 0.9),
+    "data.shots": (0, 1_000_000),
     "prompt.context_length": (1, 64),
     "prompt.temperature": (1e-6, 1e3),
+    "prompt.n_keys": (0, 10_000),
+    "federation.clients_per_domain": (1, 100_000),
+    "federation.alpha": (1e-6, 1e6),
+    "federation.least_images": (1, 1_000_000),
+    "federation.sampled": (0, 1_000_000),
+    "federation.sampled_per_domain": (0, 1_000_000),
     "train.rounds": (1, 1_000_000),
     "train.local_epochs": (1, 10_000),
     "train.batch_size": (1, 1_000_000),
+    "train.images_per_round": (0, 1_000_000_000),
     "train.lr": (1e-9, 1e3),
+    "train.proximal": (0.0, 1e6),
+    "train.evaluate_every": (1, 1_000_000),
+    "train.patience": (0, 1_000_000),
     "train.momentum": (0.0, 0.9999),
     "train.weight_decay": (0.0, 10.0),
     "train.seed": (0, 2**63 - 1),
     "data.split_seed": (0, 2**63 - 1),
+    "unsupervised.warm_up_rounds": (0, 1_000_000),
+    "unsupervised.confidence": (0.0, 1.0),
+    "unsupervised.views": (1, 100),
+    "unsupervised.neighbours": (1, 1_000),
+    "unsupervised.dispersion": (0.0, 1e3),
 }
-_CHOICES = {"train.weighting": ("uniform", "samples")}
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "train.method": METHODS,
+    "train.weighting": ("uniform", "samples"),
+    "train.schedule": ("constant", "cosine"),
+    "train.precision": ("float32", "bfloat16", "float16"),
+    "prompt.keys": ("uniform", "normal", "orthogonal"),
+}
 
 
 def read_config(
@@ -140,7 +249,19 @@ def read_config(
     for name, value in (options or {}).items():
         if value is not None:
             _set(tables, name.split("."), value, "options")
-    config: Config = _build(Config, tables, str(path) if path is not None else "-o", "")
+    return config_from_dict(tables, str(path) if path is not None else "-o")
+
+
+def config_from_dict(tables: Any, where: str) -> Config:
+    """Settings from nested tables, as `dataclasses.asdict` gives them; others have their defaults.
+
+    Args:
+        where: the tables come from, for errors.
+
+    Raises:
+        ConfigError: an unknown name, a wrong type, or out of range.
+    """
+    config: Config = _build(Config, tables, where, "")
     return config
 
 

@@ -8,6 +8,7 @@ ReportedError (fedapt_runtime.errors): told as where, found, expected, what to d
 |  `- ModelNotSupported    a CLIP model whose towers fedapt cannot use
 |- CheckpointError      4  a checkpoint is damaged, of another schema, or of another CLIP
 |- FileError            4  a file cannot be written or read
+|- FederationError      5  a client's reply cannot be used
 |- ExportError          6  a graph cannot be exported
 |- ParityError          7  an exported graph does not compute what the checkpoint computes
 `- DependencyError      9  a package has to be installed
@@ -58,6 +59,12 @@ class FileError(ReportedError):
     exit_code = 4
 
 
+class FederationError(ReportedError):
+    """A client's reply cannot be used: its loss or what it learned is not finite."""
+
+    exit_code = 5
+
+
 class ExportError(ReportedError):
     """A graph cannot be exported."""
 
@@ -82,6 +89,7 @@ __all__ = [
     "DataError",
     "DependencyError",
     "ExportError",
+    "FederationError",
     "FileError",
     "ModelError",
     "ModelNotSupported",

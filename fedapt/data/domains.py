@@ -1,10 +1,15 @@
-"""Each domain's image features and labels, ready for training."""
+"""Image features and labels: one table for all images, and the rows that each purpose has.
+
+The table is memory-mapped from the feature cache (`fedapt.data.features`) and shared by all
+methods, seeds and clients; a domain, a client or a split holds row numbers alone.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,27 +22,104 @@ from fedapt.data.splits import Split
 
 
 @dataclass(frozen=True)
+class ImageTable:
+    """Every readable image: its file, feature and class.
+
+    Attributes:
+        paths: of the images.
+        features: f, float32 [n, D], not normalised.
+        labels: class indices, int64 [n].
+    """
+
+    paths: tuple[Path, ...]
+    features: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
 class Labelled:
-    """Image features f, float32 [n, D], not normalised, and class indices int64 [n]."""
+    """Images at hand, such as a batch: features, labels, and their rows in the table.
+
+    Attributes:
+        features: f, float32 [n, D], not normalised.
+        labels: class indices, int64 [n].
+        rows: int64 [n].
+    """
 
     features: Tensor
     labels: Tensor
+    rows: Tensor
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def to(self, device: torch.device) -> Labelled:
-        """The same on another device."""
-        return Labelled(self.features.to(device), self.labels.to(device))
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Some rows of the table; nothing is copied until it is taken."""
+
+    table: ImageTable
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def labels(self) -> Tensor:
+        """Class indices, int64 [n]."""
+        return self.table.labels[self.rows]
+
+    def subset(self, indices: Tensor) -> ImageSet:
+        """Some of these, by their places int64 among them."""
+        return ImageSet(self.table, self.rows[indices])
+
+    def load(self) -> Labelled:
+        """All of these."""
+        return Labelled(self.table.features[self.rows], self.labels, self.rows)
 
 
 @dataclass(frozen=True)
 class Domain:
-    """One domain with its training and test images as features."""
+    """One domain with the images of each purpose."""
 
     name: str
-    train: Labelled
-    test: Labelled
+    train: ImageSet
+    test: ImageSet
+    validation: ImageSet
+
+
+def load_table(
+    folders: ImageFolders,
+    samples: Sequence[Sample],
+    encoder: ImageEncoder,
+    reporter: Reporter,
+    device: torch.device | None = None,
+) -> ImageTable:
+    """Compute or look up features.
+
+    An image that cannot be read is left out, counted and listed.
+
+    Raises:
+        FileError: the cache cannot be written.
+    """
+    paths = [folders.root / sample.path for sample in samples]
+    features = extract_features(
+        paths,
+        encoder,
+        workers=os.cpu_count() or 1,
+        progress=lambda done, total: reporter.progress("image features", done, total),
+    )
+    for error in features.errors:
+        reporter.message(f"skipped: {error.where}: {error.found}")
+    if features.errors:
+        reporter.message(f"{len(features.errors)} of {len(samples)} images skipped")
+    kept = features.kept.tolist()
+    device = device or torch.device("cpu")
+    return ImageTable(
+        tuple(paths[i] for i in kept),
+        torch.from_numpy(features.values).to(device),
+        torch.tensor([samples[i].label for i in kept], dtype=torch.int64, device=device),
+    )
 
 
 def load_domains(
@@ -49,9 +131,7 @@ def load_domains(
     *,
     need_train: bool = True,
 ) -> list[Domain]:
-    """Compute or look up the features of every domain.
-
-    An image that cannot be read is left out, counted and listed.
+    """The features of every domain's images.
 
     Args:
         need_train: whether a domain without training images is an error.
@@ -60,52 +140,33 @@ def load_domains(
         DataError: no training image of a domain can be read.
         FileError: the cache cannot be written.
     """
-    device = device or torch.device("cpu")
-    parts: list[tuple[Sample, ...]] = []
-    for domain in folders.domains:
-        parts += [split.train[domain], split.test[domain]]
-    loaded = _load(folders, parts, encoder, reporter)
-    domains = []
-    for i, name in enumerate(folders.domains):
-        train, test = loaded[2 * i], loaded[2 * i + 1]
-        if need_train and not len(train):
+    used = {
+        s for part in (split.train, split.validation, split.test) for d in part for s in part[d]
+    }
+    samples = [s for domain in folders.domains for s in folders.samples[domain] if s in used]
+    table = load_table(folders, samples, encoder, reporter, device)
+    domains = divide_table(table, folders, split)
+    for domain in domains:
+        if need_train and not len(domain.train):
             raise DataError(
-                where=folders.root / name,
+                where=folders.root / domain.name,
                 found="no readable training image",
                 expected="at least one",
                 next_step="see `fedapt data check` and replace the broken files",
             )
-        domains.append(Domain(name, train.to(device), test.to(device)))
     return domains
 
 
-def _load(
-    folders: ImageFolders,
-    parts: Sequence[Sequence[Sample]],
-    encoder: ImageEncoder,
-    reporter: Reporter,
-) -> list[Labelled]:
-    samples = [sample for part in parts for sample in part]
-    features = extract_features(
-        [folders.root / sample.path for sample in samples],
-        encoder,
-        workers=os.cpu_count() or 1,
-        progress=lambda done, total: reporter.progress("image features", done, total),
-    )
-    for error in features.errors:
-        reporter.message(f"skipped: {error.where}: {error.found}")
-    if features.errors:
-        reporter.message(f"{len(features.errors)} of {len(samples)} images skipped")
-    row_of = {int(index): row for row, index in enumerate(features.kept)}
-    values = torch.from_numpy(features.values)
-    loaded, start = [], 0
-    for part in parts:
-        indices = [i for i in range(start, start + len(part)) if i in row_of]
-        start += len(part)
-        loaded.append(
-            Labelled(
-                values[[row_of[i] for i in indices]],
-                torch.tensor([samples[i].label for i in indices], dtype=torch.int64),
-            )
-        )
-    return loaded
+def divide_table(table: ImageTable, folders: ImageFolders, split: Split) -> list[Domain]:
+    """The rows of a split, domain by domain; unreadable images have none."""
+    row_of = {path: row for row, path in enumerate(table.paths)}
+
+    def rows(part: Mapping[str, tuple[Sample, ...]], domain: str) -> ImageSet:
+        paths = (folders.root / sample.path for sample in part[domain])
+        found = [row_of[path] for path in paths if path in row_of]
+        return ImageSet(table, torch.tensor(found, dtype=torch.int64, device=table.labels.device))
+
+    return [
+        Domain(name, rows(split.train, name), rows(split.test, name), rows(split.validation, name))
+        for name in folders.domains
+    ]

@@ -3,7 +3,8 @@
 The towers are frozen and images are not augmented, so a feature depends on the image's bytes, the
 image tower's weights, the preprocessing and the engine that computes it. The last three name a
 folder of the cache, the first a row in it. Rows are kept in shards that are written whole, so an
-interrupted extraction loses little and two runs can share the cache.
+interrupted extraction loses little and two runs can share the cache. A list of images that was
+complete once is kept as a table of its own, which later runs map into memory instead of reading.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import load, save, save_file
 
-from fedapt.core.files import cache_folder, hash_file, write_bytes
+from fedapt.core.errors import FileError
+from fedapt.core.files import cache_folder, hash_file, replace_file, write_bytes
 from fedapt_runtime import Preprocessing
 from fedapt_runtime.errors import ImageError
 from fedapt_runtime.pipeline import decode_ahead, split_batches
@@ -58,7 +60,7 @@ class Features:
     """Features of the readable ones among a list of images.
 
     Attributes:
-        values: float32 [n, D].
+        values: float32 [n, D]; mapped from the cache, not to be changed.
         kept: index in the list of each row.
         errors: why the others could not be read.
     """
@@ -88,9 +90,15 @@ def extract_features(
     Raises:
         FileError: a file cannot be read at all, or the cache cannot be written.
     """
-    store = FeatureStore((folder or cache_folder() / "features") / _cache_key(encoder))
+    folder = (folder or cache_folder() / "features") / _cache_key(encoder)
     with ThreadPoolExecutor(workers) as pool:
         digests = list(pool.map(_digest, paths))
+    name = hashlib.sha256("".join(digests).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    table = folder / "tables" / f"{name}.safetensors"
+    if (values := _map_table(table, (len(paths), encoder.width))) is not None:
+        progress(len(paths), len(paths))
+        return Features(values, np.arange(len(paths)), ())
+    store = FeatureStore(folder)
     missing: dict[str, Path] = {}
     for path, digest in zip(paths, digests, strict=True):
         if digest not in store.rows:
@@ -110,11 +118,38 @@ def extract_features(
     values = np.empty((len(kept), encoder.width), dtype=np.float32)
     for row, i in enumerate(kept):
         values[row] = store.rows[digests[i]]
+    if kept and not errors:  # a list with errors is read again, so that each run names them
+        _write_table(table, values)
+        mapped = _map_table(table, values.shape)
+        values = values if mapped is None else mapped
     return Features(
         values,
         np.array(kept, dtype=np.int64),
         tuple(_rename(errors[d], p) for p, d in zip(paths, digests, strict=True) if d in errors),
     )
+
+
+def _write_table(path: Path, values: NDArray[np.float32]) -> None:
+    digest = hashlib.sha256(values.data).hexdigest()
+    try:
+        with replace_file(path) as temporary:
+            save_file({"features": values}, temporary, {"sha256": digest})
+    except (FileError, SafetensorError):
+        pass  # a table that cannot be written costs memory, not correctness
+
+
+def _map_table(path: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
+    """The table mapped into memory, float32 of `shape`; None where it is absent or damaged."""
+    try:
+        with path.open("rb") as stream:
+            header_bytes = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(min(header_bytes, 1 << 20)))
+        known = header["__metadata__"]["sha256"]
+        # copy on write: torch wants memory that could be written to, and nothing does
+        values = np.memmap(path, np.float32, "c", 8 + header_bytes, shape)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return values if hashlib.sha256(values.data).hexdigest() == known else None
 
 
 def _cache_key(encoder: ImageEncoder) -> str:

@@ -97,11 +97,22 @@ def scan_folders(root: Path, class_names: Mapping[str, str] | None = None) -> Im
 
 
 def check_complete(folders: ImageFolders, allow_missing_classes: bool) -> None:
-    """Refuse a domain that lacks a class, unless that is allowed.
+    """Refuse a domain that lacks a class, unless that is allowed, or has one class only.
 
     Raises:
-        DataError: some class has no image in some domain.
+        DataError: some class has no image in some domain, or a domain has images of one class.
     """
+    for domain in folders.domains:
+        present = [
+            name for name, n in zip(folders.class_folders, folders.counts(domain), strict=True) if n
+        ]
+        if len(present) < 2:
+            raise DataError(
+                where=folders.root / domain,
+                found=f"images of one class only, {present[0]!r}",
+                expected="two classes or more in every domain",
+                next_step="add images of the other classes, or remove the domain",
+            )
     missing = [
         f"{domain}/{name}"
         for domain in folders.domains

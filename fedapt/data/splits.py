@@ -18,24 +18,34 @@ from fedapt.data.folders import ImageFolders, Sample
 
 @dataclass(frozen=True)
 class Split:
-    """Training and test samples of each domain."""
+    """Training, validation and test samples of each domain."""
 
     train: Mapping[str, tuple[Sample, ...]]
     test: Mapping[str, tuple[Sample, ...]]
+    validation: Mapping[str, tuple[Sample, ...]]
 
 
-def split_folders(folders: ImageFolders, test_fraction: float, seed: int) -> Split:
+def split_folders(
+    folders: ImageFolders,
+    test_fraction: float,
+    seed: int,
+    *,
+    validation_fraction: float = 0.0,
+    shots: int = 0,
+) -> Split:
     """Split every domain.
 
     Args:
         test_fraction: share of each class and domain kept for testing, without split files.
         seed: of the hash.
+        validation_fraction: share of each class among the rest, kept to choose a round.
+        shots: training images of each class and domain; 0 for all.
 
     Raises:
-        DataError: a split file is damaged or names an image that is not there, or a domain is left
-            without training images.
+        DataError: a split file is damaged or names an image that is not there, a domain is left
+            without training images, or a class has fewer than `shots` of them.
     """
-    train, test = {}, {}
+    train, validation, test = {}, {}, {}
     for domain in folders.domains:
         lists = [folders.root / f"{domain}_{part}.txt" for part in ("train", "test")]
         if all(path.is_file() for path in lists):
@@ -44,6 +54,9 @@ def split_folders(folders: ImageFolders, test_fraction: float, seed: int) -> Spl
         else:
             samples = folders.samples[domain]
             train[domain], test[domain] = split_samples(samples, test_fraction, seed)
+        train[domain], validation[domain] = split_samples(train[domain], validation_fraction, seed)
+        if shots:
+            train[domain] = _take_shots(folders, domain, train[domain], shots, seed)
         if not train[domain]:
             raise DataError(
                 where=f"domain {domain}",
@@ -51,21 +64,44 @@ def split_folders(folders: ImageFolders, test_fraction: float, seed: int) -> Spl
                 expected="at least one",
                 next_step="add images, or lower data.test_fraction",
             )
-    return Split(train, test)
+    return Split(train, test, validation)
 
 
 def split_samples(
     samples: tuple[Sample, ...], test_fraction: float, seed: int
 ) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
     """Keep `test_fraction` of each class apart: (the rest, those kept), in the given order."""
+    kept: set[Sample] = set()
+    for ranked in _rank_classes(samples, seed).values():
+        kept.update(ranked[: round(test_fraction * len(ranked))])
+    return tuple(s for s in samples if s not in kept), tuple(s for s in samples if s in kept)
+
+
+def _take_shots(
+    folders: ImageFolders, domain: str, samples: tuple[Sample, ...], shots: int, seed: int
+) -> tuple[Sample, ...]:
+    taken: set[Sample] = set()
+    for label, ranked in _rank_classes(samples, seed).items():
+        if len(ranked) < shots:
+            raise DataError(
+                where=f"data.shots = {shots}",
+                found=f"{len(ranked)} training images in {domain}/{folders.class_folders[label]}",
+                expected=f"at least {shots} in every class of every domain",
+                next_step="lower data.shots, or add images",
+            )
+        taken.update(ranked[-shots:])
+    return tuple(s for s in samples if s in taken)
+
+
+def _rank_classes(samples: tuple[Sample, ...], seed: int) -> dict[int, list[Sample]]:
+    """The samples of each class in an order that only seed and paths decide."""
     by_class: dict[int, list[Sample]] = {}
     for sample in samples:
         by_class.setdefault(sample.label, []).append(sample)
-    kept = set()
-    for members in by_class.values():
-        ranked = sorted(members, key=lambda s: rank_path(seed, s.path))
-        kept.update(ranked[: round(test_fraction * len(members))])
-    return tuple(s for s in samples if s not in kept), tuple(s for s in samples if s in kept)
+    return {
+        label: sorted(members, key=lambda s: rank_path(seed, s.path))
+        for label, members in by_class.items()
+    }
 
 
 def rank_path(seed: int, path: str) -> bytes:

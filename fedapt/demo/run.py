@@ -118,7 +118,7 @@ def run_demo(out: Path, reporter: Reporter) -> DemoResult:
         model=ModelConfig(),
         data=DataConfig(root=str(data.resolve())),
         prompt=PromptConfig(context_length=CONTEXT_LENGTH),
-        train=TrainConfig(rounds=ROUNDS, lr=LR),
+        train=TrainConfig(rounds=ROUNDS, lr=LR, evaluate_every=1),
     )
     train(config, run.path, resume=True, device="auto", reporter=reporter)
     lap("train")

@@ -11,49 +11,53 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 
+from fedapt.core.config import TrainConfig
 from fedapt.core.seeds import child_seed
-from fedapt.data.domains import Labelled
-from fedapt.train.client import ClientTask, ClientUpdate, Learned, draw_batches, train_client
-
-
-@dataclass(frozen=True)
-class LocalClient:
-    """One client: its task and its images."""
-
-    task: ClientTask
-    data: Labelled
+from fedapt.data.partition import Client
+from fedapt.train.client import ClientUpdate, draw_batches, train_client
+from fedapt.train.methods.base import Learned, Method
 
 
 class LocalEngine:
-    """Runs every client in every round. See `train.loop.Engine`."""
+    """Runs a round's clients in threads. See `train.loop.Engine`."""
 
-    def __init__(self, clients: Sequence[LocalClient], seed: int) -> None:
-        self._clients = clients
-        self._seed = seed
-        cores = os.cpu_count() or 1
-        on_gpu = any(client.data.labels.is_cuda for client in clients)
-        self._at_once = 1 if on_gpu else min(cores, len(clients))
-        self._threads_each = max(1, cores // self._at_once)
+    def __init__(self, method: Method, config: TrainConfig) -> None:
+        self._method, self._config = method, config
 
-    def train_round(self, start: Learned, round_number: int) -> list[ClientUpdate]:
-        """Train all clients from `start`; the same round draws the same batches in any process."""
+    def train_round(
+        self, start: Learned, clients: Sequence[Client], round_number: int
+    ) -> Iterator[ClientUpdate]:
+        """Train from `start`; the same round draws the same batches in any process.
 
-        def train(index: int) -> ClientUpdate:
-            client = self._clients[index]
-            seed = child_seed(self._seed, "batches", round_number, index)
+        Replies come largest client first, so that no core waits long for the last one.
+        """
+        order = sorted(clients, key=lambda client: -len(client.data))
+        at_once = self._count_at_once(order)
+        threads_each = max(1, (os.cpu_count() or 1) // at_once)
+
+        def train(client: Client) -> ClientUpdate:
+            share = self._method.share(start, client)
+            seed = child_seed(self._config.seed, "batches", round_number, client.index)
             return train_client(
-                client.task, start, draw_batches(client.data, client.task.train, seed)
+                self._method.objective(share, client, round_number),
+                share,
+                draw_batches(client.data, self._config, seed),
+                self._config,
+                round_number=round_number,
+                client=client.index,
+                name=client.name,
             )
 
-        # the largest first, so that no core waits long for the last one
-        order = sorted(range(len(self._clients)), key=lambda i: -len(self._clients[i].data))
-        with torch_threads(self._threads_each), ThreadPoolExecutor(self._at_once) as pool:
-            done = dict(zip(order, pool.map(train, order), strict=True))
-        return [done[index] for index in range(len(self._clients))]
+        with torch_threads(threads_each), ThreadPoolExecutor(at_once) as pool:
+            yield from pool.map(train, order)
+
+    def _count_at_once(self, clients: Sequence[Client]) -> int:
+        if not self._method.side_by_side or any(c.data.rows.is_cuda for c in clients):
+            return 1
+        return max(1, min(os.cpu_count() or 1, len(clients)))
 
 
 @contextmanager

@@ -78,6 +78,12 @@ class Backbone:
         state = self.clip.state_dict().items()
         return hash_tensors((n, t) for n, t in state if n.startswith("visual."))
 
+    def text_tower_in(self, dtype: torch.dtype) -> TextTower:
+        """The text tower with its matrix products in another precision."""
+        if dtype == torch.float32:
+            return self.text_tower
+        return TextTower(self.clip, self.name, dtype).eval()
+
     @property
     def label(self) -> str:
         """Name and pretrained tag, for people."""

@@ -1,14 +1,14 @@
 """The checkpoint: one .safetensors file with what was learned and how to use it (docs/artifact.md).
 
-Tensors: `meta_prompt` [C, M, W] or [M, W], `adaptive_network` [N, D], `keys` [N, M, W], float32.
-Metadata: one JSON object under the key `fedapt`. The same run gives the same bytes.
+Tensors: what the method learned, by its names, and `keys` [N, M, W] where it has keys, float32; of
+FedAPT, `meta_prompt` [C, M, W] or [M, W] and `adaptive_network` [N, D]. Metadata: one JSON object
+under the key `fedapt`. The same run gives the same bytes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -19,16 +19,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fedapt.core.errors import CheckpointError, ReportedError
+from fedapt.core.config import Config, config_from_dict
+from fedapt.core.errors import CheckpointError, ConfigError, ReportedError
 from fedapt.core.files import write_bytes
 from fedapt.model.backbone import Backbone
 from fedapt.model.prompted_clip import GlobalModel, prompted_text
 from fedapt_runtime import Preprocessing
 
-SCHEMA = 1
+SCHEMA = 2
 _METADATA_KEY = "fedapt"
-_MOST_BYTES = 4 << 30
-_TENSORS = ("meta_prompt", "adaptive_network", "keys")
+_MOST_BYTES = 16 << 30
+_META_PROMPT, _NETWORK, _KEYS = "meta_prompt", "adaptive_network", "keys"
+# methods whose global model is FedAPT's, and can be fused
+FUSED_METHODS = ("fedapt", "fedapt-unsupervised")
 
 
 @dataclass(frozen=True)
@@ -36,48 +39,48 @@ class CheckpointInfo:
     """What a checkpoint says of itself.
 
     Attributes:
-        method: the federated method, `fedapt`.
         model, pretrained, clip_sha256: the CLIP, by name and by hash of its weights.
-        classes, domains: names in the order of the tensors' axes.
-        temperature: tau.
+        classes: names in the order of the labels.
+        domains: that trained, in the order of their indices.
+        keys: what each key stands for.
+        clients: index of each client's domain.
         rounds: rounds of training behind the tensors.
-        seed: the run's seed.
-        test_fraction, split_seed: the split, so that an evaluation never meets training images.
-        class_names: folder name -> name in the prompt, where they differ.
+        config: the run's settings, without the folder of its images.
         preprocessing: as `Preprocessing.to_dict` gives it.
         versions: of the software that trained it.
     """
 
-    method: str
     model: str
     pretrained: str
     clip_sha256: str
     classes: tuple[str, ...]
     domains: tuple[str, ...]
-    temperature: float
+    keys: tuple[str, ...]
+    clients: tuple[int, ...]
     rounds: int
-    seed: int
-    test_fraction: float
-    split_seed: int
-    class_names: dict[str, str]
+    config: Config
     preprocessing: dict[str, Any]
     versions: dict[str, str]
     schema: int = SCHEMA
 
+    @property
+    def method(self) -> str:
+        """The federated method."""
+        return self.config.train.method
+
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Learned tensors, float32 on the CPU, and their description."""
+    """Learned tensors and keys, float32 on the CPU, and their description."""
 
     info: CheckpointInfo
-    meta_prompt: Tensor
-    adaptive_network: Tensor
-    keys: Tensor
+    learned: dict[str, Tensor]
+    keys: Tensor | None = None
 
     @property
-    def context_length(self) -> int:
-        """M, learned context tokens."""
-        return self.keys.shape[1]
+    def tensors(self) -> dict[str, Tensor]:
+        """All of the file's tensors."""
+        return self.learned | ({} if self.keys is None else {_KEYS: self.keys})
 
     def save(self, path: Path) -> None:
         """Write the file whole, or leave the old one.
@@ -87,23 +90,30 @@ class Checkpoint:
         """
         # one metadata key: safetensors writes several in no fixed order
         metadata = json.dumps(dataclasses.asdict(self.info), sort_keys=True, ensure_ascii=False)
-        tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.tensors.items()}
         write_bytes(path, save(tensors, {_METADATA_KEY: metadata}))
 
     def to_global_model(self, backbone: Backbone) -> GlobalModel:
-        """The server's model, on the backbone's device.
+        """The server's model of FedAPT, on the backbone's device.
 
         Raises:
-            CheckpointError: the checkpoint was trained on another CLIP.
+            CheckpointError: of another method, or trained on another CLIP.
         """
         self.check_backbone(backbone)
-        device = backbone.device
+        info, device = self.info, backbone.device
+        if info.method not in FUSED_METHODS or self.keys is None:
+            raise CheckpointError(
+                where="the checkpoint",
+                found=f"the method {info.method}",
+                expected=f"one that is fused: {', '.join(FUSED_METHODS)}",
+                next_step="train with one of these; `fedapt evaluate` takes any",
+            )
         return GlobalModel(
-            text=prompted_text(backbone, self.info.classes, self.context_length),
-            context=self.meta_prompt.to(device),
-            adaptive_network=self.adaptive_network.to(device),
+            text=prompted_text(backbone, info.classes, self.keys.shape[1]),
+            context=self.learned[_META_PROMPT].to(device),
+            adaptive_network=self.learned[_NETWORK].to(device),
             keys=self.keys.to(device),
-            temperature=self.info.temperature,
+            temperature=info.config.prompt.temperature,
             logit_scale=backbone.logit_scale,
         )
 
@@ -146,27 +156,39 @@ def load_checkpoint(path: Path) -> Checkpoint:
                     expected=f"schema {SCHEMA}",
                     next_step="use the fedapt version that wrote it, or train again",
                 )
-            tensors = {name: stream.get_tensor(name) for name in _TENSORS}
-        for name in ("classes", "domains"):
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+        for name in ("classes", "domains", "keys", "clients"):
             fields[name] = tuple(fields[name]) if isinstance(fields[name], list) else None
-        checkpoint = Checkpoint(info=CheckpointInfo(**fields), **tensors)
+        fields["config"] = config_from_dict(fields["config"], str(path))
+        keys = tensors.pop(_KEYS, None)
+        checkpoint = Checkpoint(CheckpointInfo(**fields), tensors, keys)
         _check_info(path, checkpoint.info)
         _check_tensors(path, checkpoint)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _refuse(path, f"a damaged file ({type(error).__name__}: {error})") from error
+    except (
+        ConfigError,
+        SafetensorError,
+        OSError,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ) as error:
+        found = (
+            error.found if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
+        )
+        raise _refuse(path, f"a damaged file ({found})") from error
     return checkpoint
 
 
 def _check_info(path: Path, info: CheckpointInfo) -> None:
-    names = (info.classes, info.domains, info.class_names.values())
-    texts = (info.method, info.model, info.pretrained, info.clip_sha256, *chain(*names))
-    wrong = [name for name in ("rounds", "seed", "split_seed") if not _is_count(info, name)]
-    if not (isinstance(info.temperature, float) and 0 < info.temperature < math.inf):
-        wrong.append("temperature")
-    if not (isinstance(info.test_fraction, float) and 0 <= info.test_fraction < 1):
-        wrong.append("test_fraction")
-    if not all(isinstance(text, str) for text in texts):
+    texts = (info.model, info.pretrained, info.clip_sha256)
+    wrong = []
+    if not _is_count(info.rounds):
+        wrong.append("rounds")
+    if not all(isinstance(t, str) for t in chain(texts, info.classes, info.domains, info.keys)):
         wrong.append("names")
+    if not all(_is_count(d) and d < len(info.domains) for d in info.clients):
+        wrong.append("clients")
     try:
         Preprocessing.from_dict(info.preprocessing)
     except (ReportedError, TypeError, AttributeError, ValueError, KeyError):
@@ -175,29 +197,29 @@ def _check_info(path: Path, info: CheckpointInfo) -> None:
         raise _refuse(path, f"metadata with a wrong {', '.join(wrong)}")
 
 
-def _is_count(info: CheckpointInfo, name: str) -> bool:
-    value = getattr(info, name)
+def _is_count(value: object) -> bool:
     return type(value) is int and value >= 0
 
 
 def _check_tensors(path: Path, checkpoint: Checkpoint) -> None:
-    n_classes, n_domains = len(checkpoint.info.classes), len(checkpoint.info.domains)
-    for name in _TENSORS:
-        tensor = getattr(checkpoint, name)
+    for name, tensor in checkpoint.tensors.items():
         if tensor.dtype != torch.float32 or not torch.isfinite(tensor).all():
             raise _refuse(path, f"{name} of {tensor.dtype} with NaN, infinity or a wrong dtype")
-    keys, prompt = checkpoint.keys, checkpoint.meta_prompt
-    network = checkpoint.adaptive_network
-    fits = (
-        keys.dim() == 3
-        and len(keys) == n_domains > 0
-        and tuple(prompt.shape) in ((n_classes, *keys.shape[1:]), tuple(keys.shape[1:]))
-        and network.dim() == 2
-        and len(network) == n_domains
-    )
+    info, keys = checkpoint.info, checkpoint.keys
+    n_classes, n_keys = len(info.classes), len(info.keys)
+    fits = n_classes > 0 and (keys is None or (keys.dim() == 3 and len(keys) == n_keys > 0))
+    if info.method in FUSED_METHODS:  # others are checked when they are put together
+        prompt, network = checkpoint.learned[_META_PROMPT], checkpoint.learned[_NETWORK]
+        fits = (
+            fits
+            and keys is not None
+            and tuple(prompt.shape) in ((n_classes, *keys.shape[1:]), tuple(keys.shape[1:]))
+            and network.dim() == 2
+            and len(network) == n_keys
+        )
     if not fits:
-        shapes = {name: list(getattr(checkpoint, name).shape) for name in _TENSORS}
-        raise _refuse(path, f"tensors {shapes} for {n_classes} classes and {n_domains} domains")
+        shapes = {name: list(tensor.shape) for name, tensor in checkpoint.tensors.items()}
+        raise _refuse(path, f"tensors {shapes} for {n_classes} classes and {n_keys} keys")
 
 
 def _refuse(path: Path, found: str) -> CheckpointError:

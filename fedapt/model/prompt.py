@@ -7,37 +7,86 @@ Source: FedAPT (arXiv 2211.07864).
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from fedapt.core.config import PromptConfig
+from fedapt.core.errors import ConfigError
 from fedapt.core.seeds import child_seed
+from fedapt.model.backbone import Backbone
 
 CONTEXT_STD = 0.02
+RANDOM_START = "random"
 
 
-def draw_keys(n_domains: int, context_length: int, width: int, seed: int) -> Tensor:
-    """Frozen random keys, uniform in [0, 1): float32 [N, M, W].
+def draw_keys(
+    n_keys: int, context_length: int, width: int, seed: int, kind: str = "uniform"
+) -> Tensor:
+    """Frozen random keys: float32 [N, M, W].
 
     Every key has a seed of its own, so a domain that joins later moves no other key.
+
+    Args:
+        kind: `uniform` in [0, 1), `normal` of mean 0 and variance 1/12 (that of `uniform`), or
+            `orthogonal`, normal keys made orthogonal to the ones before them.
     """
-    keys = []
-    for index in range(n_domains):
+    keys: list[Tensor] = []
+    for index in range(n_keys):
         generator = torch.Generator().manual_seed(child_seed(seed, "key", index))
-        keys.append(torch.rand(context_length, width, generator=generator))
+        if kind == "uniform":
+            keys.append(torch.rand(context_length, width, generator=generator))
+            continue
+        key = torch.randn(context_length, width, generator=generator, dtype=torch.float64)
+        if kind == "orthogonal":
+            if index >= context_length * width:
+                raise ConfigError(
+                    where=f"prompt.n_keys = {n_keys}",
+                    found="orthogonal keys",
+                    expected=f"at most {context_length * width}, the values of a key",
+                    next_step="lower prompt.n_keys, or choose prompt.keys=normal",
+                )
+            for _ in range(2):  # twice: once leaves rounding errors of the size of the projection
+                for other in keys:
+                    other = other.double()
+                    key = key - other * (key * other).sum() / other.square().sum()
+            key = key * math.sqrt(key.numel()) / key.norm()
+        keys.append((key / math.sqrt(12)).float())
     return torch.stack(keys)
 
 
-def draw_context(
-    n_classes: int, context_length: int, width: int, seed: int, class_specific: bool
+def start_context(
+    backbone: Backbone, n_classes: int, prompt: PromptConfig, seed: int, *parties: int
 ) -> Tensor:
-    """The meta prompt before training, normal(0, 0.02).
+    """The context before training: normal(0, 0.02), or ending with the tokens of a phrase.
+
+    Args:
+        parties: indices of a context of their own, such as a client's; none for the shared one.
 
     Returns:
-        float32 [C, M, W] where `class_specific`, else [M, W].
+        float32 [C, M, W] where `prompt.class_specific`, else [M, W], on the CPU.
+
+    Raises:
+        ConfigError: the phrase is longer than the context.
     """
-    generator = torch.Generator().manual_seed(child_seed(seed, "context"))
-    classes = (n_classes,) if class_specific else ()
-    return CONTEXT_STD * torch.randn(*classes, context_length, width, generator=generator)
+    generator = torch.Generator().manual_seed(child_seed(seed, "context", *parties))
+    classes = (n_classes,) if prompt.class_specific else ()
+    shape = (*classes, prompt.context_length, backbone.text_tower.width)
+    context = CONTEXT_STD * torch.randn(*shape, generator=generator)
+    if prompt.start != RANDOM_START:
+        ids = backbone.tokenizer.encode(prompt.start)
+        if not 0 < len(ids) <= prompt.context_length:
+            raise ConfigError(
+                where=f"prompt.start = {prompt.start!r}",
+                found=f"{len(ids)} tokens",
+                expected=f"1 to prompt.context_length = {prompt.context_length}",
+                next_step="shorten the phrase, or raise prompt.context_length",
+            )
+        rows = torch.tensor(ids, device=backbone.device)
+        with torch.no_grad():
+            context[..., -len(ids) :, :] = backbone.text_tower.token_embedding(rows).cpu()
+    return context
 
 
 def personalise(context: Tensor, keys: Tensor, weights: Tensor) -> Tensor:

@@ -33,10 +33,11 @@ LEAST_NORM = 1e-12
 class PromptedText(nn.Module):
     """Context vectors -> unit text features of every class.
 
-    Everything but the context is frozen, so the embeddings around it are looked up once.
+    Everything but the context is frozen: the embeddings behind it are looked up once, and SOS,
+    which sees nothing but itself, is encoded once.
     """
 
-    before: Tensor
+    sos: Tensor
     after: Tensor
     eos: Tensor
 
@@ -47,12 +48,15 @@ class PromptedText(nn.Module):
         context_end = 1 + tokens.context_length
         with torch.no_grad():
             embedded = tower.token_embedding(tokens.ids.to(device))
-        self.register_buffer("before", embedded[:, :1], persistent=False)
-        self.register_buffer("after", embedded[:, context_end:], persistent=False)
-        self.register_buffer("eos", tokens.eos.to(device), persistent=False)
+            self.register_buffer("sos", embedded[:1, :1], persistent=False)
+            self.register_buffer("after", embedded[:, context_end:], persistent=False)
+            self.register_buffer("eos", tokens.eos.to(device), persistent=False)
+            self._after_sos = tower.encode_prefix(self.sos)
 
     def forward(self, context: Tensor) -> Tensor:
         """Encode every class under one context or a batch of them.
+
+        A context that all classes share is encoded once, for all of them.
 
         Args:
             context: personalised prompts, float32 [C, M, W], [M, W] (shared by all classes),
@@ -63,25 +67,38 @@ class PromptedText(nn.Module):
         """
         n_classes = len(self.eos)
         batched = context.dim() == 4
-        context = context if batched else context.unsqueeze(0)
-        n_batch, *_, length, width = context.shape
-        full = context.expand(n_batch, n_classes, length, width).flatten(0, 1)
-        embeddings = torch.cat(
-            [self.before.repeat(n_batch, 1, 1), full, self.after.repeat(n_batch, 1, 1)], dim=1
-        )
-        features = normalize(self.tower(embeddings, self.eos.repeat(n_batch)), dim=-1)
+        if context.dim() == 2:
+            context = context.expand(1, 1, *context.shape)
+        elif not batched:
+            context = context.unsqueeze(0)
+        n_batch, n_contexts, length, _ = context.shape
+        after, eos = self.after.repeat(n_batch, 1, 1), self.eos.repeat(n_batch) - 1
+        if n_contexts == 1 < n_classes:
+            start = torch.cat([self.sos.expand(n_batch, -1, -1), context.squeeze(1)], dim=1)
+            prefix = self.tower.encode_prefix(start).repeat(n_classes)
+            features = self.tower(after, eos - length, prefix)
+        else:
+            embeddings = torch.cat([context.flatten(0, 1), after], dim=1)
+            features = self.tower(embeddings, eos, self._after_sos)
+        features = normalize(features, dim=-1)
         return features.view(n_batch, n_classes, features.shape[1]) if batched else features
 
 
 def prompted_text(
-    backbone: Backbone, class_names: tuple[str, ...], context_length: int
+    backbone: Backbone,
+    class_names: tuple[str, ...],
+    context_length: int,
+    dtype: torch.dtype = torch.float32,
 ) -> PromptedText:
     """The text side for these classes, frozen, on the backbone's device.
+
+    Args:
+        dtype: of the matrix products, see `TextTower`.
 
     Raises:
         DataError: a class name and the context do not fit into the text tower.
     """
-    tower = backbone.text_tower
+    tower = backbone.text_tower_in(dtype)
     tokens = tokenize_prompts(backbone.tokenizer, class_names, context_length, tower.max_length)
     return PromptedText(tower, tokens).eval()
 

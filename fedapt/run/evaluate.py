@@ -7,17 +7,18 @@ from pathlib import Path
 
 import torch
 
-from fedapt.core.errors import DataError
+from fedapt.core.errors import DataError, UsageError
 from fedapt.core.report import Reporter
-from fedapt.data.domains import Domain, Labelled, load_domains
+from fedapt.data.domains import Domain, ImageSet, ImageTable, load_domains
 from fedapt.data.folders import ImageFolders, scan_folders
+from fedapt.data.partition import Client
 from fedapt.data.splits import Split, split_folders
-from fedapt.model.backbone import load_backbone
-from fedapt.model.checkpoint import CheckpointInfo, load_checkpoint
+from fedapt.model.backbone import Backbone, load_backbone
+from fedapt.model.checkpoint import FUSED_METHODS, Checkpoint, CheckpointInfo, load_checkpoint
 from fedapt.model.image_encoder import image_encoder
-from fedapt.model.prompted_clip import zero_shot_features
 from fedapt.run.device import choose_device
 from fedapt.train.evaluate import Evaluation, evaluate
+from fedapt.train.methods import METHODS, Setting
 
 
 def evaluate_checkpoint(
@@ -32,22 +33,57 @@ def evaluate_checkpoint(
     Raises:
         CheckpointError: damaged, or of another CLIP.
         DataError: the folders are wrong, or hold a class that the checkpoint does not know.
+        UsageError: exact prompts of a method that has no others.
     """
     checkpoint = load_checkpoint(path)
     info = checkpoint.info
-    folders = scan_folders(data, _present(info.class_names, data))
+    if exact and info.method not in FUSED_METHODS:
+        raise UsageError(
+            where="--exact",
+            found=f"a checkpoint of {info.method}",
+            expected=f"one of {', '.join(FUSED_METHODS)}, whose prompts may be mixed or exact",
+            next_step="leave --exact out",
+        )
+    folders = scan_folders(data, _present(dict(info.config.data.class_names), data))
     labels = _match_classes(folders, info)
     # training images are neither needed nor met: only the test part is kept
-    split = split_folders(folders, info.test_fraction, info.split_seed)
-    split = Split(dict.fromkeys(folders.domains, ()), split.test)
+    split = split_folders(folders, info.config.data.test_fraction, info.config.data.split_seed)
+    none: dict[str, tuple[()]] = dict.fromkeys(folders.domains, ())
     backbone = load_backbone(info.model, info.pretrained, choose_device(device))
-    model = checkpoint.to_global_model(backbone)
+    checkpoint.check_backbone(backbone)
     domains = load_domains(
-        folders, split, image_encoder(backbone), reporter, backbone.device, need_train=False
+        folders,
+        Split(none, split.test, none),
+        image_encoder(backbone),
+        reporter,
+        backbone.device,
+        need_train=False,
     )
-    domains = [_relabel(domain, labels) for domain in domains]
-    zero_shot = zero_shot_features(backbone, info.classes)
-    return evaluate(model, domains, info.domains, zero_shot, exact=exact)
+    domains = _relabel(domains, labels)
+    method = METHODS[info.method](_rebuild_setting(checkpoint, backbone, domains[0].test.table))
+    learned = {name: tensor.to(backbone.device) for name, tensor in checkpoint.learned.items()}
+    predict = None
+    if exact:
+        model = checkpoint.to_global_model(backbone)
+        predict = lambda images, domain: model.exact_logits(images.features)  # noqa: E731
+    return evaluate(method, learned, domains, info.domains, info.keys, predict=predict)
+
+
+def _rebuild_setting(checkpoint: Checkpoint, backbone: Backbone, table: ImageTable) -> Setting:
+    """The setting of the checkpoint's training, without the clients' images."""
+    info = checkpoint.info
+    empty = ImageSet(table, torch.empty(0, dtype=torch.int64, device=table.labels.device))
+    clients = (Client(i, str(i), domain, 0, empty) for i, domain in enumerate(info.clients))
+    return Setting(
+        config=info.config,
+        backbone=backbone,
+        class_names=info.classes,
+        n_keys=len(info.keys),
+        clients=tuple(clients),
+        table=table,
+        views=lambda images, view: images.load().features,  # no client trains here
+        known_keys=checkpoint.keys,
+    )
 
 
 def _present(class_names: dict[str, str], data: Path) -> dict[str, str]:
@@ -69,6 +105,11 @@ def _match_classes(folders: ImageFolders, info: CheckpointInfo) -> torch.Tensor:
     return torch.tensor([known[name] for name in folders.class_names])
 
 
-def _relabel(domain: Domain, labels: torch.Tensor) -> Domain:
-    test = Labelled(domain.test.features, labels.to(domain.test.labels.device)[domain.test.labels])
-    return dataclasses.replace(domain, test=test)
+def _relabel(domains: list[Domain], labels: torch.Tensor) -> list[Domain]:
+    """The same domains with the checkpoint's class indices."""
+    table = domains[0].test.table
+    table = dataclasses.replace(table, labels=labels.to(table.labels.device)[table.labels])
+    return [
+        Domain(d.name, *(ImageSet(table, part.rows) for part in (d.train, d.test, d.validation)))
+        for d in domains
+    ]

@@ -30,8 +30,13 @@ class RunFolder:
 
     @property
     def checkpoint(self) -> Path:
-        """V, Q and the keys after the last round."""
+        """What was learned, after the last round."""
         return self.path / "checkpoint.safetensors"
+
+    @property
+    def best(self) -> Path:
+        """The round that was best on validation images, where there are any."""
+        return self.path / "best.safetensors"
 
     def prepare(self, config: Config, resume: bool) -> bool:
         """Write the configuration; True where there is a checkpoint to go on from.
@@ -54,10 +59,9 @@ class RunFolder:
         return self.checkpoint.is_file()
 
     def _check_same(self, config: Config) -> None:
-        before, now = (
-            dataclasses.asdict(dataclasses.replace(c, train=dataclasses.replace(c.train, rounds=1)))
-            for c in (read_config(self.config), config)
-        )
+        before, now = (dataclasses.asdict(c) for c in (read_config(self.config), config))
+        if config.train.schedule == "constant":  # another number of rounds changes none of them
+            before["train"]["rounds"] = now["train"]["rounds"]
         changed = [
             f"{section}.{name}"
             for section, values in now.items()

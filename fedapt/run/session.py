@@ -2,71 +2,101 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
+import torch
+
 from fedapt.core.config import Config
-from fedapt.core.errors import DataError
+from fedapt.core.errors import CheckpointError, DataError
 from fedapt.core.records import read_records, write_records
+from fedapt.core.report import Reporter
 from fedapt.core.versions import software_versions
 from fedapt.data.domains import Domain
 from fedapt.data.folders import ImageFolders
-from fedapt.federation.local import LocalClient, LocalEngine
-from fedapt.model.adaptive_network import draw_adaptive_network
+from fedapt.data.partition import divide_domains, name_keys
+from fedapt.data.views import StrongViews
+from fedapt.federation.local import LocalEngine
 from fedapt.model.backbone import Backbone
 from fedapt.model.checkpoint import Checkpoint, CheckpointInfo, load_checkpoint
-from fedapt.model.prompt import draw_context, draw_keys
-from fedapt.model.prompted_clip import GlobalModel, prompted_text
+from fedapt.model.image_encoder import image_encoder
 from fedapt.run.folder import RunFolder
-from fedapt.train.client import ClientTask, Learned
-from fedapt.train.evaluate import accuracy
-from fedapt.train.loop import Progress
+from fedapt.train.evaluate import Evaluation, evaluate, measure
+from fedapt.train.loop import Measured, Progress, run_rounds
+from fedapt.train.methods import METHODS, Learned, Method, Setting
+from fedapt.train.sampling import check_sampling
 
 
 class Session:
-    """The parts of a run that stay the same from round to round."""
+    """A method, its clients and their images.
+
+    Args:
+        config: as the method settles it.
+        joined: a federation's checkpoint that these domains go on from, each new one with a key of
+            its own.
+
+    Raises:
+        ReportedError: the settings, the images and the checkpoint do not go together.
+    """
 
     def __init__(
-        self, config: Config, backbone: Backbone, folders: ImageFolders, domains: list[Domain]
+        self,
+        config: Config,
+        backbone: Backbone,
+        folders: ImageFolders,
+        domains: list[Domain],
+        *,
+        reporter: Reporter | None = None,
+        joined: Checkpoint | None = None,
     ) -> None:
-        self._config, self._backbone, self._domains = config, backbone, domains
-        self._folders = folders
-        seed, prompt = config.train.seed, config.prompt
-        self.text = prompted_text(backbone, folders.class_names, prompt.context_length)
-        width = backbone.text_tower.width
-        self._keys = draw_keys(len(domains), prompt.context_length, width, seed)
-        device = backbone.device
-        tasks = [
-            ClientTask(self.text, self._keys.to(device), n, backbone.logit_scale, config.train)
-            for n in range(len(domains))
-        ]
-        clients = [LocalClient(t, d.train) for t, d in zip(tasks, domains, strict=True)]
-        self.engine = LocalEngine(clients, seed)
+        self.config, self.backbone, self.domains = config, backbone, domains
+        self._folders, self._joined = folders, joined
+        trained = _order_domains(config, domains, joined)
+        self._trained = tuple(domain.name for domain in trained)
+        n_keys = config.prompt.n_keys or len(trained)
+        clients = divide_domains(trained, config.federation, n_keys, config.train.seed)
+        check_sampling(config.federation, len(clients))
+        self._key_names = name_keys(clients, trained, n_keys)
+        table = domains[0].train.table
+        views = StrongViews(
+            table,
+            torch.cat([client.data.rows for client in clients]),
+            lambda: image_encoder(backbone),
+            reporter or Reporter(),
+        )
+        setting = Setting(
+            config=config,
+            backbone=backbone,
+            class_names=folders.class_names,
+            n_keys=n_keys,
+            clients=clients,
+            table=table,
+            views=views,
+            known_keys=None if joined is None else joined.keys,
+        )
+        self.method: Method = METHODS[config.train.method](setting)
+        self.engine = LocalEngine(self.method, config.train)
 
     def begin(self) -> Progress:
-        """V and Q before the first round."""
-        seed, prompt = self._config.train.seed, self._config.prompt
-        context = draw_context(
-            len(self._folders.class_names),
-            prompt.context_length,
-            self._backbone.text_tower.width,
-            seed,
-            prompt.class_specific,
-        )
-        network = draw_adaptive_network(len(self._domains), self._backbone.joint_width, seed)
-        device = self._backbone.device
-        return Progress(Learned(context.to(device), network.to(device)), 0, ())
+        """What is learned, before the first round."""
+        learned = self.method.begin()
+        if self._joined is not None:
+            self._joined.check_backbone(self.backbone)
+            learned = _extend(learned, self._joined)
+        return Progress(learned, 0, ())
 
     def resume(self, run: RunFolder) -> Progress:
-        """V and Q of the run's checkpoint.
+        """What the run's checkpoint has learned.
 
         Raises:
             CheckpointError: it is damaged, or of another CLIP.
             DataError: classes or domains have changed since.
         """
         checkpoint = load_checkpoint(run.checkpoint)
-        checkpoint.check_backbone(self._backbone)
-        names = (checkpoint.info.domains, checkpoint.info.classes)
-        now = (self._folders.domains, self._folders.class_names)
+        checkpoint.check_backbone(self.backbone)
+        info = checkpoint.info
+        names = (info.domains, info.classes)
+        now = (self._trained, self._folders.class_names)
         if names != now:
             raise DataError(
                 where=self._folders.root,
@@ -74,64 +104,139 @@ class Session:
                 expected=f"those of the run: {', '.join(names[0])} with {len(names[1])} classes",
                 next_step="resume with the same data, or train into another folder",
             )
-        device = self._backbone.device
-        learned = Learned(checkpoint.meta_prompt.to(device), checkpoint.adaptive_network.to(device))
+        learned = self.fit(checkpoint)
         # a record may be one round ahead of the checkpoint: that round is trained again
-        records = read_records(run.records)[: checkpoint.info.rounds]
-        return Progress(learned, checkpoint.info.rounds, tuple(records))
+        records = read_records(run.records)[: info.rounds]
+        return Progress(learned, info.rounds, tuple(records))
 
-    def global_model(self, learned: Learned) -> GlobalModel:
-        """The server's model around V and Q."""
-        return GlobalModel(
-            text=self.text,
-            context=learned.context,
-            adaptive_network=learned.adaptive_network,
-            keys=self._keys.to(self._backbone.device),
-            temperature=self._config.prompt.temperature,
-            logit_scale=self._backbone.logit_scale,
+    def fit(self, checkpoint: Checkpoint) -> Learned:
+        """A checkpoint's tensors on the backbone's device, of the shapes that the method has.
+
+        Raises:
+            CheckpointError: they have other names or shapes.
+        """
+        expected = {name: list(tensor.shape) for name, tensor in self.method.begin().items()}
+        found = {name: list(tensor.shape) for name, tensor in checkpoint.learned.items()}
+        if found != expected:
+            raise CheckpointError(
+                where=f"a checkpoint of {checkpoint.info.method}",
+                found=f"tensors {found}",
+                expected=str(expected),
+                next_step="use the images and settings that it was trained with",
+            )
+        return {name: t.to(self.backbone.device) for name, t in checkpoint.learned.items()}
+
+    def run(
+        self, start: Progress, save: Callable[[Progress], None], reporter: Reporter
+    ) -> Progress:
+        """Train from `start` to the end."""
+        return run_rounds(
+            self.engine, self.method, start, self.config, self.measure, save, reporter
         )
 
-    def measure(self, learned: Learned) -> dict[str, float]:
-        """Test accuracy of every domain that has test images."""
-        model = self.global_model(learned)
-        banks = model.text_banks
-        return {
-            d.name: accuracy(model.logits(d.test.features, banks), d.test.labels)
-            for d in self._domains
-            if len(d.test)
-        }
+    def measure(self, learned: Learned) -> Measured:
+        """Accuracy of every domain that has test or validation images."""
+        return measure(self.method.predictor(learned), self.domains, self._trained)
+
+    def evaluate(self, learned: Learned) -> Evaluation:
+        """Test accuracy with zero-shot CLIP and routing beside it."""
+        return evaluate(self.method, learned, self.domains, self._trained, self._key_names)
 
     def to_checkpoint(self, progress: Progress) -> Checkpoint:
         """The checkpoint after some rounds; a function of settings, data and seed alone."""
-        config, backbone = self._config, self._backbone
+        config, backbone = self.config, self.backbone
         info = CheckpointInfo(
-            method="fedapt",
             model=backbone.name,
             pretrained=backbone.pretrained,
             clip_sha256=backbone.sha256,
             classes=self._folders.class_names,
-            domains=self._folders.domains,
-            temperature=config.prompt.temperature,
+            domains=self._trained,
+            keys=self._key_names,
+            clients=tuple(client.domain for client in self.method.setting.clients),
             rounds=progress.rounds,
-            seed=config.train.seed,
-            test_fraction=config.data.test_fraction,
-            split_seed=config.data.split_seed,
-            class_names=dict(config.data.class_names),
+            config=_without_paths(config),
             preprocessing=backbone.preprocessing.to_dict(),
             versions=software_versions(),
         )
-        return Checkpoint(
-            info,
-            progress.learned.context.cpu(),
-            progress.learned.adaptive_network.cpu(),
-            self._keys,
-        )
+        learned = {name: tensor.cpu() for name, tensor in progress.learned.items()}
+        keys = self.method.frozen().get("keys")
+        return Checkpoint(info, learned, None if keys is None else keys.cpu())
 
     def saver(self, run: RunFolder) -> Callable[[Progress], None]:
         """A function that writes records, then the checkpoint, which is what counts."""
 
         def save(progress: Progress) -> None:
             write_records(run.records, list(progress.records))
-            self.to_checkpoint(progress).save(run.checkpoint)
+            checkpoint = self.to_checkpoint(progress)
+            if progress.is_best:
+                checkpoint.save(run.best)
+            checkpoint.save(run.checkpoint)
 
         return save
+
+
+def _without_paths(config: Config) -> Config:
+    """Where images and other checkpoints stand is nobody else's business."""
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, root=""),
+        federation=dataclasses.replace(config.federation, join=""),
+    )
+
+
+def _order_domains(
+    config: Config, domains: list[Domain], joined: Checkpoint | None
+) -> list[Domain]:
+    """The domains that train: those of the joined federation first, in its order."""
+    names = [domain.name for domain in domains]
+    left_out = config.data.leave_out
+    if left_out and (left_out not in names or len(names) == 1):
+        raise DataError(
+            where=f"data.leave_out = {left_out!r}",
+            found=f"domains {', '.join(names)}",
+            expected="one of several domains",
+            next_step="check the name",
+        )
+    trained = {domain.name: domain for domain in domains if domain.name != left_out}
+    if joined is None:
+        return list(trained.values())
+    info = joined.info
+    if missing := [name for name in info.domains if name not in trained]:
+        raise DataError(
+            where="--join",
+            found=f"no images of {', '.join(missing)}",
+            expected=f"all domains of the federation: {', '.join(info.domains)}",
+            next_step="add them: those who were there before go on training",
+        )
+    if config.prompt.n_keys or len(info.keys) != len(info.domains):
+        raise CheckpointError(
+            where="--join",
+            found=f"{len(info.keys)} keys for {len(info.domains)} domains",
+            expected="one key for each domain (prompt.n_keys = 0)",
+            next_step="train all domains together from the start",
+        )
+    new = [domain for name, domain in trained.items() if name not in info.domains]
+    return [*(trained[name] for name in info.domains), *new]
+
+
+def _extend(begun: Learned, joined: Checkpoint) -> Learned:
+    """What a federation has learned, with fresh rows for keys that are new.
+
+    Raises:
+        CheckpointError: of other classes or another context.
+    """
+    extended = {}
+    for name, fresh in begun.items():
+        known = joined.learned.get(name)
+        if known is None or known.shape[1:] != fresh.shape[1:] or len(known) > len(fresh):
+            raise CheckpointError(
+                where="--join",
+                found=f"{name} of shape {None if known is None else list(known.shape)}",
+                expected=f"{list(fresh.shape)}, or fewer rows",
+                next_step="join with the classes, the method and the context of the federation",
+            )
+        known = known.to(fresh.device)
+        if len(known) < len(fresh):
+            known = torch.cat([known, fresh[len(known) :]])
+        extended[name] = known
+    return extended

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from fedapt.core.config import Config
@@ -11,19 +12,27 @@ from fedapt.data.domains import load_domains
 from fedapt.data.folders import check_complete, scan_folders
 from fedapt.data.splits import split_folders
 from fedapt.model.backbone import load_backbone
+from fedapt.model.checkpoint import load_checkpoint
 from fedapt.model.image_encoder import image_encoder
-from fedapt.model.prompted_clip import zero_shot_features
 from fedapt.run.device import choose_device
 from fedapt.run.folder import RunFolder
 from fedapt.run.session import Session
-from fedapt.train.evaluate import Evaluation, evaluate
-from fedapt.train.loop import run_rounds
+from fedapt.run.trackers import track
+from fedapt.train.evaluate import Evaluation
+from fedapt.train.loop import Progress
+from fedapt.train.methods import METHODS
 
 
 def train(
-    config: Config, out: Path, *, resume: bool, device: str, reporter: Reporter
+    config: Config,
+    out: Path,
+    *,
+    resume: bool,
+    device: str,
+    reporter: Reporter,
+    trackers: tuple[str, ...] = (),
 ) -> Evaluation:
-    """Train FedAPT with one client per domain, and evaluate the result.
+    """Train a method, and evaluate the round that validation chose, or the last.
 
     Args:
         config: all settings; `data.root` names the images.
@@ -31,6 +40,7 @@ def train(
         resume: go on from the checkpoint in `out`; the result has the same bytes as an
             uninterrupted run.
         device: `auto`, `cpu` or `cuda`.
+        trackers: names of experiment trackers that are sent every record, see `run.trackers`.
 
     Raises:
         ReportedError: see `core.errors`; every file in `out` is whole at any moment.
@@ -46,22 +56,50 @@ def train(
     # the images are checked before the run folder is touched: a typo leaves nothing behind
     folders = scan_folders(Path(config.data.root), config.data.class_names)
     check_complete(folders, config.data.allow_missing_classes)
-    split = split_folders(folders, config.data.test_fraction, config.data.split_seed)
+    split = split_folders(
+        folders,
+        config.data.test_fraction,
+        config.data.split_seed,
+        validation_fraction=config.data.validation_fraction,
+        shots=config.data.shots,
+    )
+    join = config.federation.join
+    joined = load_checkpoint(Path(join)) if join else None
+    settled = METHODS[config.train.method].settle(config)
+    for change in list_changes(config, settled):
+        reporter.message(f"{config.train.method}: {change}")
     run = RunFolder(out)
-    going_on = run.prepare(config, resume)
+    going_on = run.prepare(settled, resume)
     backbone = load_backbone(config.model.name, config.model.pretrained, device)
     reporter.message(f"model: {backbone.label} on {device}")
     domains = load_domains(folders, split, image_encoder(backbone), reporter, backbone.device)
-    session = Session(config, backbone, folders, domains)
+    session = Session(settled, backbone, folders, domains, reporter=reporter, joined=joined)
     start = session.resume(run) if going_on else session.begin()
     if going_on:
         reporter.message(f"resuming after round {start.rounds}")
-    done = run_rounds(
-        session.engine, start, config.train, session.measure, session.saver(run), reporter
-    )
-    return evaluate(
-        session.global_model(done.learned),
-        domains,
-        folders.domains,
-        zero_shot_features(backbone, folders.class_names),
-    )
+    write = session.saver(run)
+    with track(trackers, run.path, settled) as log:
+
+        def save(progress: Progress) -> None:
+            write(progress)
+            log(progress.records[-1])
+
+        done = session.run(start, save, reporter)
+    learned = done.learned
+    if (best := done.best_round) is not None:
+        reporter.message(f"best round on validation: {best} ({run.best})")
+        learned = session.fit(load_checkpoint(run.best))
+    if not done.records:  # zero-shot: nothing was trained, and there is a result all the same
+        write(done)
+    return session.evaluate(learned)
+
+
+def list_changes(before: Config, after: Config) -> list[str]:
+    """What a method asks to be otherwise, as `section.name = value, not value`."""
+    old, new = dataclasses.asdict(before), dataclasses.asdict(after)
+    return [
+        f"{section}.{name} = {value!r}, not {old[section][name]!r}"
+        for section, values in new.items()
+        for name, value in values.items()
+        if value != old[section][name]
+    ]

@@ -1,37 +1,70 @@
 """How the server averages the clients' replies.
 
-    V, Q <- mean over the round's clients, uniform or weighted by their images
+    x <- mean over the round's clients, uniform or weighted by their images
+
+A tensor that belongs to keys or clients is averaged over those that own a slice of it; a slice that
+no client of the round owns stays as it is. Replies are added up one by one as they come, so memory
+does not grow with the number of clients.
 
 Source: FedAPT (arXiv 2211.07864), FedAvg (arXiv 1602.05629).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
-from fedapt.train.client import ClientUpdate, Learned
+from fedapt.train.client import ClientUpdate
+from fedapt.train.methods.base import Learned
 
 
-def average(updates: Sequence[ClientUpdate], weighting: str) -> Learned:
-    """Average V and Q, summed in float64 so that the order of clients does not matter.
+@dataclass
+class _Sum:
+    """Weighted float64 sum of replies for one tensor, or one slice of it."""
+
+    total: Tensor
+    weight: float
+
+
+@dataclass
+class Average:
+    """A round's average, made of replies as they come.
 
     Args:
         weighting: `uniform` or `samples`.
     """
-    counts = torch.ones(len(updates), dtype=torch.float64)
-    if weighting == "samples":
-        counts = torch.tensor([float(u.n_samples) for u in updates], dtype=torch.float64)
 
-    def mean(tensors: list[Tensor]) -> Tensor:
-        stacked = torch.stack(tensors).double()
-        # divided last: whole counts times float32 values add up exactly in float64
-        total = torch.einsum("k,k...->...", counts.to(stacked.device), stacked)
-        return (total / float(counts.sum())).float()
+    weighting: str
+    _sums: dict[tuple[str, int | None], _Sum] = field(default_factory=dict)
 
-    return Learned(
-        mean([u.learned.context for u in updates]),
-        mean([u.learned.adaptive_network for u in updates]),
-    )
+    def add(self, update: ClientUpdate, slots: Mapping[str, int]) -> None:
+        """Add one reply.
+
+        Args:
+            slots: tensor -> index of the slice that this client owns; others are shared by all.
+        """
+        weight = float(update.n_samples) if self.weighting == "samples" else 1.0
+        for name, tensor in update.learned.items():
+            # whole counts times float32 values add up almost exactly in float64
+            value = tensor.double() * weight
+            slot = (name, slots.get(name))
+            if (known := self._sums.get(slot)) is None:
+                self._sums[slot] = _Sum(value, weight)
+            else:
+                known.total += value
+                known.weight += weight
+
+    def result(self, start: Learned) -> Learned:
+        """The aggregate; `start` where no client has replied."""
+        learned = dict(start)
+        for (name, index), total in self._sums.items():
+            mean = (total.total / total.weight).float()
+            if index is None:
+                learned[name] = mean
+            else:
+                if learned[name] is start[name]:
+                    learned[name] = start[name].clone()
+                learned[name][index] = mean
+        return learned

@@ -1,36 +1,22 @@
-"""What one client does in one round: SGD on V and Q over its own images.
+"""What one client does in one round: SGD on what is trained, over its own images.
 
-    logits = exp(s) f^ . t(one-hot n);   loss = CE(logits, class) + CE(Q f, n)
+The loss is the method's (`fedapt.train.methods`). FedProx adds mu/2 |x - start|^2 to any of them.
 
-Source: FedAPT (arXiv 2211.07864).
+Source: FedAvg (arXiv 1602.05629), FedProx (arXiv 1812.06127).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
 
 from fedapt.core.config import TrainConfig
-from fedapt.data.domains import Labelled
-from fedapt.model.prompt import personalise
-from fedapt.model.prompted_clip import PromptedText
-
-
-@dataclass(frozen=True)
-class Learned:
-    """What is trained and sent: V, float32 [C, M, W] or [M, W], and Q, float32 [N, D]."""
-
-    context: Tensor
-    adaptive_network: Tensor
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes on the wire."""
-        return sum(t.numel() * t.element_size() for t in (self.context, self.adaptive_network))
+from fedapt.core.errors import FederationError
+from fedapt.data.domains import ImageSet, Labelled
+from fedapt.train.methods.base import Learned, Objective
 
 
 @dataclass(frozen=True)
@@ -38,90 +24,83 @@ class ClientUpdate:
     """A client's reply.
 
     Attributes:
-        learned: V and Q after its local steps.
+        client: its index.
+        learned: what it trained, after its local steps.
         n_samples: images it trained on.
         loss: mean loss over those images.
     """
 
+    client: int
     learned: Learned
     n_samples: int
     loss: float
 
 
-@dataclass(frozen=True)
-class ClientTask:
-    """What a client needs beside its images; the same in every round.
-
-    Attributes:
-        text: the text side of the classes, frozen.
-        keys: E, float32 [N, M, W], frozen.
-        domain: n, the index of the client's domain, whose key it uses.
-        logit_scale: exp(s).
-        train: optimiser settings.
-    """
-
-    text: PromptedText
-    keys: Tensor
-    domain: int
-    logit_scale: float
-    train: TrainConfig
-
-    def loss(
-        self, context: Tensor, adaptive_network: Tensor, features: Tensor, labels: Tensor
-    ) -> Tensor:
-        """The client's loss on one batch, a scalar.
-
-        Args:
-            features: f, float32 [batch, D], not normalised.
-            labels: int64 [batch].
-        """
-        logits, domain_logits = self.logits(context, adaptive_network, features)
-        domain = torch.full_like(labels, self.domain)
-        return cross_entropy(logits, labels) + cross_entropy(domain_logits, domain)
-
-    def logits(
-        self, context: Tensor, adaptive_network: Tensor, features: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Class logits float32 [batch, C] under the domain's own key, domain logits [batch, N]."""
-        one_hot = torch.zeros(len(self.keys), device=self.keys.device)
-        one_hot[self.domain] = 1
-        text = self.text(personalise(context, self.keys, one_hot))
-        logits = self.logit_scale * normalize(features, dim=-1) @ text.T
-        return logits, features @ adaptive_network.T
-
-
-def draw_batches(data: Labelled, config: TrainConfig, seed: int) -> Iterator[Labelled]:
+def draw_batches(data: ImageSet, config: TrainConfig, seed: int) -> Iterator[Labelled]:
     """The batches of a client's local epochs, shuffled anew in each; the last may be short."""
     generator = torch.Generator().manual_seed(seed)
+    left = config.images_per_round or config.local_epochs * len(data)
     for _ in range(config.local_epochs):
-        order = torch.randperm(len(data), generator=generator).to(data.labels.device)
-        for rows in torch.split(order, config.batch_size):
-            yield Labelled(data.features[rows], data.labels[rows])
+        order = torch.randperm(len(data), generator=generator)[:left]
+        left -= len(order)
+        for places in torch.split(order, config.batch_size):
+            if len(places):
+                yield data.subset(places.to(data.rows.device)).load()
 
 
-def train_client(task: ClientTask, start: Learned, batches: Iterable[Labelled]) -> ClientUpdate:
+def learning_rate(config: TrainConfig, round_number: int) -> float:
+    """The rate of a round, counted from 0; `cosine` falls from `lr` to nearly 0 at the last."""
+    if config.schedule == "cosine":
+        return config.lr * 0.5 * (1 + math.cos(math.pi * round_number / config.rounds))
+    return config.lr
+
+
+def train_client(
+    objective: Objective,
+    start: Learned,
+    batches: Iterable[Labelled],
+    config: TrainConfig,
+    *,
+    round_number: int = 0,
+    client: int = 0,
+    name: str = "",
+) -> ClientUpdate:
     """One client's round: SGD from the aggregate, with momentum that starts at zero.
 
     Args:
+        objective: the method's loss for this client and round.
         start: the aggregate; not changed.
         batches: the client's images, in the order of the steps.
+        name: of the client, for errors.
+
+    Raises:
+        FederationError: the loss, or what was learned, is not finite.
     """
-    config = task.train
-    context = start.context.clone().requires_grad_()
-    adaptive_network = start.adaptive_network.clone().requires_grad_()
+    learned = {name: tensor.clone().requires_grad_() for name, tensor in start.items()}
     optimizer = torch.optim.SGD(
-        [context, adaptive_network],
-        lr=config.lr,
+        learned.values(),
+        lr=learning_rate(config, round_number),
         momentum=config.momentum,
         weight_decay=config.weight_decay,
     )
-    total, n_samples = 0.0, 0
+    total, n_samples = torch.zeros((), dtype=torch.float64), 0
     for batch in batches:
         optimizer.zero_grad(set_to_none=True)
-        loss = task.loss(context, adaptive_network, batch.features, batch.labels)
+        loss = objective(learned, batch)
+        if config.proximal:
+            moved = [(learned[name] - start[name]).square().sum() for name in learned]
+            loss = loss + 0.5 * config.proximal * torch.stack(moved).sum()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        total += float(loss.detach()) * len(batch)
+        total += loss.detach().double().cpu() * len(batch)
         n_samples += len(batch)
-    learned = Learned(context.detach(), adaptive_network.detach())
-    return ClientUpdate(learned, n_samples, total / max(1, n_samples))
+    found = {name: tensor.detach() for name, tensor in learned.items()}
+    mean = float(total) / max(1, n_samples)
+    if not math.isfinite(mean) or not all(bool(t.isfinite().all()) for t in found.values()):
+        raise FederationError(
+            where=f"round {round_number + 1}, client {name or client}",
+            found=f"a loss of {mean:g}",
+            expected="finite numbers",
+            next_step="lower train.lr; the checkpoint of the round before is kept",
+        )
+    return ClientUpdate(client, found, n_samples, mean)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from fedapt.data.domains import Domain
-from fedapt.model.prompted_clip import GlobalModel
+from fedapt.data.domains import Domain, ImageSet
+from fedapt.train.loop import Measured, mean
+from fedapt.train.methods.base import Learned, Method, Predictor
 
 
 @dataclass(frozen=True)
@@ -28,28 +29,32 @@ class Evaluation:
     """Results of all domains.
 
     Attributes:
+        title: of the method.
         domains: by name.
-        routing: domain -> key -> share of the domain's images whose largest weight is that key's.
+        routing: domain -> key -> share of the domain's images whose largest weight is that key's;
+            empty for a method without keys.
         prompts: `banks` (mixed text banks, what the fused graph computes) or `exact`.
     """
 
+    title: str
     domains: dict[str, DomainResult]
     routing: dict[str, dict[str, float]]
-    prompts: str
+    prompts: str = "banks"
 
     @property
     def mean(self) -> float:
         """Mean accuracy over the domains that have test images."""
-        return _mean([d.accuracy for d in self.domains.values() if d.n])
+        return mean({name: d.accuracy for name, d in self.domains.items() if d.n})
 
     @property
     def zero_shot_mean(self) -> float:
         """Mean zero-shot accuracy over the domains that have test images."""
-        return _mean([d.zero_shot for d in self.domains.values() if d.n])
+        return mean({name: d.zero_shot for name, d in self.domains.items() if d.n})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
+            "method": self.title,
             "mean": self.mean,
             "zero_shot_mean": self.zero_shot_mean,
             "domains": {name: vars(result) for name, result in self.domains.items()},
@@ -58,41 +63,65 @@ class Evaluation:
         }
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
-
-
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Share of rows of float32 [n, C] whose largest logit is the label's; 0 without rows."""
+    """Share of rows of float32 [n, C] whose largest logit is the label's; 0 without rows.
+
+    Of [models, n, C], the mean over the models.
+    """
     return float((logits.argmax(-1) == labels).double().mean()) if len(labels) else 0.0
 
 
+def measure(predict: Predictor, domains: Sequence[Domain], trained: Sequence[str]) -> Measured:
+    """Test and validation accuracy of each domain that has such images.
+
+    Args:
+        trained: domains that have clients, in the order of their indices.
+    """
+    shares: list[dict[str, float]] = [{}, {}]
+    for domain in domains:
+        index = trained.index(domain.name) if domain.name in trained else None
+        for found, images in zip(shares, (domain.test, domain.validation), strict=True):
+            # a domain that was left out has no say in the choice of a round
+            if len(images) and (index is not None or images is domain.test):
+                found[domain.name] = _share_right(predict, images, index)
+    return Measured(*shares)
+
+
+def _share_right(predict: Predictor, images: ImageSet, domain: int | None) -> float:
+    loaded = images.load()
+    return accuracy(predict(loaded, domain), loaded.labels)
+
+
 def evaluate(
-    model: GlobalModel,
+    method: Method,
+    learned: Learned,
     domains: Sequence[Domain],
+    trained: Sequence[str],
     key_names: Sequence[str],
-    zero_shot: Tensor,
     *,
-    exact: bool = False,
+    predict: Predictor | None = None,
 ) -> Evaluation:
     """Measure the global model on every domain's test images.
 
     Args:
-        key_names: the domain of each key, in order.
-        zero_shot: unit text features of "a photo of a {name}.", float32 [C, D].
-        exact: encode every image's own prompts instead of mixing text banks; slow.
+        trained: domains that have clients, in the order of their indices.
+        key_names: what each key stands for, in order.
+        predict: instead of the method's own predictor, such as exact prompts.
     """
-    banks = model.text_banks
+    found = measure(predict or method.predictor(learned), domains, trained).test
+    zero_shot = method.setting.zero_shot
     results, routing = {}, {}
     for domain in domains:
-        features, labels = domain.test.features, domain.test.labels
-        logits = model.exact_logits(features) if exact else model.logits(features, banks)
+        images = domain.test.load()
+        unit = normalize(images.features, dim=-1)
         results[domain.name] = DomainResult(
-            accuracy=accuracy(logits, labels),
-            zero_shot=accuracy(normalize(features, dim=-1) @ zero_shot.T, labels),
-            n=len(labels),
+            accuracy=found.get(domain.name, 0.0),
+            zero_shot=accuracy(unit @ zero_shot.T, images.labels),
+            n=len(images),
         )
-        routed = torch.bincount(model.weights(features).argmax(-1), minlength=model.n_domains)
-        shares = (routed / max(1, len(labels))).tolist()
-        routing[domain.name] = dict(zip(key_names, shares, strict=True))
-    return Evaluation(results, routing, "exact" if exact else "banks")
+        weights = method.routing(learned, images.features)
+        if weights is not None:
+            routed = torch.bincount(weights.argmax(-1), minlength=len(key_names))
+            shares = (routed / max(1, len(images))).tolist()
+            routing[domain.name] = dict(zip(key_names, shares, strict=True))
+    return Evaluation(method.title, results, routing, "exact" if predict else "banks")

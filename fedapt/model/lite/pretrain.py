@@ -199,8 +199,8 @@ class Distillation:
             "token_embedding": self.tower.token_embedding.weight[rows].half(),
             "visual.head.proj.weight": self.teacher.projection.half(),
         }
-        for name, tensor in self.tower.named_parameters():
-            if name != "token_embedding.weight":
+        for name, tensor in self.clip.named_parameters():
+            if not name.startswith(("visual.", "token_embedding.", "logit_scale")):
                 tensors[name] = tensor.detach().half()
         save_file({k: v.detach().contiguous() for k, v in tensors.items()}, str(out))
         report = {

@@ -1,0 +1,119 @@
+"""Who holds which images: domains -> clients.
+
+One client per domain has all of the domain's training images. Several share them: each class is
+dealt out in proportions drawn from Dirichlet(alpha), so that a small alpha gives clients of few
+classes. Source: FedAPT's setting of five clients per domain; the draw is that of Hsu, Qi, Brown
+(arXiv 1909.06335).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedapt.core.config import FederationConfig
+from fedapt.core.errors import ConfigError, DataError
+from fedapt.core.seeds import child_seed
+from fedapt.data.domains import Domain, ImageSet
+
+
+@dataclass(frozen=True)
+class Client:
+    """One party.
+
+    Attributes:
+        index: among all clients.
+        name: of its domain, with a number where it shares the domain.
+        domain: index of its domain.
+        key: index of the key that it trains under.
+        data: its training images.
+    """
+
+    index: int
+    name: str
+    domain: int
+    key: int
+    data: ImageSet
+
+
+def divide_domains(
+    domains: Sequence[Domain], config: FederationConfig, n_keys: int, seed: int
+) -> tuple[Client, ...]:
+    """Deal the training images of every domain out to its clients.
+
+    Args:
+        n_keys: keys of the federation. With fewer keys than domains, domain d has key d modulo
+            their number; with more, the clients of a domain take its keys d, d + N, ... in turn.
+        seed: the run's.
+
+    Raises:
+        ConfigError: more keys than clients, so that some would never be trained.
+        DataError: a domain has fewer images than its clients need.
+    """
+    per_domain, n_domains = config.clients_per_domain, len(domains)
+    if n_keys > per_domain * n_domains:
+        raise ConfigError(
+            where=f"prompt.n_keys = {n_keys}",
+            found=f"{per_domain * n_domains} clients",
+            expected="no more keys than clients: a key without a client is never trained",
+            next_step="lower prompt.n_keys, or raise federation.clients_per_domain",
+        )
+    clients: list[Client] = []
+    for d, domain in enumerate(domains):
+        shares = _deal(domain, config, child_seed(seed, "partition", d))
+        own_keys = range(d % n_keys, n_keys, n_domains)
+        for i, places in enumerate(shares):
+            clients.append(
+                Client(
+                    index=len(clients),
+                    name=domain.name if per_domain == 1 else f"{domain.name}/{i + 1}",
+                    domain=d,
+                    key=own_keys[i % len(own_keys)],
+                    data=domain.train.subset(torch.from_numpy(places).to(domain.train.rows.device)),
+                )
+            )
+    return tuple(clients)
+
+
+def name_keys(clients: Sequence[Client], domains: Sequence[Domain], n_keys: int) -> tuple[str, ...]:
+    """What each key stands for: its domain, the domains that share it, or a part of one."""
+    users = [sorted({c.domain for c in clients if c.key == key}) for key in range(n_keys)]
+    names = ["+".join(domains[d].name for d in used) for used in users]
+    return tuple(
+        f"{name}/{names[:key].count(name) + 1}" if names.count(name) > 1 else name
+        for key, name in enumerate(names)
+    )
+
+
+def _deal(domain: Domain, config: FederationConfig, seed: int) -> list[NDArray[np.int64]]:
+    """Places in the domain's training set of each of its clients, sorted."""
+    n_clients, n_images = config.clients_per_domain, len(domain.train)
+    if n_clients == 1:
+        return [np.arange(n_images)]
+    if n_clients * config.least_images > n_images:
+        raise DataError(
+            where=f"domain {domain.name}",
+            found=f"{n_images} training images for {n_clients} clients",
+            expected=f"at least {config.least_images} for each (federation.least_images)",
+            next_step="lower federation.clients_per_domain or federation.least_images",
+        )
+    generator = np.random.default_rng(seed)
+    labels = domain.train.labels.cpu().numpy()
+    shares: list[list[int]] = [[] for _ in range(n_clients)]
+    for label in np.unique(labels):
+        places = generator.permutation(np.flatnonzero(labels == label))
+        proportions = generator.dirichlet(np.full(n_clients, config.alpha))
+        if not np.isfinite(proportions).all():  # a very small alpha: all of it to one client
+            proportions = np.eye(n_clients)[generator.integers(n_clients)]
+        cuts = (np.cumsum(proportions)[:-1] * len(places)).round().astype(int)
+        for share, part in zip(shares, np.split(places, cuts), strict=True):
+            share.extend(part.tolist())
+    while len(smallest := min(shares, key=len)) < config.least_images:
+        # the draw decides, but for the few images that a client must have
+        largest = max(shares, key=len)
+        smallest.append(largest.pop(int(generator.integers(len(largest)))))
+    return [np.array(sorted(share), dtype=np.int64) for share in shares]

@@ -1,0 +1,112 @@
+"""One block of CLIP's text transformer, computed only where its result is needed.
+
+The same numbers as OpenCLIP's own block, with three savings that its interface does not offer:
+tokens that stand before all others and never change (SOS, or a context shared by all classes) are
+encoded once and enter as keys and values; the last block is computed at the pooled position alone;
+and the matrix products may run in half precision, while residuals, LayerNorm and softmax stay in
+float32.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, scaled_dot_product_attention
+
+
+@dataclass(frozen=True)
+class KeysValues:
+    """What later tokens attend to: float32 [n, heads, tokens, width of a head] each."""
+
+    keys: Tensor
+    values: Tensor
+
+    def repeat(self, times: int) -> KeysValues:
+        """Each row `times` times in a row."""
+        if times == 1:
+            return self
+        return KeysValues(
+            *(x.unsqueeze(1).expand(-1, times, -1, -1, -1).flatten(0, 1) for x in self.pair)
+        )
+
+    def before(self, later: KeysValues) -> KeysValues:
+        """These tokens, then `later`; a single row stands before every one of them."""
+        n = len(later.keys)
+        return KeysValues(
+            *(
+                torch.cat([x.expand(n, -1, -1, -1), y], dim=2)
+                for x, y in zip(self.pair, later.pair, strict=True)
+            )
+        )
+
+    @property
+    def pair(self) -> tuple[Tensor, Tensor]:
+        """Keys and values."""
+        return self.keys, self.values
+
+
+class TextBlock(nn.Module):
+    """An OpenCLIP `ResidualAttentionBlock`, entered with keys and values of earlier tokens.
+
+    Source: open_clip.transformer.ResidualAttentionBlock.
+    """
+
+    def __init__(self, block: nn.Module, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        parts: Any = block
+        self.ln_1, self.ln_2 = parts.ln_1, parts.ln_2
+        self.ls_1, self.ls_2 = parts.ls_1, parts.ls_2
+        self.attn, self.fc, self.proj = parts.attn, parts.mlp.c_fc, parts.mlp.c_proj
+        self.activation = parts.mlp.gelu
+        self.dtype = dtype
+        if dtype != torch.float32:  # copies: the CLIP itself keeps its weights
+            self.attn, self.fc, self.proj = (
+                copy.deepcopy(part).to(dtype) for part in (self.attn, self.fc, self.proj)
+            )
+
+    def forward(
+        self, x: Tensor, mask: Tensor, prefix: KeysValues | None, at: Tensor | None = None
+    ) -> tuple[Tensor, KeysValues]:
+        """Run the block.
+
+        Args:
+            x: float32 [n, tokens, W].
+            mask: added to the attention scores, float32, broadcast to
+                [n, heads, tokens, tokens of the prefix + tokens]; of the positions `at` where
+                those are given.
+            prefix: of tokens before these.
+            at: int64 [n], the one position of each row that is needed; all where None.
+
+        Returns:
+            float32 [n, tokens or 1, W], and these tokens' keys and values.
+        """
+        weight, bias = self.attn.in_proj_weight, self.attn.in_proj_bias
+        y = self.ln_1(x)
+        if at is None:
+            q, k, v = self._linear(y, weight, bias).chunk(3, dim=-1)
+        else:
+            width = x.shape[-1]
+            k, v = self._linear(y, weight[width:], bias[width:]).chunk(2, dim=-1)
+            rows = torch.arange(len(x), device=x.device)
+            x, y = x[rows, at].unsqueeze(1), y[rows, at].unsqueeze(1)
+            q = self._linear(y, weight[:width], bias[:width])
+        own = KeysValues(self._split_heads(k), self._split_heads(v))
+        seen = own if prefix is None else prefix.before(own)
+        mixed = scaled_dot_product_attention(
+            self._split_heads(q), seen.keys, seen.values, attn_mask=mask
+        )
+        out = self.attn.out_proj
+        x = x + self.ls_1(self._linear(mixed.transpose(1, 2).flatten(2), out.weight, out.bias))
+        hidden = self.activation(self._linear(self.ln_2(x), self.fc.weight, self.fc.bias))
+        return x + self.ls_2(self._linear(hidden, self.proj.weight, self.proj.bias)), own
+
+    def _linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return linear(x.to(self.dtype), weight, bias).to(x.dtype)
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        n, length, _ = x.shape
+        return x.view(n, length, self.attn.num_heads, -1).transpose(1, 2)

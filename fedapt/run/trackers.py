@@ -1,0 +1,119 @@
+"""Experiment trackers, each through its own library and with that library's own settings.
+
+Off unless named. A tracker sees what `records.jsonl` sees, after it was written: losing one loses
+no result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from fedapt.core.config import Config
+from fedapt.core.errors import DependencyError, UsageError
+from fedapt.core.records import Record
+
+# logs scalar values of one round
+Log = Callable[[int, dict[str, float]], None]
+
+
+def scalars(record: Record) -> dict[str, float]:
+    """A record's numbers under flat names, such as `accuracy/dslr`."""
+    flat: dict[str, float] = {}
+    for name, value in record.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}/{inner}": float(number) for inner, number in value.items()}
+        elif name != "round":
+            flat[name] = float(value)
+    return flat
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """A run's settings under flat names, such as `train.lr`."""
+    return {
+        f"{section}.{name}": value
+        for section, values in dataclasses.asdict(config).items()
+        for name, value in values.items()
+    }
+
+
+@contextmanager
+def _tensorboard(folder: Path, config: Config) -> Iterator[Log]:
+    """Events in `RUN/tensorboard`, for `tensorboard --logdir RUN`."""
+    summary = _import("torch.utils.tensorboard", "tensorboard")
+    with summary.SummaryWriter(str(folder / "tensorboard")) as writer:
+
+        def log(step: int, values: dict[str, float]) -> None:
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
+            writer.flush()
+
+        yield log
+
+
+@contextmanager
+def _mlflow(folder: Path, config: Config) -> Iterator[Log]:
+    """A run where MLFLOW_TRACKING_URI says, named after the run folder."""
+    mlflow = _import("mlflow", "mlflow")
+    with mlflow.start_run(run_name=folder.name):
+        mlflow.log_params(settings(config))
+        yield lambda step, values: mlflow.log_metrics(values, step=step)
+
+
+@contextmanager
+def _wandb(folder: Path, config: Config) -> Iterator[Log]:
+    """A run of the project `fedapt` (or WANDB_PROJECT), named after the run folder."""
+    import os
+
+    wandb = _import("wandb", "wandb")
+    project = os.environ.get("WANDB_PROJECT", "fedapt")
+    run = wandb.init(project=project, name=folder.name, dir=str(folder), config=settings(config))
+    try:
+        yield lambda step, values: run.log(values, step=step)
+    finally:
+        run.finish()
+
+
+TRACKERS = {"tensorboard": _tensorboard, "mlflow": _mlflow, "wandb": _wandb}
+
+
+@contextmanager
+def track(names: Sequence[str], folder: Path, config: Config) -> Iterator[Callable[[Record], None]]:
+    """Open these trackers for as long as the block runs; gives a function that logs a record.
+
+    Raises:
+        UsageError: an unknown tracker.
+        DependencyError: its library is not installed.
+    """
+    for name in names:
+        if name not in TRACKERS:
+            raise UsageError(
+                where="--tracker",
+                found=repr(name),
+                expected=f"one of {', '.join(TRACKERS)}",
+                next_step="check the spelling",
+            )
+    with ExitStack() as stack:
+        logs = [stack.enter_context(TRACKERS[name](folder, config)) for name in names]
+
+        def log(record: Record) -> None:
+            for one in logs:
+                one(record["round"], scalars(record))
+
+        yield log
+
+
+def _import(module: str, package: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise DependencyError(
+            where=f"--tracker {package}",
+            found=f"no {package} ({error})",
+            expected=f"the package {package}",
+            next_step=f"pip install 'fedapt[{package}]'",
+        ) from error

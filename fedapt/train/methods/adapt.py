@@ -1,0 +1,75 @@
+"""ADAPT-style domain prompts: each domain owns a context, put side by side rather than averaged.
+
+    client n   logits = exp(s) f^ . t(V_n);   loss = CE(logits, class) + CE(Q f, n)
+    server     w = softmax(standardised Q f / tau);  logits through the mixed banks t(V_n)
+
+The adaptive network is averaged, and routes as in FedAPT: what differs is that no context is
+shared. ADAPT itself learns the weights through visual prompts inside the image tower, which a
+frozen tower with features computed once does not have.
+
+Source: ADAPT (arXiv 2310.03103).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+
+from fedapt.data.domains import Labelled
+from fedapt.data.partition import Client
+from fedapt.model.adaptive_network import domain_weights, draw_adaptive_network
+from fedapt.model.prompted_clip import gram_matrices, mix_banks
+from fedapt.train.methods.base import Learned, Method, Objective, Predictor
+from fedapt.train.methods.promptfl import begin_context, context_loss
+
+CONTEXTS, ADAPTIVE_NETWORK = "contexts", "adaptive_network"
+
+
+class Adapt(Method):
+    """Learned: V of every key, float32 [N, C, M, W] or [N, M, W], and Q float32 [N, D]."""
+
+    title = "ADAPT-style"
+    owned = {CONTEXTS: "key"}
+    source = "arXiv 2310.03103"
+
+    def begin(self) -> Learned:
+        """The same context for every domain, and Q."""
+        s = self.setting
+        context = begin_context(s)
+        network = draw_adaptive_network(s.n_keys, s.backbone.joint_width, s.config.train.seed)
+        return {
+            CONTEXTS: context.repeat(s.n_keys, *[1] * context.dim()),
+            ADAPTIVE_NETWORK: network.to(s.backbone.device),
+        }
+
+    def objective(self, start: Learned, client: Client, round_number: int) -> Objective:
+        """CE of the class under the domain's own context, and CE of its domain."""
+
+        def loss(learned: Learned, batch: Labelled) -> Tensor:
+            scores = batch.features @ learned[ADAPTIVE_NETWORK].T
+            domain = torch.full_like(batch.labels, client.key)
+            return context_loss(self.setting, learned[CONTEXTS], batch) + cross_entropy(
+                scores, domain
+            )
+
+        return loss
+
+    def predictor(self, learned: Learned) -> Predictor:
+        """Text banks of the domains' contexts, mixed by w."""
+        with torch.inference_mode():
+            banks = torch.stack([self.setting.text(context) for context in learned[CONTEXTS]])
+            gram = gram_matrices(banks)
+
+        @torch.inference_mode()
+        def predict(images: Labelled, domain: int | None) -> Tensor:
+            weights = self.routing(learned, images.features)
+            unit = normalize(images.features, dim=-1)
+            return self.setting.backbone.logit_scale * mix_banks(unit, weights, banks, gram)
+
+        return predict
+
+    def routing(self, learned: Learned, features: Tensor) -> Tensor:
+        """w, float32 [n, N]."""
+        scores = features @ learned[ADAPTIVE_NETWORK].T
+        return domain_weights(scores, self.setting.config.prompt.temperature)

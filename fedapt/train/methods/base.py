@@ -1,0 +1,186 @@
+"""What a federated method is: what is learned, a client's loss, and the global prediction.
+
+One budget for all: rounds, optimiser, batches, splits and seeds come from the run's configuration;
+what a method's paper demands otherwise, it asks for in `settle` and says so in its docstring.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from fedapt.core.config import Config
+from fedapt.data.domains import ImageSet, ImageTable, Labelled
+from fedapt.data.partition import Client
+from fedapt.model.backbone import Backbone
+from fedapt.model.prompt import draw_keys
+from fedapt.model.prompted_clip import PromptedText, prompted_text, zero_shot_features
+
+# what is trained and sent: named tensors, float32
+Learned = dict[str, Tensor]
+# the loss of a batch, a scalar
+Objective = Callable[[Learned, Labelled], Tensor]
+# images, index of their domain (None: one that no client trained in) -> logits float32 [n, C], or
+# [models, n, C] where every model answers for itself
+Predictor = Callable[[Labelled, int | None], Tensor]
+# strongly augmented views: images, number of the view -> features float32 [n, D]
+Views = Callable[[ImageSet, int], Tensor]
+
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every method of a run is built on.
+
+    Attributes:
+        config: the run's, as `Method.settle` leaves it.
+        backbone: the frozen CLIP.
+        class_names: in the order of the labels.
+        n_keys: N.
+        clients: all of them.
+        table: every image.
+        views: features of augmented images, computed on request.
+        known_keys: of a federation that this one goes on from; further keys are drawn.
+    """
+
+    config: Config
+    backbone: Backbone
+    class_names: tuple[str, ...]
+    n_keys: int
+    clients: tuple[Client, ...]
+    table: ImageTable
+    views: Views
+    known_keys: Tensor | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of matrix products in training."""
+        return _DTYPES[self.config.train.precision]
+
+    @cached_property
+    def text(self) -> PromptedText:
+        """The text side, float32, for evaluation and export."""
+        return prompted_text(self.backbone, self.class_names, self.config.prompt.context_length)
+
+    @cached_property
+    def training_text(self) -> PromptedText:
+        """The text side in the precision of training."""
+        if self.dtype == torch.float32:
+            return self.text
+        length = self.config.prompt.context_length
+        return prompted_text(self.backbone, self.class_names, length, self.dtype)
+
+    @cached_property
+    def keys(self) -> Tensor:
+        """E, float32 [N, M, W], frozen."""
+        prompt, width = self.config.prompt, self.backbone.text_tower.width
+        seed = self.config.train.seed
+        keys = draw_keys(self.n_keys, prompt.context_length, width, seed, prompt.keys)
+        if self.known_keys is not None:
+            keys[: len(self.known_keys)] = self.known_keys
+        return keys.to(self.backbone.device)
+
+    @cached_property
+    def zero_shot(self) -> Tensor:
+        """Unit text features of "a photo of a {name}.", float32 [C, D]."""
+        # a copy: tensors of inference mode cannot enter a client's loss
+        return zero_shot_features(self.backbone, self.class_names).clone()
+
+
+class Method(ABC):
+    """A federated method.
+
+    Attributes:
+        title: its name in tables.
+        owned: tensors with a slice for each `key` or `client`, of which a client has its own.
+        sends: whether what clients learn reaches the server.
+        side_by_side: whether clients of this process may train at the same time.
+        source: the paper.
+    """
+
+    title: ClassVar[str]
+    owned: ClassVar[Mapping[str, str]] = {}
+    sends: ClassVar[bool] = True
+    side_by_side: ClassVar[bool] = True
+    source: ClassVar[str] = ""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+
+    @classmethod
+    def settle(cls, config: Config) -> Config:
+        """The run's configuration, where the method's paper demands otherwise."""
+        return config
+
+    @abstractmethod
+    def begin(self) -> Learned:
+        """What is learned, before the first round, on the backbone's device."""
+
+    @abstractmethod
+    def objective(self, start: Learned, client: Client, round_number: int) -> Objective:
+        """A client's loss in one round.
+
+        Args:
+            start: what the client has of the aggregate (`Method.share`).
+            round_number: from 0.
+        """
+
+    @abstractmethod
+    def predictor(self, learned: Learned) -> Predictor:
+        """The global model's logits."""
+
+    def routing(self, learned: Learned, features: Tensor) -> Tensor | None:
+        """Domain weights float32 [n, N] of a method that has keys, else None."""
+        return None
+
+    def frozen(self) -> dict[str, Tensor]:
+        """Tensors that are not learned, and that a checkpoint needs."""
+        return {}
+
+    def slots(self, client: Client) -> dict[str, int]:
+        """Tensor -> index of this client's slice."""
+        index = {"key": client.key, "client": client.index}
+        return {name: index[owner] for name, owner in self.owned.items()}
+
+    def share(self, learned: Learned, client: Client) -> Learned:
+        """What a client has of the aggregate: its own slices, and what all share."""
+        slots = self.slots(client)
+        return {n: t[slots[n]] if n in slots else t for n, t in learned.items()}
+
+
+def text_logits(setting: Setting, features: Tensor, text: Tensor) -> Tensor:
+    """exp(s) f^ . t: float32 [n, C] of features float32 [n, D] and text float32 [C, D]."""
+    return setting.backbone.logit_scale * normalize(features, dim=-1) @ text.T
+
+
+def n_parameters(learned: Learned) -> int:
+    """Trained values."""
+    return sum(tensor.numel() for tensor in learned.values())
+
+
+def n_bytes(learned: Learned) -> int:
+    """Bytes on the wire."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in learned.values())
+
+
+def replace_train(config: Config, **values: object) -> Config:
+    """The configuration with other values under [train]."""
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **values))  # type: ignore[arg-type]
+
+
+def replace_prompt(config: Config, **values: object) -> Config:
+    """The configuration with other values under [prompt]."""
+    return dataclasses.replace(config, prompt=dataclasses.replace(config.prompt, **values))  # type: ignore[arg-type]

@@ -1,0 +1,96 @@
+"""FedAPT: a meta prompt and an adaptive network, every domain under its own frozen random key.
+
+    client n   logits = exp(s) f^ . t(one-hot n);   loss = CE(logits, class) + CE(Q f, n)
+    server     w = softmax(standardised Q f / tau);  logits = exp(s) f^ . t(w)
+
+Source: FedAPT (arXiv 2211.07864).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from fedapt.data.domains import Labelled
+from fedapt.data.partition import Client
+from fedapt.model.adaptive_network import draw_adaptive_network
+from fedapt.model.prompt import start_context
+from fedapt.model.prompted_clip import GlobalModel
+from fedapt.train.methods.base import (
+    Learned,
+    Method,
+    Objective,
+    Predictor,
+    Setting,
+    text_logits,
+)
+
+META_PROMPT, ADAPTIVE_NETWORK, KEYS = "meta_prompt", "adaptive_network", "keys"
+
+
+class FedAPT(Method):
+    """Learned: V float32 [C, M, W] or [M, W], and Q float32 [N, D]."""
+
+    title = "FedAPT"
+    source = "arXiv 2211.07864"
+
+    def begin(self) -> Learned:
+        """V and Q before the first round."""
+        s = self.setting
+        seed, device = s.config.train.seed, s.backbone.device
+        context = start_context(s.backbone, len(s.class_names), s.config.prompt, seed)
+        network = draw_adaptive_network(s.n_keys, s.backbone.joint_width, seed)
+        return {META_PROMPT: context.to(device), ADAPTIVE_NETWORK: network.to(device)}
+
+    def objective(self, start: Learned, client: Client, round_number: int) -> Objective:
+        """CE of the class under the client's key, and CE of its domain."""
+
+        def loss(learned: Learned, batch: Labelled) -> Tensor:
+            logits = self.client_logits(learned, client.key, batch.features)
+            return cross_entropy(logits, batch.labels) + self.domain_loss(
+                learned, client.key, batch.features
+            )
+
+        return loss
+
+    def client_logits(self, learned: Learned, key: int, features: Tensor) -> Tensor:
+        """Class logits float32 [n, C] of features float32 [n, D] under one key alone."""
+        # personalise() with a one-hot w
+        prompt = learned[META_PROMPT] * (1 + self.setting.keys[key])
+        return text_logits(self.setting, features, self.setting.training_text(prompt))
+
+    def domain_loss(self, learned: Learned, key: int, features: Tensor) -> Tensor:
+        """CE(Q f, n)."""
+        scores = features @ learned[ADAPTIVE_NETWORK].T
+        return cross_entropy(scores, torch.full((len(features),), key, device=features.device))
+
+    def predictor(self, learned: Learned) -> Predictor:
+        """Mixed text banks, as the fused graph computes them."""
+        model = self.global_model(learned)
+        banks = model.text_banks
+        return lambda images, domain: model.logits(images.features, banks)
+
+    def routing(self, learned: Learned, features: Tensor) -> Tensor:
+        """w, float32 [n, N]."""
+        return self.global_model(learned).weights(features)
+
+    def frozen(self) -> dict[str, Tensor]:
+        """The keys E, float32 [N, M, W]."""
+        return {KEYS: self.setting.keys}
+
+    def global_model(self, learned: Learned) -> GlobalModel:
+        """The server's model around V and Q."""
+        return build_global_model(self.setting, learned)
+
+
+def build_global_model(setting: Setting, learned: Learned) -> GlobalModel:
+    """The server's model of a run."""
+    return GlobalModel(
+        text=setting.text,
+        context=learned[META_PROMPT],
+        adaptive_network=learned[ADAPTIVE_NETWORK],
+        keys=setting.keys,
+        temperature=setting.config.prompt.temperature,
+        logit_scale=setting.backbone.logit_scale,
+    )

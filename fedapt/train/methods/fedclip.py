@@ -1,0 +1,70 @@
+"""FedCLIP: an adapter on the image feature, averaged; the text features stay fixed.
+
+    g = softmax(W2 tanh(W1 f + b1) + b2);   logits = exp(s) normalise(g * f) . t("a photo of a ...")
+
+The gate g starts nearly equal in all dimensions, so the first model is nearly zero-shot CLIP.
+
+The paper trains it by Adam at 5e-5; here it has the run's optimiser, as every method.
+
+Source: FedCLIP (arXiv 2302.13485), attention-based adapter.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, linear
+
+from fedapt.core.seeds import child_seed
+from fedapt.data.domains import Labelled
+from fedapt.data.partition import Client
+from fedapt.train.methods.base import Learned, Method, Objective, Predictor, text_logits
+
+
+class FedCLIP(Method):
+    """Learned: W1, W2 float32 [D, D], b1, b2 float32 [D]."""
+
+    title = "FedCLIP"
+    source = "arXiv 2302.13485"
+
+    def begin(self) -> Learned:
+        """As torch's Linear starts."""
+        s = self.setting
+        generator = torch.Generator().manual_seed(
+            child_seed(s.config.train.seed, "fedclip adapter")
+        )
+        width = s.backbone.joint_width
+        layers = draw_linear("adapter.0", width, width, generator) | draw_linear(
+            "adapter.1", width, width, generator
+        )
+        return {name: tensor.to(s.backbone.device) for name, tensor in layers.items()}
+
+    def objective(self, start: Learned, client: Client, round_number: int) -> Objective:
+        """CE of the class."""
+        return lambda learned, batch: cross_entropy(
+            self._logits(learned, batch.features), batch.labels
+        )
+
+    def predictor(self, learned: Learned) -> Predictor:
+        """Logits of gated features."""
+
+        def predict(images: Labelled, domain: int | None) -> Tensor:
+            return self._logits(learned, images.features)
+
+        return predict
+
+    def _logits(self, learned: Learned, features: Tensor) -> Tensor:
+        hidden = linear(features, learned["adapter.0.weight"], learned["adapter.0.bias"]).tanh()
+        gate = linear(hidden, learned["adapter.1.weight"], learned["adapter.1.bias"]).softmax(-1)
+        return text_logits(self.setting, gate * features, self.setting.zero_shot)
+
+
+def draw_linear(name: str, n_in: int, n_out: int, generator: torch.Generator) -> Learned:
+    """Weight [out, in] and bias [out] as torch's Linear starts: uniform(+-1/sqrt(in))."""
+    bound = 1 / math.sqrt(n_in)
+    return {
+        f"{name}.weight": bound * (2 * torch.rand(n_out, n_in, generator=generator) - 1),
+        f"{name}.bias": bound * (2 * torch.rand(n_out, generator=generator) - 1),
+    }

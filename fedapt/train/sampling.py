@@ -1,0 +1,60 @@
+"""Which clients take part in a round."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fedapt.core.config import FederationConfig
+from fedapt.core.errors import ConfigError
+from fedapt.core.seeds import child_seed
+from fedapt.data.partition import Client
+
+
+def check_sampling(config: FederationConfig, n_clients: int) -> None:
+    """Refuse a draw that cannot be made.
+
+    Raises:
+        ConfigError: more clients a round than there are, or two rules at once.
+    """
+    for name, sampled, there in (
+        ("sampled", config.sampled, n_clients),
+        ("sampled_per_domain", config.sampled_per_domain, config.clients_per_domain),
+    ):
+        if sampled > there:
+            raise ConfigError(
+                where=f"federation.{name} = {sampled}",
+                found=f"{there} clients" + (" in each domain" if "per" in name else ""),
+                expected="no more clients in a round than there are",
+                next_step=f"lower federation.{name}, or raise federation.clients_per_domain",
+            )
+    if config.sampled and config.sampled_per_domain:
+        raise ConfigError(
+            where="federation",
+            found="both sampled and sampled_per_domain",
+            expected="one of them",
+            next_step="leave the other at 0",
+        )
+
+
+def sample_clients(
+    clients: Sequence[Client], config: FederationConfig, seed: int, round_number: int
+) -> list[Client]:
+    """The clients of a round, in their order; the same for a round however often it is run."""
+    if not config.sampled and not config.sampled_per_domain:
+        return list(clients)
+    generator = np.random.default_rng(child_seed(seed, "clients of the round", round_number))
+    if config.sampled:
+        groups = [(list(clients), config.sampled)]
+    else:
+        domains = sorted({client.domain for client in clients})
+        groups = [
+            ([c for c in clients if c.domain == d], config.sampled_per_domain) for d in domains
+        ]
+    drawn = [
+        group[place]
+        for group, count in groups
+        for place in generator.choice(len(group), count, replace=False)
+    ]
+    return sorted(drawn, key=lambda client: client.index)
