@@ -13,7 +13,7 @@ COLOURS = {"zero-shot": "#b0b7c3", "FedAPT": "#2f6fde"}
 
 def main() -> None:
     report = json.loads((RESULTS / "office_caltech10.json").read_text("utf-8"))
-    series = {"zero-shot": report["zero_shot"], "FedAPT": report["fedapt"]["best"]}
+    series = {"zero-shot": report["zero_shot"], "FedAPT": report["fedapt"]["recommended"]}
     style = {"svg.hashsalt": "fedapt", "font.size": 11, "font.family": "sans-serif"}
     with rc_context(style):
         figure = Figure(figsize=(7.6, 3.2), layout="constrained", facecolor="white")

@@ -4,8 +4,9 @@
 
 The straightforward loop runs the image tower and all 77 tokens in every step, in torch, as research
 scripts do. It is measured on two steps and extrapolated to the 50 rounds that fedapt really runs,
-once with a cold and once with a warm feature cache, in the same process. `random` weights: speed
-does not depend on their values.
+with its evaluations: once with a cold and once with a warm feature cache, and warm with the text
+tower's matrix products in bfloat16, in the same process. `random` weights: speed does not depend on
+their values. Also measured: a round of `lite`, and the memory of 345 classes.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import dataclasses
 import json
 import math
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -33,7 +36,6 @@ from fedapt.model.image_encoder import image_encoder
 from fedapt.model.image_tower import image_tower
 from fedapt.model.prompt import draw_keys, personalise
 from fedapt.run.session import Session
-from fedapt.train.loop import run_rounds
 
 MEASURED_STEPS = 2
 
@@ -43,8 +45,8 @@ def straightforward_step(
 ) -> float:
     """Seconds of one step: `batch` images through the tower, 77 tokens a prompt, SGD."""
     start = session.begin().learned
-    context = start.context.clone().requires_grad_()
-    network = start.adaptive_network.clone().requires_grad_()
+    context = start["meta_prompt"].clone().requires_grad_()
+    network = start["adaptive_network"].clone().requires_grad_()
     optimizer = torch.optim.SGD([context, network], lr=0.01, momentum=0.9)
     pixels = torch.zeros(batch, *backbone.preprocessing.size, 3, dtype=torch.uint8)
     labels = torch.zeros(batch, dtype=torch.int64)
@@ -52,7 +54,7 @@ def straightforward_step(
     with torch.no_grad():
         features = image_tower(backbone)(pixels)
     prompts = personalise(context, keys, torch.eye(len(keys))[0])
-    text_features = encode_full_prompts(session.text, prompts)
+    text_features = encode_full_prompts(session.method.setting.text, prompts)
     logits = backbone.logit_scale * normalize(features, dim=-1) @ text_features.T
     loss = cross_entropy(logits, labels) + cross_entropy(features @ network.T, labels)
     loss.backward()
@@ -68,14 +70,31 @@ def run_fedapt(
     split = split_folders(folders, config.data.test_fraction, config.data.split_seed)
     domains = load_domains(folders, split, image_encoder(backbone), Reporter())
     session = Session(config, backbone, folders, domains)
-    run_rounds(
-        session.engine, session.begin(), config.train, session.measure, lambda _: None, Reporter()
-    )
+    session.run(session.begin(), lambda _: None, Reporter())
     return time.perf_counter() - started, domains, session
 
 
+def lite_seconds_per_round(config: Config, folders: ImageFolders) -> float:
+    """Seconds of a round of `lite`, without evaluation."""
+    config = dataclasses.replace(config, model=ModelConfig("lite"))
+    split = split_folders(folders, config.data.test_fraction, config.data.split_seed)
+    backbone = load_backbone("lite")
+    domains = load_domains(folders, split, image_encoder(backbone), Reporter())
+    session = Session(config, backbone, folders, domains)
+    done = session.run(session.begin(), lambda _: None, Reporter())
+    return round(sum(r["seconds"] for r in done.records) / len(done.records), 3)
+
+
+def memory_of_many_classes() -> dict[str, float]:
+    """Peak GB and seconds of a round of 345 classes, 24 tokens, six clients; its own process."""
+    script = ROOT / "benchmarks" / "many_classes.py"
+    done = subprocess.run([sys.executable, script], check=True, capture_output=True, text=True)
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
 def main() -> None:
-    config = read_config(ROOT / "configs" / "office_caltech10.toml")
+    config = read_config(ROOT / "configs" / "office_caltech10_paper.toml")
     root = photos_root()
     config = dataclasses.replace(config, model=ModelConfig("ViT-B-32-quickgelu", "random"))
     backbone = load_backbone(config.model.name, config.model.pretrained)
@@ -84,6 +103,8 @@ def main() -> None:
         os.environ["FEDAPT_CACHE"] = str(Path(cache))
         cold, domains, session = run_fedapt(config, backbone, folders)
         warm, _, _ = run_fedapt(config, backbone, folders)
+        half = dataclasses.replace(config.train, precision="bfloat16")
+        warm_half, _, _ = run_fedapt(dataclasses.replace(config, train=half), backbone, folders)
     batch = config.train.batch_size
     keys = draw_keys(4, config.prompt.context_length, backbone.text_tower.width, 0)
     steps = [
@@ -109,6 +130,10 @@ def main() -> None:
         "straightforward_measured_steps": MEASURED_STEPS,
         "cold_ratio": round(straightforward / cold, 1),
         "warm_ratio": round(straightforward / warm, 1),
+        "warm_bfloat16_seconds": round(warm_half, 1),
+        "warm_bfloat16_ratio": round(straightforward / warm_half, 1),
+        "lite_seconds_per_round": lite_seconds_per_round(config, folders),
+        "memory_of_345_classes": memory_of_many_classes(),
         "machine": machine(),
     }
     print(json.dumps(report, indent=2))

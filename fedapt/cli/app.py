@@ -9,6 +9,7 @@ import typer
 
 import fedapt
 from fedapt.cli import (
+    compare,
     data,
     demo,
     describe,
@@ -40,6 +41,7 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 
 
 app.command("train")(train.train)
+app.command("compare")(compare.compare)
 app.command("methods")(methods.methods)
 app.command("evaluate")(evaluate.evaluate)
 app.command("export")(export.export)

@@ -347,6 +347,15 @@ def _check(name: str, value: Any, hint: Any, where: str) -> Any:
     return value
 
 
+def flatten(config: Config) -> dict[str, Any]:
+    """All settings under flat names, such as `train.lr`."""
+    return {
+        f"{section}.{name}": value
+        for section, values in dataclasses.asdict(config).items()
+        for name, value in values.items()
+    }
+
+
 def config_to_toml(config: Config) -> str:
     """All settings as TOML; reading it back gives an equal `Config`."""
     return tomli_w.dumps(dataclasses.asdict(config))

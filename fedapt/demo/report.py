@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
-import jinja2
-
-import fedapt
 from fedapt.core.files import write_text
 from fedapt.data.splits import rank_path
-from fedapt.demo.plots import plot_accuracy, plot_rounds, plot_routing
 from fedapt.demo.run import Classified, DemoResult
+from fedapt.pages.figure import FEDAPT_COLOUR, ZERO_SHOT_COLOUR
+from fedapt.pages.plots import plot_bars, plot_rounds, plot_routing
+from fedapt.pages.render import render
 
 _SHOWN_PER_DOMAIN = 10
 
@@ -34,18 +32,22 @@ def write_report(result: DemoResult, path: Path) -> None:
     Raises:
         FileError: the folder cannot be written.
     """
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    source = (files("fedapt.demo") / "report.html.j2").read_text("utf-8")
-    zero_shot, trained = result.accuracy(result.zero_shot), result.accuracy(result.fedapt)
-    page = environment.from_string(source).render(
-        version=fedapt.__version__,
+    accuracies = {
+        name: {domain: (share, 0.0) for domain, share in result.accuracy(items).items()}
+        for name, items in (("zero-shot", result.zero_shot), ("FedAPT", result.fedapt))
+    }
+    page = render(
+        "fedapt.demo",
+        "report.html.j2",
         result=result,
         zero_shot_mean=100 * result.mean(result.zero_shot),
         fedapt_mean=100 * result.mean(result.fedapt),
         rounds=len(result.records),
         bytes_sent=sum(record["bytes_sent"] for record in result.records),
         model_bytes=result.model.stat().st_size,
-        accuracy_plot=plot_accuracy(zero_shot, trained),
+        accuracy_plot=plot_bars(
+            accuracies, {"zero-shot": ZERO_SHOT_COLOUR, "FedAPT": FEDAPT_COLOUR}
+        ),
         rounds_plot=plot_rounds(result.records, result.domains),
         routing_plot=plot_routing(result.routing()),
         sheet={domain: _tiles(result, domain) for domain in result.domains},

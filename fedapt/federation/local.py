@@ -2,7 +2,8 @@
 
 A client's steps are many small operations, which one core runs about as fast as two and, where
 another process wants the same cores, far faster. So clients run side by side, each on its own
-share of the cores; what a client computes does not depend on which others run beside it.
+share of the cores, as far as memory goes; what a client computes does not depend on which others
+run beside it. On a GPU they run one after another.
 """
 
 from __future__ import annotations
@@ -57,7 +58,13 @@ class LocalEngine:
     def _count_at_once(self, clients: Sequence[Client]) -> int:
         if not self._method.side_by_side or any(c.data.rows.is_cuda for c in clients):
             return 1
-        return max(1, min(os.cpu_count() or 1, len(clients)))
+        step = max(1, self._method.step_bytes)
+        return max(1, min(os.cpu_count() or 1, len(clients), _memory_bytes() // (2 * step)))
+
+
+def _memory_bytes() -> int:
+    """Of the machine; side by side, clients may fill half of it."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 @contextmanager

@@ -53,6 +53,11 @@ class PromptedText(nn.Module):
             self.register_buffer("eos", tokens.eos.to(device), persistent=False)
             self._after_sos = tower.encode_prefix(self.sos)
 
+    @property
+    def n_after(self) -> int:
+        """Tokens behind the context."""
+        return self.after.shape[1]
+
     def forward(self, context: Tensor) -> Tensor:
         """Encode every class under one context or a batch of them.
 

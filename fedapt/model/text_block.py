@@ -108,5 +108,7 @@ class TextBlock(nn.Module):
         return linear(x.to(self.dtype), weight, bias).to(x.dtype)
 
     def _split_heads(self, x: Tensor) -> Tensor:
-        n, length, _ = x.shape
-        return x.view(n, length, self.attn.num_heads, -1).transpose(1, 2)
+        n, length, width = x.shape
+        heads: int = self.attn.num_heads
+        # no -1: there may be no rows
+        return x.view(n, length, heads, width // heads).transpose(1, 2)

@@ -57,8 +57,8 @@ class TextTower(nn.Module):
         _check_tower(tower, name)
         self.token_embedding: nn.Embedding = tower.token_embedding
         self.positional_embedding: nn.Parameter = tower.positional_embedding
-        transformer: Any = tower.transformer
-        self.blocks = nn.ModuleList(TextBlock(b, dtype) for b in transformer.resblocks)
+        blocks: Any = tower.transformer.resblocks
+        self.blocks = nn.ModuleList(TextBlock(block, dtype) for block in blocks)
         self.ln_final: nn.Module = tower.ln_final
         self.text_projection: nn.Linear | nn.Parameter | None = tower.text_projection
         self.register_buffer("attn_mask", tower.attn_mask, persistent=False)
@@ -111,7 +111,7 @@ class TextTower(nn.Module):
         return embeddings + self.positional_embedding[start:end], self.attn_mask[start:end, :end]
 
 
-def _check_tower(tower: nn.Module, name: str) -> None:
+def _check_tower(tower: Any, name: str) -> None:
     if not hasattr(tower, "token_embedding"):
         found = f"a text tower of class {type(tower).__name__}"
     elif getattr(tower, "attn_mask", None) is None:

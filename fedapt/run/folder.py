@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedapt.core.config import Config, config_to_toml, read_config
+from fedapt.core.config import Config, config_to_toml, flatten, read_config
 from fedapt.core.errors import UsageError
 from fedapt.core.files import write_text
 from fedapt.core.versions import software_versions
@@ -59,19 +58,16 @@ class RunFolder:
         return self.checkpoint.is_file()
 
     def _check_same(self, config: Config) -> None:
-        before, now = (dataclasses.asdict(c) for c in (read_config(self.config), config))
+        before, now = flatten(read_config(self.config)), flatten(config)
+        may_change = ""
         if config.train.schedule == "constant":  # another number of rounds changes none of them
-            before["train"]["rounds"] = now["train"]["rounds"]
-        changed = [
-            f"{section}.{name}"
-            for section, values in now.items()
-            for name in values
-            if before[section][name] != values[name]
-        ]
+            before["train.rounds"] = now["train.rounds"]
+            may_change = " (train.rounds alone may change)"
+        changed = [name for name, value in now.items() if before[name] != value]
         if changed:
             raise UsageError(
                 where=self.config,
                 found=f"another value of {', '.join(changed)}",
-                expected="the settings that the run began with (train.rounds alone may change)",
+                expected=f"the settings that the run began with{may_change}",
                 next_step="leave that setting out, or choose another --out",
             )

@@ -24,6 +24,7 @@ from fedapt.run.folder import RunFolder
 from fedapt.train.evaluate import Evaluation, evaluate, measure
 from fedapt.train.loop import Measured, Progress, run_rounds
 from fedapt.train.methods import METHODS, Learned, Method, Setting
+from fedapt.train.methods.fedapt import ADAPTIVE_NETWORK
 from fedapt.train.sampling import check_sampling
 
 
@@ -82,7 +83,8 @@ class Session:
         learned = self.method.begin()
         if self._joined is not None:
             self._joined.check_backbone(self.backbone)
-            learned = _extend(learned, self._joined)
+            _check_classes(self._joined, self._folders)
+            learned = _extend(learned, self._joined, {*self.method.owned, ADAPTIVE_NETWORK})
         return Progress(learned, 0, ())
 
     def resume(self, run: RunFolder) -> Progress:
@@ -138,9 +140,17 @@ class Session:
         """Accuracy of every domain that has test or validation images."""
         return measure(self.method.predictor(learned), self.domains, self._trained)
 
-    def evaluate(self, learned: Learned) -> Evaluation:
+    def evaluate(self, progress: Progress) -> Evaluation:
         """Test accuracy with zero-shot CLIP and routing beside it."""
-        return evaluate(self.method, learned, self.domains, self._trained, self._key_names)
+        last = progress.records[-1] if progress.records else {}
+        return evaluate(
+            self.method,
+            progress.learned,
+            self.domains,
+            self._trained,
+            self._key_names,
+            known=last.get("accuracy"),
+        )
 
     def to_checkpoint(self, progress: Progress) -> Checkpoint:
         """The checkpoint after some rounds; a function of settings, data and seed alone."""
@@ -219,21 +229,41 @@ def _order_domains(
     return [*(trained[name] for name in info.domains), *new]
 
 
-def _extend(begun: Learned, joined: Checkpoint) -> Learned:
-    """What a federation has learned, with fresh rows for keys that are new.
+def _check_classes(joined: Checkpoint, folders: ImageFolders) -> None:
+    if joined.info.classes != folders.class_names:
+        raise CheckpointError(
+            where="--join",
+            found=f"images of the classes {', '.join(folders.class_names)}",
+            expected=f"those of the federation: {', '.join(joined.info.classes)}",
+            next_step="join with the same classes, or train all domains together from the start",
+        )
+
+
+def _extend(begun: Learned, joined: Checkpoint, growing: set[str]) -> Learned:
+    """What a federation has learned, with fresh rows for keys and clients that are new.
+
+    Args:
+        growing: tensors that have such rows.
 
     Raises:
-        CheckpointError: of other classes or another context.
+        CheckpointError: of another method or context.
     """
     extended = {}
-    for name, fresh in begun.items():
-        known = joined.learned.get(name)
-        if known is None or known.shape[1:] != fresh.shape[1:] or len(known) > len(fresh):
+    for name in begun | joined.learned:
+        fresh, known = begun.get(name), joined.learned.get(name)
+        if (
+            fresh is None
+            or known is None
+            or known.shape[1:] != fresh.shape[1:]
+            or len(known) > len(fresh)
+            or (len(known) < len(fresh) and name not in growing)
+        ):
+            found, expected = (None if t is None else list(t.shape) for t in (known, fresh))
             raise CheckpointError(
                 where="--join",
-                found=f"{name} of shape {None if known is None else list(known.shape)}",
-                expected=f"{list(fresh.shape)}, or fewer rows",
-                next_step="join with the classes, the method and the context of the federation",
+                found=f"{name} of shape {found}",
+                expected=f"{expected}" + (", or fewer rows" if name in growing else ""),
+                next_step="join with the method and the context of the federation",
             )
         known = known.to(fresh.device)
         if len(known) < len(fresh):

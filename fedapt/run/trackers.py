@@ -6,14 +6,14 @@ no result.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from fedapt.core.config import Config
+from fedapt.core.config import Config, flatten
 from fedapt.core.errors import DependencyError, UsageError
 from fedapt.core.records import Record
 
@@ -30,15 +30,6 @@ def scalars(record: Record) -> dict[str, float]:
         elif name != "round":
             flat[name] = float(value)
     return flat
-
-
-def settings(config: Config) -> dict[str, Any]:
-    """A run's settings under flat names, such as `train.lr`."""
-    return {
-        f"{section}.{name}": value
-        for section, values in dataclasses.asdict(config).items()
-        for name, value in values.items()
-    }
 
 
 @contextmanager
@@ -60,8 +51,14 @@ def _mlflow(folder: Path, config: Config) -> Iterator[Log]:
     """A run where MLFLOW_TRACKING_URI says, named after the run folder."""
     mlflow = _import("mlflow", "mlflow")
     with mlflow.start_run(run_name=folder.name):
-        mlflow.log_params(settings(config))
-        yield lambda step, values: mlflow.log_metrics(values, step=step)
+        mlflow.log_params(flatten(config))
+
+        def log(step: int, values: dict[str, float]) -> None:
+            # names may have letters, digits and a few signs, and a folder's may have others
+            allowed = {re.sub(r"[^\w\-. :/]", "_", name): value for name, value in values.items()}
+            mlflow.log_metrics(allowed, step=step)
+
+        yield log
 
 
 @contextmanager
@@ -71,7 +68,7 @@ def _wandb(folder: Path, config: Config) -> Iterator[Log]:
 
     wandb = _import("wandb", "wandb")
     project = os.environ.get("WANDB_PROJECT", "fedapt")
-    run = wandb.init(project=project, name=folder.name, dir=str(folder), config=settings(config))
+    run = wandb.init(project=project, name=folder.name, dir=str(folder), config=flatten(config))
     try:
         yield lambda step, values: run.log(values, step=step)
     finally:
@@ -81,13 +78,11 @@ def _wandb(folder: Path, config: Config) -> Iterator[Log]:
 TRACKERS = {"tensorboard": _tensorboard, "mlflow": _mlflow, "wandb": _wandb}
 
 
-@contextmanager
-def track(names: Sequence[str], folder: Path, config: Config) -> Iterator[Callable[[Record], None]]:
-    """Open these trackers for as long as the block runs; gives a function that logs a record.
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuse names that are not known.
 
     Raises:
         UsageError: an unknown tracker.
-        DependencyError: its library is not installed.
     """
     for name in names:
         if name not in TRACKERS:
@@ -97,6 +92,15 @@ def track(names: Sequence[str], folder: Path, config: Config) -> Iterator[Callab
                 expected=f"one of {', '.join(TRACKERS)}",
                 next_step="check the spelling",
             )
+
+
+@contextmanager
+def track(names: Sequence[str], folder: Path, config: Config) -> Iterator[Callable[[Record], None]]:
+    """Open these trackers for as long as the block runs; gives a function that logs a record.
+
+    Raises:
+        DependencyError: a library is not installed.
+    """
     with ExitStack() as stack:
         logs = [stack.enter_context(TRACKERS[name](folder, config)) for name in names]
 

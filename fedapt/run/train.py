@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
-from fedapt.core.config import Config
+from fedapt.core.config import Config, flatten
 from fedapt.core.errors import UsageError
 from fedapt.core.report import Reporter
 from fedapt.data.domains import load_domains
@@ -17,7 +16,7 @@ from fedapt.model.image_encoder import image_encoder
 from fedapt.run.device import choose_device
 from fedapt.run.folder import RunFolder
 from fedapt.run.session import Session
-from fedapt.run.trackers import track
+from fedapt.run.trackers import check_trackers, track
 from fedapt.train.evaluate import Evaluation
 from fedapt.train.loop import Progress
 from fedapt.train.methods import METHODS
@@ -52,6 +51,7 @@ def train(
             expected="the folder with the domains",
             next_step="pass --data ROOT",
         )
+    check_trackers(trackers)
     device = choose_device(device)
     # the images are checked before the run folder is touched: a typo leaves nothing behind
     folders = scan_folders(Path(config.data.root), config.data.class_names)
@@ -85,21 +85,20 @@ def train(
             log(progress.records[-1])
 
         done = session.run(start, save, reporter)
-    learned = done.learned
+    if not done.records:  # zero-shot: nothing was trained, and there is a result all the same
+        write(done)
     if (best := done.best_round) is not None:
         reporter.message(f"best round on validation: {best} ({run.best})")
         learned = session.fit(load_checkpoint(run.best))
-    if not done.records:  # zero-shot: nothing was trained, and there is a result all the same
-        write(done)
-    return session.evaluate(learned)
+        done = Progress(learned, best, done.records[:best])
+    return session.evaluate(done)
 
 
 def list_changes(before: Config, after: Config) -> list[str]:
     """What a method asks to be otherwise, as `section.name = value, not value`."""
-    old, new = dataclasses.asdict(before), dataclasses.asdict(after)
+    old = flatten(before)
     return [
-        f"{section}.{name} = {value!r}, not {old[section][name]!r}"
-        for section, values in new.items()
-        for name, value in values.items()
-        if value != old[section][name]
+        f"{name} = {value!r}, not {old[name]!r}"
+        for name, value in flatten(after).items()
+        if value != old[name]
     ]

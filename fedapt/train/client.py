@@ -96,10 +96,12 @@ def train_client(
         n_samples += len(batch)
     found = {name: tensor.detach() for name, tensor in learned.items()}
     mean = float(total) / max(1, n_samples)
-    if not math.isfinite(mean) or not all(bool(t.isfinite().all()) for t in found.values()):
+    broken = [name for name, tensor in found.items() if not bool(tensor.isfinite().all())]
+    is_finite = math.isfinite(mean)
+    if broken or not is_finite:
         raise FederationError(
             where=f"round {round_number + 1}, client {name or client}",
-            found=f"a loss of {mean:g}",
+            found=f"{broken[0]} with NaN or infinity" if is_finite else f"a loss of {mean:g}",
             expected="finite numbers",
             next_step="lower train.lr; the checkpoint of the round before is kept",
         )

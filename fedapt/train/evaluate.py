@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,19 +77,24 @@ def measure(predict: Predictor, domains: Sequence[Domain], trained: Sequence[str
     Args:
         trained: domains that have clients, in the order of their indices.
     """
-    shares: list[dict[str, float]] = [{}, {}]
-    for domain in domains:
-        index = trained.index(domain.name) if domain.name in trained else None
-        for found, images in zip(shares, (domain.test, domain.validation), strict=True):
-            # a domain that was left out has no say in the choice of a round
-            if len(images) and (index is not None or images is domain.test):
-                found[domain.name] = _share_right(predict, images, index)
-    return Measured(*shares)
+    test = {d.name: d.test for d in domains}
+    # a domain that was left out has no say in the choice of a round
+    validation = {d.name: d.validation for d in domains if d.name in trained}
+    return Measured(
+        _share_right(predict, test, trained), _share_right(predict, validation, trained)
+    )
 
 
-def _share_right(predict: Predictor, images: ImageSet, domain: int | None) -> float:
-    loaded = images.load()
-    return accuracy(predict(loaded, domain), loaded.labels)
+def _share_right(
+    predict: Predictor, parts: Mapping[str, ImageSet], trained: Sequence[str]
+) -> dict[str, float]:
+    shares = {}
+    for name, images in parts.items():
+        if len(images):
+            loaded = images.load()
+            logits = predict(loaded, trained.index(name) if name in trained else None)
+            shares[name] = accuracy(logits, loaded.labels)
+    return shares
 
 
 def evaluate(
@@ -100,6 +105,7 @@ def evaluate(
     key_names: Sequence[str],
     *,
     predict: Predictor | None = None,
+    known: Mapping[str, float] | None = None,
 ) -> Evaluation:
     """Measure the global model on every domain's test images.
 
@@ -107,15 +113,18 @@ def evaluate(
         trained: domains that have clients, in the order of their indices.
         key_names: what each key stands for, in order.
         predict: instead of the method's own predictor, such as exact prompts.
+        known: test accuracies that were measured before.
     """
-    found = measure(predict or method.predictor(learned), domains, trained).test
+    if known is None:
+        test = {domain.name: domain.test for domain in domains}
+        known = _share_right(predict or method.predictor(learned), test, trained)
     zero_shot = method.setting.zero_shot
     results, routing = {}, {}
     for domain in domains:
         images = domain.test.load()
         unit = normalize(images.features, dim=-1)
         results[domain.name] = DomainResult(
-            accuracy=found.get(domain.name, 0.0),
+            accuracy=known.get(domain.name, 0.0),
             zero_shot=accuracy(unit @ zero_shot.T, images.labels),
             n=len(images),
         )

@@ -97,7 +97,7 @@ def run_rounds(
     """
     train = config.train
     progress = start
-    n_rounds = train.rounds if start.learned else 0  # zero-shot learns nothing
+    n_rounds = train.rounds if method.trains else 0
     while progress.rounds < n_rounds and not progress.has_stopped(train.patience):
         number = progress.rounds
         started = time.monotonic()

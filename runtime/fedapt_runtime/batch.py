@@ -1,177 +1,153 @@
-"""A batch job: paths in, one row of predictions per path out, in a file that is whole or absent."""
+"""A batch job: images in, a row of predictions for each out, in a file that is whole or absent."""
 
 from __future__ import annotations
 
-import csv
+import hashlib
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import Any
 
 from fedapt_runtime.atomic import replace_file
-from fedapt_runtime.classifier import Classifier, Prediction
+from fedapt_runtime.classifier import Classifier, Image
 from fedapt_runtime.errors import InputError, OutputError
-from fedapt_runtime.preprocess import IMAGE_SUFFIXES
-
-CSV_COLUMNS = ("path", "label", "score", "domain", "top_k", "domain_weights", "error")
+from fedapt_runtime.journal import Journal
+from fedapt_runtime.output import check_output_name, write_output
+from fedapt_runtime.sources import Member
 
 
 @dataclass
 class Summary:
-    """Figures of a finished job. `seconds` is wall time from the first path to the last row."""
+    """Figures of a finished job.
+
+    Attributes:
+        images: rows, bad ones included.
+        errors: bad ones.
+        kinds: how often each kind of error came.
+        resumed: rows that were there already.
+        seconds: wall time from the first image to the last row.
+    """
 
     images: int = 0
     errors: int = 0
+    kinds: dict[str, int] = field(default_factory=dict)
+    resumed: int = 0
     seconds: float = 0.0
 
     @property
     def images_per_second(self) -> float:
-        """Rows, bad ones included, per second of wall time."""
-        return self.images / self.seconds if self.seconds else 0.0
+        """New rows per second of wall time."""
+        return (self.images - self.resumed) / self.seconds if self.seconds else 0.0
+
+    def count(self, error: str | None) -> None:
+        """Count one row, by the error that it has."""
+        self.images += 1
+        if error is not None:
+            self.errors += 1
+            kind = error_kind(error)
+            self.kinds[kind] = self.kinds.get(kind, 0) + 1
 
 
-def find_images(paths: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
-    """Files as they are, and of each folder every image file below it, sorted.
-
-    Raises:
-        InputError: a path that does not exist, or a folder without any image file.
-    """
-    for path in paths:
-        if not os.path.isdir(path):
-            if not os.path.lexists(path):
-                raise InputError(
-                    where=path,
-                    found="no such file or folder",
-                    expected="images, or folders of images",
-                    next_step="check the path",
-                )
-            yield os.fspath(path)
-            continue
-        empty = True
-        for folder, folders, names in os.walk(path, onerror=_refuse_folder):
-            folders.sort()
-            for name in sorted(names):
-                if Path(name).suffix.lower() in IMAGE_SUFFIXES:
-                    empty = False
-                    yield os.path.join(folder, name)
-        if empty:
-            raise InputError(
-                where=path,
-                found="a folder without images",
-                expected=f"files that end in {', '.join(sorted(IMAGE_SUFFIXES))}",
-                next_step="check the path",
-            )
-
-
-def _refuse_folder(error: OSError) -> None:
-    raise InputError(
-        where=error.filename,
-        found=f"a folder that cannot be read ({error.strerror})",
-        expected="a readable folder",
-        next_step="check its permissions",
-    ) from error
-
-
-@contextmanager
-def open_output(out: Path | None) -> Iterator[TextIO]:
-    """A text file that appears under its name only when the block ends well; None: stdout.
-
-    Raises:
-        OutputError: the folder is missing or not writable, or the disk is full.
-    """
-    if out is None:
-        yield sys.stdout
-        return
-    try:
-        # names that are not valid UTF-8 survive the trip through the surrogates that Python uses
-        with (
-            replace_file(out) as temporary,
-            temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream,
-        ):
-            yield stream
-    except OSError as error:
-        raise _unwritable(out, error) from error
-
-
-def _unwritable(out: Path, error: OSError) -> OutputError:
-    return OutputError(
-        where=out,
-        found=error.strerror or str(error),
-        expected="a file that can be written",
-        next_step="check the folder, its permissions and the free space",
-    )
-
-
-def row_writer(out: Path | None, stream: TextIO) -> Callable[[Prediction], None]:
-    """A function that writes one prediction, as CSV where the name ends in .csv, else as JSONL."""
-    suffix = out.suffix.lower() if out is not None else ".jsonl"
-    if suffix == ".csv":
-        table = csv.DictWriter(stream, CSV_COLUMNS)
-        table.writeheader()
-        return lambda prediction: table.writerow(_to_csv_row(prediction))
-    return lambda prediction: print(
-        json.dumps(prediction.to_dict(), ensure_ascii=False), file=stream
-    )
-
-
-def check_output_name(out: Path | None) -> None:
-    """Refuse a name whose format is unknown, before any work is done.
-
-    Raises:
-        OutputError: a name that ends in neither .jsonl nor .csv.
-    """
-    if out is not None and out.suffix.lower() not in (".jsonl", ".csv"):
-        raise OutputError(
-            where=out,
-            found=f"the suffix {out.suffix!r}",
-            expected=".jsonl or .csv",
-            next_step="rename the output",
-        )
-
-
-def _to_csv_row(prediction: Prediction) -> dict[str, object]:
-    row = prediction.to_dict()
-    for key in ("top_k", "domain_weights"):
-        row[key] = json.dumps(row[key], ensure_ascii=False)
-    return row
+def error_kind(error: str) -> str:
+    """What an error's message found, without the particulars: "no such file", "a damaged image"."""
+    found = error.split(": found ", 1)[-1].split("; expected ", 1)[0]
+    return "an image over the limits" if ", over the limit" in found else found.split(" (", 1)[0]
 
 
 def classify_files(
     classifier: Classifier,
-    paths: Iterable[str],
+    images: Iterable[Image],
     out: Path | None,
     *,
     batch_size: int = 32,
     top_k: int = 5,
     workers: int | None = None,
+    fast: bool = False,
+    resume: bool = False,
     progress: Callable[[Summary], None] = lambda summary: None,
 ) -> Summary:
-    """Classify files and write one row each, in order; a bad file is a row with its error.
+    """Classify images and write one row each, in order; a bad file is a row with its error.
 
     Args:
-        paths: image files.
-        out: a .jsonl or .csv file, replaced only when the job has ended well; None: stdout.
+        images: paths, or what `find_images` yields.
+        out: a .jsonl, .csv or .parquet file, replaced only when the job has ended well; None: JSON
+            lines on stdout.
+        fast: see `Classifier.stream`.
+        resume: go on behind the rows of a job that was stopped (`OUT.part`).
         progress: called after every row.
 
     Raises:
-        OutputError: the output cannot be written.
-        InputError: there is nothing to classify.
+        OutputError: the output cannot be written; finished rows are kept in `OUT.part`.
+        InputError: `OUT.part` belongs to another job, or to other images.
     """
     check_output_name(out)
+    options: dict[str, Any] = {"top_k": top_k, "fast": fast}
+
+    def predict(rest: Iterable[Image]) -> Iterator[dict[str, Any]]:
+        for prediction in classifier.stream(
+            rest, batch_size=batch_size, workers=workers, **options
+        ):
+            yield prediction.to_dict()
+
     summary = Summary()
     started = time.monotonic()
-    with open_output(out) as stream:
-        write = row_writer(out, stream)
-        rows = classifier.stream(paths, batch_size=batch_size, top_k=top_k, workers=workers)
-        for prediction in rows:
-            write(prediction)
-            summary.images += 1
-            summary.errors += prediction.error is not None
-            summary.seconds = time.monotonic() - started
-            progress(summary)
+
+    def advance(row: dict[str, Any]) -> None:
+        summary.count(row["error"])
+        summary.seconds = time.monotonic() - started
+        progress(summary)
+
+    if out is None:
+        for row in predict(images):
+            print(json.dumps(row, ensure_ascii=False), file=sys.stdout)
+            advance(row)
+        return summary
+    try:
+        journal = Journal.open(out, _describe_job(classifier, options), resume)
+        try:
+            images = iter(images)
+            for row in _skip_finished(journal, images):
+                summary.resumed += 1
+                summary.count(row["error"])
+            started = time.monotonic()
+            for row in predict(images):
+                journal.write(row)
+                advance(row)
+            with replace_file(out) as temporary:
+                write_output(journal, temporary, out.suffix)
+        except BaseException:
+            journal.close()
+            raise
+        journal.remove()
+    except OSError as error:
+        raise OutputError(
+            where=out,
+            found=error.strerror or str(error),
+            expected="a file that can be written",
+            next_step="check the folder, its permissions and the free space; --resume goes on",
+        ) from error
     return summary
+
+
+def _describe_job(classifier: Classifier, options: dict[str, Any]) -> dict[str, Any]:
+    """What makes the rows of two jobs comparable: the model and the options that change a row."""
+    manifest = json.dumps(asdict(classifier.manifest), sort_keys=True)
+    return {"model": hashlib.sha256(manifest.encode()).hexdigest(), **options}
+
+
+def _skip_finished(journal: Journal, images: Iterator[Image]) -> Iterator[dict[str, Any]]:
+    """Pass over the images that have their rows; yields these."""
+    for number, row in enumerate(journal.rows(), start=1):
+        image = next(images, None)
+        name = image.name if isinstance(image, Member) else image
+        if str(name) != row["path"]:
+            raise InputError(
+                where=f"{journal.path}, row {number}",
+                found=f"{row['path']!r}, where the images now have {str(name)!r}",
+                expected="the same images in the same order",
+                next_step="repeat the command that began it, or leave --resume out",
+            )
+        yield row

@@ -19,6 +19,7 @@ from fedapt_runtime.preprocess import Preprocessing
 
 _PHOTO = (480, 640)  # height and width of the JPEG that decoding is timed on
 _LEAST_RUNS = 5
+_LARGEST_BATCH, _WORTHWHILE, _SLOW_MS = 256, 1.05, 500.0
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,21 @@ def bench(backend: Backend, batch_sizes: Sequence[int], seconds: float) -> Bench
             **{name: version(name) for name in ("fedapt-runtime", "numpy", "pillow")},
         },
     )
+
+
+def choose_batch_size(backend: Backend) -> int:
+    """The smallest power of two that is about as fast as any larger one; takes a second or two."""
+    best, rate = 1, 0.0
+    size = 1
+    while size <= _LARGEST_BATCH:
+        timing = _time_batch(backend, size, seconds=0.0)
+        if timing.images_per_second < _WORTHWHILE * rate:
+            break
+        best, rate = size, timing.images_per_second
+        if timing.p50_ms > _SLOW_MS:
+            break
+        size *= 2
+    return best
 
 
 def _time_batch(backend: Backend, batch: int, seconds: float) -> BatchTiming:

@@ -16,9 +16,7 @@ from fedapt_runtime.backends.base import Backend
 from fedapt_runtime.backends.ort import OrtBackend
 from fedapt_runtime.errors import ImageError, InputError
 from fedapt_runtime.manifest import Manifest
-from fedapt_runtime.pipeline import Decoded, decode_ahead, split_batches
-
-Image = str | os.PathLike[str] | NDArray[np.uint8]
+from fedapt_runtime.pipeline import Decoded, Image, decode_ahead, split_batches
 
 
 @dataclass(frozen=True)
@@ -77,6 +75,11 @@ class Classifier:
         return cls(OrtBackend(path, device, head))
 
     @property
+    def backend(self) -> Backend:
+        """What runs the graph."""
+        return self._backend
+
+    @property
     def manifest(self) -> Manifest:
         """Classes, domains, preprocessing and origin of the model."""
         return self._backend.manifest
@@ -99,14 +102,17 @@ class Classifier:
         batch_size: int = 32,
         top_k: int = 5,
         workers: int | None = None,
+        fast: bool = False,
     ) -> Iterator[Prediction]:
         """Yield one prediction per image, in order, decoding in threads beside inference.
 
         Args:
-            images: paths of image files, or uint8 RGB arrays [height, width, 3] of any size.
+            images: paths of image files, images in archives (`sources.find_images`), or uint8 RGB
+                arrays [height, width, 3] of any size.
             batch_size: images per run of the graph.
             top_k: how many classes to report.
             workers: decoding threads; by default one per core.
+            fast: decode large JPEGs at a fraction of their size; no longer bit-exact.
 
         Yields:
             Predictions; an image that cannot be read yields one whose `error` says why.
@@ -124,7 +130,11 @@ class Classifier:
                 next_step="pass larger numbers",
             )
         decoded = decode_ahead(
-            images, self.manifest.preprocessing, workers or os.cpu_count() or 1, 4 * batch_size
+            images,
+            self.manifest.preprocessing,
+            workers or os.cpu_count() or 1,
+            4 * batch_size,
+            fast,
         )
         for batch in split_batches(decoded, batch_size):
             yield from self._classify(batch, top_k)

@@ -14,10 +14,13 @@ from pathlib import Path
 
 import fedapt_runtime
 from fedapt_runtime.backends.ort import OrtBackend
-from fedapt_runtime.batch import Summary, check_output_name, classify_files, find_images
-from fedapt_runtime.bench import bench
+from fedapt_runtime.batch import Summary, classify_files
+from fedapt_runtime.bench import bench, choose_batch_size
 from fedapt_runtime.classifier import Classifier
 from fedapt_runtime.errors import EXIT_INTERRUPTED, OutputError, ReportedError
+from fedapt_runtime.journal import part_path
+from fedapt_runtime.output import check_output_name
+from fedapt_runtime.sources import count_images, find_images
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -28,13 +31,32 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=fedapt_runtime.__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    classify = commands.add_parser("classify", help="classify image files and folders")
+    classify = commands.add_parser("classify", help="classify images")
     classify.add_argument("model", type=Path, help="a model.onnx written by `fedapt export`")
-    classify.add_argument("paths", nargs="+", metavar="PATH", help="images, or folders of images")
     classify.add_argument(
-        "--out", type=Path, help="predictions.jsonl or .csv; without it, JSON lines on stdout"
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="images, folders, .zip and .tar archives, patterns, lists of paths (.txt, .lst), or -"
+        " for a list on stdin",
     )
-    classify.add_argument("--batch-size", type=_positive, default=32, metavar="N")
+    classify.add_argument(
+        "--out",
+        type=Path,
+        help="predictions.jsonl, .csv or .parquet; without it, JSON lines on stdout",
+    )
+    classify.add_argument(
+        "--resume", action="store_true", help="go on behind the rows of a job that was stopped"
+    )
+    classify.add_argument(
+        "--batch-size", type=_batch_size, default=32, metavar="N|auto", help="[32]"
+    )
+    classify.add_argument(
+        "--preprocess",
+        default="exact",
+        choices=("exact", "fast"),
+        help="fast decodes large JPEGs at a fraction of their size [exact]",
+    )
     classify.add_argument("--top-k", type=_positive, default=5, metavar="K")
     classify.add_argument("--workers", type=_positive, metavar="N", help="decoding threads")
     classify.add_argument("--head", type=Path, help="a head file to use instead of the model's own")
@@ -67,22 +89,32 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _batch_size(text: str) -> int | None:
+    return None if text == "auto" else _positive(text)
+
+
 def run_classify(options: argparse.Namespace) -> None:
     """`fedapt-runtime classify`."""
     if options.json and options.out is None:
         build_parser().error("--json prints the summary on stdout: give the rows a file with --out")
+    if options.resume and options.out is None:
+        build_parser().error("--resume goes on with a file: name it with --out")
     check_output_name(options.out)
     classifier = Classifier.load(options.model, device=options.device, head=options.head)
-    paths = list(find_images(options.paths))
-    print(f"{options.model}: {classifier.description}", file=sys.stderr)
-    show = _Progress(len(paths))
+    total = count_images(options.paths)
+    batch_size = options.batch_size or choose_batch_size(classifier.backend)
+    chosen = "" if options.batch_size else f", batches of {batch_size}"
+    print(f"{options.model}: {classifier.description}{chosen}", file=sys.stderr)
+    show = _Progress(total)
     summary = classify_files(
         classifier,
-        paths,
+        find_images(options.paths),
         options.out,
-        batch_size=options.batch_size,
+        batch_size=batch_size,
         top_k=options.top_k,
         workers=options.workers,
+        fast=options.preprocess == "fast",
+        resume=options.resume,
         progress=show,
     )
     show.finish(summary)
@@ -124,7 +156,7 @@ def run_describe(options: argparse.Namespace) -> None:
 class _Progress:
     """A line on stderr that is rewritten a few times a second, and only on a terminal."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int | None) -> None:
         self._total = total
         self._terminal = sys.stderr.isatty()
         self._shown = 0.0
@@ -134,10 +166,13 @@ class _Progress:
         if self._terminal and now - self._shown > 0.2:
             self._shown = now
             rate = summary.images_per_second
-            left = (self._total - summary.images) / rate if rate else 0.0
+            of, left = "", ""
+            if self._total is not None:
+                of = f" of {self._total}"
+                seconds = (self._total - summary.images) / rate if rate else 0.0
+                left = f", {seconds:.0f} s left"
             print(
-                f"\r{summary.images} of {self._total} images, {rate:.0f} a second,"
-                f" {left:.0f} s left ",
+                f"\r{summary.images}{of} images, {rate:.0f} a second{left} ",
                 end="",
                 file=sys.stderr,
                 flush=True,
@@ -146,9 +181,12 @@ class _Progress:
     def finish(self, summary: Summary) -> None:
         print(
             f"{chr(13) if self._terminal else ''}{summary.images} images in {summary.seconds:.1f} s"
-            f" ({summary.images_per_second:.0f} a second), {summary.errors} with errors",
+            f" ({summary.images_per_second:.0f} a second), {summary.errors} with errors"
+            + (f", {summary.resumed} done before" if summary.resumed else ""),
             file=sys.stderr,
         )
+        for kind, count in sorted(summary.kinds.items(), key=lambda item: -item[1]):
+            print(f"  {count} {kind}", file=sys.stderr)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -164,7 +202,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted: no output file was written", file=sys.stderr)
+        out: Path | None = getattr(options, "out", None)
+        note = "no output file was written"
+        if out is not None and part_path(out).is_file():
+            note = f"finished rows are in {part_path(out)}, --resume goes on"
+        print(f"interrupted: {note}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except OSError as error:
         # only stdout is left to fail here; keep the interpreter from complaining about it again

@@ -7,6 +7,7 @@ extraction for training runs through the same lines.
 from __future__ import annotations
 
 import copy
+import io
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,10 @@ from PIL import Image as PillowImage
 
 from fedapt_runtime.errors import ImageError, InputError
 from fedapt_runtime.preprocess import Preprocessing
+from fedapt_runtime.sources import Member
+
+# a path, an image in an archive, or uint8 RGB [height, width, 3] of any size
+Image = str | os.PathLike[str] | Member | NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -31,9 +36,12 @@ class Decoded:
 
 
 def decode_one(
-    image: str | os.PathLike[str] | NDArray[np.uint8], name: str, preprocessing: Preprocessing
+    image: Image, name: str, preprocessing: Preprocessing, fast: bool = False
 ) -> Decoded:
     """Decode and preprocess one image; an unreadable one is a result, not an exception.
+
+    Args:
+        fast: see `Preprocessing.load`.
 
     Raises:
         InputError: an array that is no uint8 RGB image.
@@ -48,26 +56,32 @@ def decode_one(
             next_step="convert it, for example with np.asarray(image.convert('RGB'))",
         )
     try:
-        source = PillowImage.fromarray(image) if isinstance(image, np.ndarray) else image
-        return Decoded(name, preprocessing.load(source, name))
+        if isinstance(image, np.ndarray):
+            return Decoded(name, preprocessing.load(PillowImage.fromarray(image), name))
+        source = io.BytesIO(image.read()) if isinstance(image, Member) else image
+        return Decoded(name, preprocessing.load(source, name, fast=fast))
     except ImageError as error:
         # a copy has no traceback, whose frames would keep the decoded pixels in memory
         return Decoded(name, error=copy.copy(error))
 
 
 def decode_ahead(
-    images: Iterable[str | os.PathLike[str] | NDArray[np.uint8]],
+    images: Iterable[Image],
     preprocessing: Preprocessing,
     workers: int,
     ahead: int,
+    fast: bool = False,
 ) -> Iterator[Decoded]:
     """Decode in `workers` threads, at most `ahead` images before the consumer; keeps the order."""
     pending: deque[Future[Decoded]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="fedapt-decode")
     try:
         for index, image in enumerate(images):
-            name = f"#{index}" if isinstance(image, np.ndarray) else os.fspath(image)
-            pending.append(pool.submit(decode_one, image, name, preprocessing))
+            if isinstance(image, np.ndarray):
+                name = f"#{index}"
+            else:
+                name = image.name if isinstance(image, Member) else os.fspath(image)
+            pending.append(pool.submit(decode_one, image, name, preprocessing, fast))
             if len(pending) >= ahead:
                 yield pending.popleft().result()
         while pending:

@@ -95,12 +95,16 @@ class Preprocessing:
             resized = _crop_centre(_resize_shortest(image, height, resample), height)
         return np.asarray(resized.convert("RGB"), dtype=np.uint8)
 
-    def load(self, source: ImageSource, name: object = None) -> NDArray[np.uint8]:
+    def load(
+        self, source: ImageSource, name: object = None, *, fast: bool = False
+    ) -> NDArray[np.uint8]:
         """Read one image: uint8 [height, width, 3], RGB.
 
         Args:
             source: a path, an open binary file, or a decoded Pillow image.
             name: what to call it in messages; by default the path.
+            fast: decode a JPEG at 1/2, 1/4 or 1/8 of its size where that is still large enough; the
+                pixels are then near to OpenCLIP's, and no longer equal.
 
         Raises:
             ImageError: missing, unreadable, too large, truncated, or not an image.
@@ -114,6 +118,8 @@ class Preprocessing:
                 _check_file(Path(source))
             with _SILENT_PILLOW, Image.open(source, formats=FORMATS) as image:
                 _check_pixels(image.size, self, where)
+                if fast:  # a JPEG decoder scales for nothing; others ignore it
+                    image.draft(image.mode, self._least_size(image.size))
                 return self.image_to_array(image)
         except ImageError:
             raise
@@ -132,6 +138,14 @@ class Preprocessing:
             raise _unreadable(
                 where, f"a damaged image ({type(error).__name__}: {error})"
             ) from error
+
+    def _least_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(width, height) that resizing must not have to enlarge."""
+        height, width = self.size
+        if self.resize_mode == "squash":
+            return width, height
+        scale = height / min(size)
+        return round(size[0] * scale), round(size[1] * scale)
 
     def normalise(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 [..., height, width, 3] -> float32, as ToTensor and Normalize do it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from fedapt.cli.app import main
+from fedapt.core.records import read_records
+from fedapt.model.checkpoint import load_checkpoint
 from tests.support.tiny import write_tiny_clip, write_tiny_images
 
 SMALL = ["--rounds", "1", "--context-length", "2"]
@@ -56,6 +59,35 @@ def test_a_class_missing_in_a_domain(images: Path, tmp_path: Path, tiny_clip: Pa
     assert_error(capsys, "no images in sketch/stripes", "data.allow_missing_classes=true")
     allowed = ["-o", "data.allow_missing_classes=true"]
     assert train(images, tmp_path / "run", tiny_clip, *allowed) == 0
+
+
+def test_a_domain_of_one_class(images: Path, tmp_path: Path, tiny_clip: Path, capsys) -> None:
+    for name in ("stripes", "blue_disc"):
+        shutil.rmtree(images / "sketch" / name)
+    for more in ([], ["-o", "data.allow_missing_classes=true"]):
+        assert train(images, tmp_path / "run", tiny_clip, *more) == 4
+        assert_error(capsys, "sketch: found images of one class only, 'red_square'")
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_shots_than_images(images: Path, tmp_path: Path, tiny_clip: Path, capsys) -> None:
+    assert train(images, tmp_path / "run", tiny_clip, "-o", "data.shots=3") == 4
+    assert_error(
+        capsys,
+        "data.shots = 3: found 2 training images in photo/blue_disc",
+        "at least 3 in every class of every domain",
+    )
+    assert not (tmp_path / "run").exists()
+    assert train(images, tmp_path / "run", tiny_clip, "-o", "data.shots=2") == 0
+
+
+def test_a_domain_that_is_not_there_cannot_be_left_out(
+    images: Path, tmp_path: Path, tiny_clip: Path, capsys
+) -> None:
+    assert train(images, tmp_path / "run", tiny_clip, "-o", "data.leave_out=dslr") == 4
+    messages = capsys.readouterr().err
+    assert "data.leave_out = 'dslr': found domains photo, sketch; expected one of" in messages
+    assert "Traceback" not in messages
 
 
 def test_two_classes_of_one_name(images: Path, tmp_path: Path, tiny_clip: Path, capsys) -> None:
@@ -146,7 +178,7 @@ def test_a_folder_that_is_taken(images: Path, tmp_path: Path, tiny_clip: Path, c
     assert train(images, run, tiny_clip) == 2
     assert_error(capsys, "found a run; expected a new folder", "--resume")
     assert train(images, run, tiny_clip, "--resume", "--lr", "0.5") == 2
-    assert_error(capsys, "another value of train.lr")
+    assert_error(capsys, "another value of train.lr", "(train.rounds alone may change)")
     assert (run / "checkpoint.safetensors").read_bytes() == before
 
 
@@ -160,6 +192,9 @@ def test_a_folder_that_is_taken(images: Path, tmp_path: Path, tiny_clip: Path, c
         ),
         (["--lr", "-1"], "train.lr = -1.0; expected a number from 1e-09 to 1000"),
         (["-o", "rounds"], "no section.key=value"),
+        (["--method", "fedavg"], "train.method = 'fedavg'; expected one of fedapt, fedapt-un"),
+        (["-o", "federation.alpha=0"], "federation.alpha = 0.0; expected a number from 1e-06 to"),
+        (["--validation", "1"], "data.validation_fraction = 1.0; expected a number from 0 to 0.9"),
         (["--config", "absent.toml"], "absent.toml: found No such file"),
     ],
 )
@@ -176,6 +211,45 @@ def test_wrong_usage(capsys) -> None:
     assert main(["trian"]) == 2
     assert main(["train", "--out", "run"]) == 2
     assert_error(capsys, "--data: found nothing")
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_round_before(
+    images: Path, tmp_path: Path, tiny_clip: Path, capsys
+) -> None:
+    run = tmp_path / "run"
+    # every step multiplies by -9999, until float32 ends
+    wild = ["--rounds", "30", "--lr", "1000", "-o", "train.weight_decay=10"]
+    assert train(images, run, tiny_clip, *wild) == 5
+    messages = capsys.readouterr().err
+    done = len(read_records(run / "records.jsonl"))
+    assert 2 <= done < 29
+    assert re.search(
+        rf"error: round {done + 1}, client (photo|sketch): found .+; expected finite numbers\. "
+        r"To do: lower train\.lr; the checkpoint of the round before is kept\.",
+        messages,
+    )
+    assert "Traceback" not in messages
+    kept = load_checkpoint(run / "checkpoint.safetensors")
+    assert kept.info.rounds == done
+    assert all(bool(tensor.isfinite().all()) for tensor in kept.tensors.values())
+    # and it is the round that was reached: the next one fails again
+    before = (run / "checkpoint.safetensors").read_bytes()
+    assert main(["train", "--out", str(run), "--resume"]) == 5
+    assert f"round {done + 1}, client" in capsys.readouterr().err
+    assert (run / "checkpoint.safetensors").read_bytes() == before
+
+
+def test_a_falling_rate_belongs_to_its_number_of_rounds(
+    images: Path, tmp_path: Path, tiny_clip: Path, capsys
+) -> None:
+    run = tmp_path / "run"
+    assert train(images, run, tiny_clip, "-o", "train.schedule=cosine") == 0
+    capsys.readouterr()
+    assert main(["train", "--out", str(run), "--resume", "--rounds", "2"]) == 2
+    assert_error(
+        capsys,
+        "found another value of train.rounds; expected the settings that the run began with.",
+    )
 
 
 @pytest.fixture
@@ -204,10 +278,10 @@ def test_a_checkpoint_of_another_schema(
     with safe_open(str(checkpoint), "pt") as stream:
         tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
         metadata = json.loads(stream.metadata()["fedapt"])
-    save_file(tensors, str(checkpoint), {"fedapt": json.dumps(metadata | {"schema": 2})})
+    save_file(tensors, str(checkpoint), {"fedapt": json.dumps(metadata | {"schema": 1})})
     for command in both_commands(checkpoint, images, tmp_path / "model.onnx"):
         assert main(command) == 4
-        assert_error(capsys, "a checkpoint of schema 2; expected schema 1")
+        assert_error(capsys, "a checkpoint of schema 1; expected schema 2")
 
 
 def test_a_checkpoint_of_another_clip(
@@ -222,6 +296,30 @@ def test_a_checkpoint_of_another_clip(
     for command in both_commands(checkpoint, images, tmp_path / "model.onnx"):
         assert main(command) == 4
         assert_error(capsys, "found weights of hash", "which the checkpoint was trained on")
+
+
+def test_a_federation_that_cannot_be_joined(
+    checkpoint: Path, images: Path, tmp_path: Path, tiny_clip: Path, capsys
+) -> None:
+    join = ["--join", str(checkpoint)]
+    assert train(images, tmp_path / "a", tiny_clip, "--join", str(tmp_path / "absent")) == 4
+    assert_error(capsys, "absent: found no such file")
+    assert not (tmp_path / "a").exists()
+    assert train(images, tmp_path / "b", tiny_clip, *join) == 4  # of another context length
+    assert "--join: found meta_prompt of shape [3, 4, 32]" in capsys.readouterr().err
+    same = ["--context-length", "4"]
+    assert train(images, tmp_path / "c", tiny_clip, *join, *same, "--method", "promptfl") == 4
+    assert "--join: found context of shape None" in capsys.readouterr().err
+    shutil.copytree(images, tmp_path / "other")
+    for domain in ("photo", "sketch"):
+        (tmp_path / "other" / domain / "stripes").rename(tmp_path / "other" / domain / "bars")
+    assert train(tmp_path / "other", tmp_path / "e", tiny_clip, *join, *same) == 4
+    messages = capsys.readouterr().err
+    assert "--join: found images of the classes bars, blue disc, red square; expected" in messages
+    assert "those of the federation: blue disc, red square, stripes" in messages
+    (images / "sketch").rename(images / "drawing")
+    assert train(images, tmp_path / "d", tiny_clip, *join, *same) == 4
+    assert "--join: found no images of sketch; expected all domains" in capsys.readouterr().err
 
 
 def test_classes_that_the_checkpoint_does_not_know(checkpoint: Path, images: Path, capsys) -> None:

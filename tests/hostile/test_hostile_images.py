@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from fedapt_runtime import Classifier, Preprocessing
-from fedapt_runtime.batch import find_images
 from fedapt_runtime.errors import ImageError
+from fedapt_runtime.sources import find_images
 
 PREPROCESSING = Preprocessing((64, 64), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP")

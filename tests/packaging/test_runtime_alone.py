@@ -95,14 +95,14 @@ def test_the_wheel_is_small_and_holds_the_package_only(wheel: Path) -> None:
     assert tops == {"fedapt_runtime", "-".join(wheel.name.split("-")[:2]) + ".dist-info"}
 
 
-def test_the_wheel_needs_numpy_and_pillow_and_leaves_onnxruntime_to_an_extra(wheel: Path) -> None:
+def test_the_wheel_needs_numpy_and_pillow_and_leaves_the_rest_to_extras(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
         metadata = message_from_bytes(archive.read(name))
     needs = metadata.get_all("Requires-Dist", [])
     assert sorted(n.split(">")[0] for n in needs if "extra" not in n) == ["numpy", "pillow"]
     extras = {n.split(">")[0]: n.split("extra == ")[1].strip("'\"") for n in needs if "extra" in n}
-    assert extras == {"onnxruntime": "cpu", "onnxruntime-gpu": "gpu"}
+    assert extras == {"onnxruntime": "cpu", "onnxruntime-gpu": "gpu", "pyarrow": "parquet"}
     assert "# fedapt-runtime" in metadata.get_payload()
 
 

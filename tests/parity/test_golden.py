@@ -9,14 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedapt.core.config import TrainConfig
-from fedapt.data.domains import Labelled
+from fedapt.core.config import Config, PromptConfig
+from fedapt.data.domains import ImageSet, ImageTable, Labelled
+from fedapt.data.partition import Client
+from fedapt.model.backbone import Backbone
 from fedapt.model.open_clip_import import import_open_clip
-from fedapt.model.prompted_clip import GlobalModel, PromptedText
+from fedapt.model.prompted_clip import GlobalModel
 from fedapt.model.text_tower import TextTower
-from fedapt.model.tokens import PromptTokens, tokenize_prompts
-from fedapt.train.aggregate import average
-from fedapt.train.client import ClientTask, Learned, train_client
+from fedapt.model.tokens import tokenize_prompts
+from fedapt.train.aggregate import Average
+from fedapt.train.client import train_client
+from fedapt.train.methods import Learned, Setting
+from fedapt.train.methods.fedapt import ADAPTIVE_NETWORK, META_PROMPT, FedAPT
+from fedapt_runtime import Preprocessing
 from tests.support.paths import GOLDEN, needs_golden
 
 pytestmark = needs_golden
@@ -29,15 +34,7 @@ class Golden:
     def __init__(self) -> None:
         self._file = np.load(GOLDEN)
         self.clip = self._build_clip()
-        tokens = self["tokens"].long()
-        eos = tokens.argmax(-1)
-        n_ctx = int(self._file["n_ctx"])
-        self.text = PromptedText(
-            TextTower(self.clip, "golden"),
-            PromptTokens(tokens[:, : int(eos.max()) + 1], eos, n_ctx),
-        )
-        self.keys = self["keys"].float()
-        self.logit_scale = float(self.clip.logit_scale.exp())
+        self.names = tuple(str(name).replace("_", " ") for name in self._file["classes"])
 
     def __getitem__(self, name: str) -> Tensor:
         return torch.from_numpy(self._file[name])
@@ -77,22 +74,42 @@ class Golden:
             features = self.clip.encode_image(((images - mean) / std).flatten(0, 2))
         return features.clone().unflatten(0, images.shape[:3])
 
-    def task(self, domain: int) -> ClientTask:
+    def method(self, temperature: float = 0.01) -> FedAPT:
+        """FedAPT with four clients of eight images each."""
+        n_clients, n_batches, n_images, _ = self.features.shape
+        n_each = n_batches * n_images
+        table = ImageTable((), self.features.flatten(0, 2), self["labels"].flatten())
+        rows = torch.arange(n_clients * n_each).split(n_each)
         # lr 0.01, momentum 0.9 and weight decay 1e-5 are the defaults
-        return ClientTask(self.text, self.keys, domain, self.logit_scale, TrainConfig())
+        length = int(self._file["n_ctx"])
+        return FedAPT(
+            Setting(
+                config=Config(prompt=PromptConfig(context_length=length, temperature=temperature)),
+                backbone=Backbone(
+                    name="golden",
+                    pretrained="",
+                    clip=self.clip,
+                    text_tower=TextTower(self.clip, "golden").eval(),
+                    tokenizer=import_open_clip().SimpleTokenizer(),
+                    preprocessing=Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3),
+                ),
+                class_names=self.names,
+                n_keys=n_clients,
+                clients=tuple(
+                    Client(n, str(n), n, n, ImageSet(table, own)) for n, own in enumerate(rows)
+                ),
+                table=table,
+                views=lambda images, view: images.load().features,
+                known_keys=self["keys"].float(),
+            )
+        )
 
-    def batches(self, domain: int) -> list[Labelled]:
-        return [Labelled(self.features[domain, b], self["labels"][domain, b]) for b in range(2)]
+    def batches(self, client: Client) -> list[Labelled]:
+        places = torch.arange(len(client.data)).split(self.features.shape[2])
+        return [client.data.subset(part).load() for part in places]
 
     def model(self, learned: Learned, temperature: float) -> GlobalModel:
-        return GlobalModel(
-            self.text,
-            learned.context,
-            learned.adaptive_network,
-            self.keys,
-            temperature,
-            self.logit_scale,
-        )
+        return self.method(temperature).global_model(learned)
 
 
 @pytest.fixture(scope="module")
@@ -105,43 +122,64 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
 
 
 def test_the_prompts_have_the_authors_tokens(golden: Golden) -> None:
-    names = tuple(str(name).replace("_", " ") for name in np.load(GOLDEN)["classes"])
-    tokens = tokenize_prompts(import_open_clip().SimpleTokenizer(), names, 16, 77)
+    tokens = tokenize_prompts(import_open_clip().SimpleTokenizer(), golden.names, 16, 77)
     length = tokens.ids.shape[1]
     assert torch.equal(tokens.ids, golden["tokens"][:, :length].long())
     assert int(golden["tokens"][:, length:].abs().sum()) == 0
     assert torch.equal(tokens.eos, golden["tokens"].argmax(-1))
 
 
+def test_the_setting_is_the_authors(golden: Golden) -> None:
+    setting = golden.method().setting
+    assert torch.equal(setting.keys, golden["keys"].float())
+    assert torch.equal(setting.text.eos, golden["tokens"].argmax(-1))
+    for n, client in enumerate(setting.clients):
+        for b, batch in enumerate(golden.batches(client)):
+            assert torch.equal(batch.features, golden.features[n, b])
+            assert torch.equal(batch.labels, golden["labels"][n, b])
+
+
 def test_first_client_first_batch(golden: Golden) -> None:
-    context = golden["init.ctx"].clone().requires_grad_()
-    network = golden["init.query"].clone().requires_grad_()
-    task, batch = golden.task(0), golden.batches(0)[0]
-    logits, domain_logits = task.logits(context, network, batch.features)
-    loss = task.loss(context, network, batch.features, batch.labels)
+    method = golden.method()
+    client = method.setting.clients[0]
+    learned = {
+        META_PROMPT: golden["init.ctx"].clone().requires_grad_(),
+        ADAPTIVE_NETWORK: golden["init.query"].clone().requires_grad_(),
+    }
+    batch = golden.batches(client)[0]
+    domain_logits = batch.features @ learned[ADAPTIVE_NETWORK].T
+    logits = method.client_logits(learned, client.key, batch.features)
+    loss = method.objective(learned, client, 0)(learned, batch)
     loss.backward()
     assert_close(domain_logits.detach(), golden["client0.domain_logits"])
     assert_close(logits.detach(), golden["client0.logits"])
     assert_close(loss.detach(), golden["client0.loss"])
-    assert_close(context.grad, golden["client0.grad_ctx"])
-    assert_close(network.grad, golden["client0.grad_query"])
+    assert_close(learned[META_PROMPT].grad, golden["client0.grad_ctx"])
+    assert_close(learned[ADAPTIVE_NETWORK].grad, golden["client0.grad_query"])
 
 
 @pytest.fixture(scope="module")
 def rounds(golden: Golden) -> list[Learned]:
-    learned = Learned(golden["init.ctx"], golden["init.query"])
+    method = golden.method()
+    learned = {META_PROMPT: golden["init.ctx"], ADAPTIVE_NETWORK: golden["init.query"]}
     results = []
-    for _ in range(3):
-        updates = [train_client(golden.task(n), learned, golden.batches(n)) for n in range(4)]
-        learned = average(updates, "uniform")
+    for number in range(3):
+        average = Average("uniform")
+        for client in method.setting.clients:
+            share = method.share(learned, client)
+            objective = method.objective(share, client, number)
+            train = method.setting.config.train
+            reply = train_client(objective, share, golden.batches(client), train)
+            average.add(reply, method.slots(client))
+        learned = average.result(learned)
         results.append(learned)
     return results
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_aggregates_of_three_rounds(golden: Golden, rounds: list[Learned], number: int) -> None:
-    assert_close(rounds[number].context, golden[f"round{number}.ctx"])
-    assert_close(rounds[number].adaptive_network, golden[f"round{number}.query"])
+    assert_close(rounds[number][META_PROMPT], golden[f"round{number}.ctx"])
+    assert_close(rounds[number][ADAPTIVE_NETWORK], golden[f"round{number}.query"])
 
 
 def test_server_on_all_images(golden: Golden, rounds: list[Learned]) -> None:
@@ -159,3 +197,14 @@ def test_server_at_temperature_1_where_the_mixture_is_soft(
     model = golden.model(rounds[-1], temperature=1.0)
     assert float(model.weights(features).amax(-1).mean()) < 0.9
     assert_close(model.exact_logits(features), golden["server_tau1.logits"])
+
+
+def test_through_mixed_banks_where_the_mixture_is_one_hot(
+    golden: Golden, rounds: list[Learned]
+) -> None:
+    method = golden.method()
+    everything = ImageSet(method.setting.table, torch.arange(32)).load()
+    logits = method.predictor(rounds[-1])(everything, None)
+    clear = golden["server.weights"].amax(-1) > 1 - 1e-6
+    assert int(clear.sum()) > 8
+    assert_close(logits[clear], golden["server.logits"][clear])

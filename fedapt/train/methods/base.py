@@ -34,6 +34,9 @@ Predictor = Callable[[Labelled, int | None], Tensor]
 # strongly augmented views: images, number of the view -> features float32 [n, D]
 Views = Callable[[ImageSet, int], Tensor]
 
+# kept for the backward pass of one block, for each token and each of the W values of its width
+_BYTES_PER_VALUE = 80
+
 _DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -96,8 +99,16 @@ class Setting:
     @cached_property
     def zero_shot(self) -> Tensor:
         """Unit text features of "a photo of a {name}.", float32 [C, D]."""
-        # a copy: tensors of inference mode cannot enter a client's loss
-        return zero_shot_features(self.backbone, self.class_names).clone()
+        # a copy, whoever asks first: tensors of inference mode cannot enter a client's loss
+        with torch.inference_mode(False):
+            return zero_shot_features(self.backbone, self.class_names).clone()
+
+    @property
+    def prompts_bytes(self) -> int:
+        """About what a step that encodes a prompt for each class keeps for its backward pass."""
+        tower = self.text.tower
+        tokens = len(self.class_names) * (self.config.prompt.context_length + self.text.n_after)
+        return tokens * len(tower.blocks) * tower.width * _BYTES_PER_VALUE
 
 
 class Method(ABC):
@@ -107,6 +118,7 @@ class Method(ABC):
         title: its name in tables.
         owned: tensors with a slice for each `key` or `client`, of which a client has its own.
         sends: whether what clients learn reaches the server.
+        trains: whether there is anything to train.
         side_by_side: whether clients of this process may train at the same time.
         source: the paper.
     """
@@ -114,6 +126,7 @@ class Method(ABC):
     title: ClassVar[str]
     owned: ClassVar[Mapping[str, str]] = {}
     sends: ClassVar[bool] = True
+    trains: ClassVar[bool] = True
     side_by_side: ClassVar[bool] = True
     source: ClassVar[str] = ""
 
@@ -149,6 +162,11 @@ class Method(ABC):
     def frozen(self) -> dict[str, Tensor]:
         """Tensors that are not learned, and that a checkpoint needs."""
         return {}
+
+    @property
+    def step_bytes(self) -> int:
+        """About what one step keeps in memory; bounds how many clients train side by side."""
+        return self.setting.prompts_bytes
 
     def slots(self, client: Client) -> dict[str, int]:
         """Tensor -> index of this client's slice."""

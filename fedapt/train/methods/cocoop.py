@@ -6,8 +6,8 @@ Every image has its own prompts, so a step encodes C prompts an image: the conte
 for all classes of an image, and the classes behind it.
 
 The paper demands a context that all classes share, begun with "a photo of a", and steps of few
-images (of one, for memory). For its price a client takes 64 images a round in steps of 32 here,
-unless `train.images_per_round` says otherwise.
+images (of one, for memory). For its price a client takes one step of 32 images a round here, unless
+`train.images_per_round` says otherwise.
 
 Source: CoCoOp (arXiv 2203.05557).
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear, normalize, relu
+from torch.utils.checkpoint import checkpoint
 
 from fedapt.core.config import Config
 from fedapt.core.seeds import child_seed
@@ -35,8 +36,9 @@ from fedapt.train.methods.fedclip import draw_linear
 from fedapt.train.methods.promptfl import CONTEXT, begin_context
 
 START, CONTEXT_LENGTH = "a photo of a", 4
-IMAGES_PER_ROUND, BATCH_SIZE = 64, 32
+IMAGES_PER_ROUND, BATCH_SIZE = 32, 32
 _REDUCTION = 16
+_MOST_PROMPTS = 512
 
 
 class CoCoOp(Method):
@@ -85,12 +87,21 @@ class CoCoOp(Method):
 
         @torch.inference_mode()
         def predict(images: Labelled, domain: int | None) -> Tensor:
-            parts = torch.split(images.features, BATCH_SIZE)
-            return torch.cat([self._logits(self.setting.text, learned, part) for part in parts])
+            return self._logits(self.setting.text, learned, images.features)
 
         return predict
 
     def _logits(self, text: PromptedText, learned: Learned, features: Tensor) -> Tensor:
+        """float32 [n, C], a few images at a time."""
+        parts = torch.split(features, max(1, _MOST_PROMPTS // len(self.setting.class_names)))
+        if len(parts) > 1 and torch.is_grad_enabled():
+            # encoded once more in the backward pass, instead of keeping all prompts in memory
+            rows = [checkpoint(self._part, text, learned, p, use_reentrant=False) for p in parts]
+        else:
+            rows = [self._part(text, learned, part) for part in parts]
+        return torch.cat(rows)
+
+    def _part(self, text: PromptedText, learned: Learned, features: Tensor) -> Tensor:
         unit = normalize(features, dim=-1)
         hidden = relu(linear(unit, learned["meta_net.0.weight"], learned["meta_net.0.bias"]))
         shift = linear(hidden, learned["meta_net.1.weight"], learned["meta_net.1.bias"])

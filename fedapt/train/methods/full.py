@@ -6,8 +6,8 @@ It changes the image tower, so it cannot use cached features: every step decodes
 tower forward and backward. Statistics of BatchNorm stay those of pretraining, because averaging
 statistics of different domains describes none of them.
 
-For its price a client takes 32 images a round here and a run has 10 rounds at most, unless
-`train.images_per_round` is set, which lifts both limits.
+For its price a client takes 32 images a round here and a run has 10 rounds at most; another
+`train.images_per_round` lifts both limits.
 
 Source: FedAvg (arXiv 1602.05629).
 """
@@ -57,7 +57,8 @@ class FullFineTuning(Method):
     def settle(cls, config: Config) -> Config:
         """Few images and rounds, and batches that fit into memory with all activations."""
         train = config.train
-        limited = not train.images_per_round
+        # a resumed run brings what was settled before
+        limited = train.images_per_round in (0, IMAGES_PER_ROUND)
         return replace_train(
             config,
             rounds=min(train.rounds, ROUNDS) if limited else train.rounds,

@@ -138,5 +138,6 @@ def find_neighbours(features: Tensor, count: int) -> Tensor:
 
 
 def _places(client: Client, batch: Labelled) -> Tensor:
-    """Where a batch's images stand among the client's, whose rows ascend."""
-    return torch.searchsorted(client.data.rows, batch.rows)
+    """Where a batch's images stand among the client's; a split file may list them in any order."""
+    rows, order = client.data.rows.sort()
+    return order[torch.searchsorted(rows, batch.rows)]

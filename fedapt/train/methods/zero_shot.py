@@ -14,6 +14,7 @@ class ZeroShot(Method):
 
     title = "zero-shot"
     sends = False
+    trains = False
     source = "arXiv 2103.00020"
 
     def begin(self) -> Learned:

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fedapt.core.config import Config, ModelConfig, TrainConfig, config_to_toml, read_config
+from fedapt.core.config import (
+    METHODS,
+    Config,
+    FederationConfig,
+    ModelConfig,
+    TrainConfig,
+    UnsupervisedConfig,
+    config_from_dict,
+    config_to_toml,
+    flatten,
+    read_config,
+)
 from fedapt.core.errors import ConfigError
+
+SECTIONS = "model, data, prompt, federation, train, unsupervised"
 
 
 def write(folder: Path, text: str) -> Path:
@@ -23,6 +38,9 @@ def test_the_defaults_are_the_papers() -> None:
     assert config.prompt.context_length == 24
     assert config.prompt.temperature == 0.01
     assert config.prompt.class_specific is True
+    assert config.prompt.start == "random"
+    assert (config.prompt.keys, config.prompt.n_keys) == ("uniform", 0)
+    assert config.train.method == "fedapt"
     assert config.train.rounds == 50
     assert config.train.local_epochs == 1
     assert config.train.batch_size == 256
@@ -30,7 +48,26 @@ def test_the_defaults_are_the_papers() -> None:
     assert config.train.momentum == 0.9
     assert config.train.weight_decay == 1e-5
     assert config.train.weighting == "uniform"
+    assert config.train.schedule == "constant"
+    assert config.train.precision == "float32"
+    assert (config.train.proximal, config.train.images_per_round) == (0.0, 0)
+    assert (config.train.evaluate_every, config.train.patience) == (5, 0)
     assert config.data.test_fraction == 0.2
+
+
+def test_by_default_every_image_and_every_domain_trains_in_every_round() -> None:
+    config = read_config(None)
+    data = config.data
+    assert (data.validation_fraction, data.shots, data.leave_out) == (0.0, 0, "")
+    assert config.federation == FederationConfig(
+        clients_per_domain=1, alpha=0.5, least_images=10, sampled=0, sampled_per_domain=0, join=""
+    )
+
+
+def test_the_defaults_of_the_unsupervised_method_are_the_papers() -> None:
+    assert read_config(None).unsupervised == UnsupervisedConfig(
+        warm_up_rounds=10, confidence=0.75, views=4, neighbours=5, dispersion=0.5
+    )
 
 
 def test_the_default_model_needs_no_download() -> None:
@@ -53,6 +90,11 @@ def test_a_configuration_survives_the_trip_through_toml(tmp_path: Path) -> None:
             'data.class_names.back_pack="back pack"',
             'data.class_names.naïve="na\\u00efve \'quoted\' \\"text\\""',
             "data.root='C:\\photos'",
+            "data.leave_out=dslr",
+            "prompt.start='a photo of a'",
+            "federation.alpha=0.1",
+            "train.method=promptfl",
+            "unsupervised.views=2",
         ],
     )
     assert config.data.class_names["naïve"] == "naïve 'quoted' \"text\""
@@ -63,8 +105,13 @@ def test_a_configuration_survives_the_trip_through_toml(tmp_path: Path) -> None:
 
 def test_the_toml_names_every_setting() -> None:
     text = config_to_toml(Config())
-    for line in ("[model]", "[data]", "[prompt]", "[train]", "rounds = 50", "lr = 0.01"):
+    sections = ("model", "data", "prompt", "federation", "train", "unsupervised")
+    for line in (*(f"[{name}]" for name in sections), "rounds = 50", "lr = 0.01"):
         assert line in text.splitlines()
+    tables = dataclasses.asdict(Config())
+    assert tuple(tables) == sections
+    for name in (name for table in tables.values() for name in table):
+        assert any(line.startswith((f"{name} = ", f"[data.{name}]")) for line in text.splitlines())
 
 
 def test_class_names_are_a_table(tmp_path: Path) -> None:
@@ -119,10 +166,20 @@ def test_an_override_without_section_key_and_value_is_refused(override: str) -> 
 @pytest.mark.parametrize(
     ("text", "name", "known"),
     [
-        ("[trian]\nrounds = 3\n", "trian", "model, data, prompt, train"),
-        ("rounds = 3\n", "rounds", "model, data, prompt, train"),
-        ("[train]\nepochs = 3\n", "train.epochs", "rounds, local_epochs, batch_size, lr"),
+        ("[trian]\nrounds = 3\n", "trian", SECTIONS),
+        ("rounds = 3\n", "rounds", SECTIONS),
+        (
+            "[train]\nepochs = 3\n",
+            "train.epochs",
+            "method, rounds, local_epochs, batch_size, images_per_round, lr",
+        ),
         ("[prompt]\nlength = 2\n", "prompt.length", "context_length"),
+        (
+            "[federation]\nclients = 2\n",
+            "federation.clients",
+            "clients_per_domain, alpha, least_images, sampled, sampled_per_domain, join",
+        ),
+        ("[unsupervised]\nrounds = 2\n", "unsupervised.rounds", "warm_up_rounds, confidence"),
     ],
 )
 def test_an_unknown_name_is_refused_with_the_known_ones(
@@ -151,6 +208,9 @@ def test_an_unknown_name_in_an_override_or_an_option_is_refused() -> None:
         ("train.lr='0.1'", "'0.1'", "type float"),
         ("prompt.class_specific=1", "1", "type bool"),
         ("data.root=7", "7", "type str"),
+        ("data.shots=1.5", "1.5", "type int"),
+        ("train.method=1", "1", "type str"),
+        ("federation.alpha=small", "'small'", "type float"),
         ("model.name=2024-01-01", r"datetime\.date\(2024, 1, 1\)", "type str"),
     ],
 )
@@ -175,6 +235,27 @@ def test_a_value_of_another_type_is_refused(override: str, found: str, expected:
         ("prompt.context_length=65", "from 1 to 64"),
         ("prompt.temperature=0", "from 1e-06 to 1000"),
         ("prompt.temperature=nan", "from 1e-06 to 1000"),
+        ("data.validation_fraction=0.91", "from 0 to 0.9"),
+        ("data.validation_fraction=-0.1", "from 0 to 0.9"),
+        ("data.shots=-1", "from 0 to 1e\\+06"),
+        ("prompt.n_keys=-1", "from 0 to 10000"),
+        ("federation.clients_per_domain=0", "from 1 to 100000"),
+        ("federation.alpha=0", "from 1e-06 to 1e\\+06"),
+        ("federation.alpha=-0.5", "from 1e-06 to 1e\\+06"),
+        ("federation.alpha=inf", "from 1e-06 to 1e\\+06"),
+        ("federation.least_images=0", "from 1 to 1e\\+06"),
+        ("federation.sampled=-1", "from 0 to 1e\\+06"),
+        ("federation.sampled_per_domain=-1", "from 0 to 1e\\+06"),
+        ("train.images_per_round=-1", "from 0 to 1e\\+09"),
+        ("train.proximal=-0.1", "from 0 to 1e\\+06"),
+        ("train.proximal=nan", "from 0 to 1e\\+06"),
+        ("train.evaluate_every=0", "from 1 to 1e\\+06"),
+        ("train.patience=-1", "from 0 to 1e\\+06"),
+        ("unsupervised.warm_up_rounds=-1", "from 0 to 1e\\+06"),
+        ("unsupervised.confidence=1.01", "from 0 to 1"),
+        ("unsupervised.views=0", "from 1 to 100"),
+        ("unsupervised.neighbours=0", "from 1 to 1000"),
+        ("unsupervised.dispersion=-1", "from 0 to 1000"),
     ],
 )
 def test_a_value_out_of_range_is_refused(override: str, expected: str) -> None:
@@ -194,6 +275,15 @@ def test_a_value_out_of_range_is_refused(override: str, expected: str) -> None:
         "prompt.context_length=64",
         "prompt.temperature=1000",
         "train.seed=0",
+        "data.validation_fraction=0.9",
+        "federation.alpha=1e-6",
+        "federation.clients_per_domain=1",
+        "federation.least_images=1",
+        "prompt.n_keys=10000",
+        "train.evaluate_every=1",
+        "train.proximal=0",
+        "unsupervised.confidence=1",
+        "unsupervised.warm_up_rounds=0",
     ],
 )
 def test_the_ends_of_a_range_belong_to_it(override: str) -> None:
@@ -206,6 +296,52 @@ def test_weighting_is_one_of_two_words() -> None:
     assert read_config(None, ["train.weighting=samples"]).train.weighting == "samples"
     with pytest.raises(ConfigError, match=r"'size'; expected one of uniform, samples"):
         read_config(None, ["train.weighting=size"])
+
+
+@pytest.mark.parametrize(
+    ("name", "choices", "wrong"),
+    [
+        ("train.method", METHODS, "fedavg"),
+        ("train.method", METHODS, "FedAPT"),
+        ("train.schedule", ("constant", "cosine"), "linear"),
+        ("train.precision", ("float32", "bfloat16", "float16"), "half"),
+        ("prompt.keys", ("uniform", "normal", "orthogonal"), ""),
+    ],
+)
+def test_a_word_is_one_of_those_known(name: str, choices: tuple[str, ...], wrong: str) -> None:
+    section, key = name.split(".")
+    for choice in choices:
+        assert getattr(getattr(read_config(None, [f"{name}={choice}"]), section), key) == choice
+    expected = re.escape(f"{name} = {wrong!r}; expected one of {', '.join(choices)}. To do:")
+    with pytest.raises(ConfigError, match=expected):
+        read_config(None, [f"{name}='{wrong}'"])
+
+
+def test_the_methods_are_those_that_stand_in_the_code() -> None:
+    from fedapt.train.methods import METHODS as CLASSES
+
+    assert tuple(CLASSES) == METHODS
+
+
+def test_plain_tables_are_read_like_a_file() -> None:
+    config = read_config(None, ["train.lr=0.5", "data.class_names.a=b", "prompt.keys=normal"])
+    assert config_from_dict(dataclasses.asdict(config), "here") == config
+    assert config_from_dict({}, "here") == Config()
+    with pytest.raises(ConfigError, match=r"here: found the unknown name 'train\.round'") as caught:
+        config_from_dict({"train": {"round": 3}}, "here")
+    assert caught.value.where == "here"
+    for tables in ([], "text", None):
+        with pytest.raises(ConfigError, match=r"here: found .*expected a table"):
+            config_from_dict(tables, "here")
+
+
+def test_flat_names_are_those_of_an_override() -> None:
+    config = read_config(None, ["train.lr=0.5", "data.class_names.a=b"])
+    flat = flatten(config)
+    assert flat["train.lr"] == 0.5
+    assert flat["data.class_names"] == {"a": "b"}
+    assert len(flat) == sum(len(dataclasses.fields(t)) for t in vars(config).values())
+    assert read_config(None, (), flat) == config
 
 
 def test_a_number_of_absurd_length_is_refused_like_any_other() -> None:

@@ -18,6 +18,7 @@ CODES = {
     "ModelNotSupported": 4,
     "CheckpointError": 4,
     "FileError": 4,
+    "FederationError": 5,
     "ExportError": 6,
     "ParityError": 7,
     "DependencyError": 9,

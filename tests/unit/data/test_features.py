@@ -6,12 +6,14 @@ import errno
 import os
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.numpy import load_file
 
 from fedapt.core import files
 from fedapt.core.errors import FileError
@@ -51,7 +53,17 @@ def colours(*numbers: int) -> list[list[float]]:
 
 
 def shards(cache: Path) -> list[Path]:
-    return sorted(cache.rglob("*.safetensors"))
+    return [path for path in sorted(cache.rglob("*.safetensors")) if path.parent.name != "tables"]
+
+
+def tables(cache: Path) -> list[Path]:
+    return sorted(cache.rglob("tables/*.safetensors"))
+
+
+def forget_tables(cache: Path) -> None:
+    """So that what is known comes from the shards."""
+    for path in tables(cache):
+        path.unlink()
 
 
 @pytest.fixture
@@ -72,7 +84,7 @@ def test_no_paths_give_no_features(cache: Path) -> None:
     encoder = CountingEncoder()
     found = extract_features([], encoder, folder=cache)
     assert found.values.shape == (0, 3)
-    assert (encoder.batches, shards(cache)) == ([], [])
+    assert (encoder.batches, shards(cache), tables(cache)) == ([], [], [])
 
 
 @pytest.mark.parametrize(("count", "batches"), [(1, 1), (31, 1), (32, 1), (33, 2), (70, 3)])
@@ -86,9 +98,15 @@ def test_every_batch_is_filled_up_to_32(
     assert found.values.tolist() == colours(*range(count))
 
 
-def test_a_second_extraction_computes_nothing(tmp_path: Path, cache: Path) -> None:
+@pytest.mark.parametrize("from_table", [True, False])
+def test_a_second_extraction_computes_nothing(
+    tmp_path: Path, cache: Path, from_table: bool
+) -> None:
     paths = paint(tmp_path / "images", 40)
     first = extract_features(paths, CountingEncoder(), folder=cache)
+    assert len(tables(cache)) == 1
+    if not from_table:
+        forget_tables(cache)
     encoder = CountingEncoder()
     second = extract_features(paths, encoder, folder=cache)
     assert encoder.batches == []
@@ -143,6 +161,7 @@ def test_another_encoder_or_preprocessing_shares_nothing(
 def test_a_damaged_shard_is_computed_again(tmp_path: Path, cache: Path, damage: str) -> None:
     paths = paint(tmp_path / "images", 3)
     extract_features(paths, CountingEncoder(), folder=cache)
+    forget_tables(cache)
     (shard,) = shards(cache)
     whole = shard.read_bytes()
     damaged = {
@@ -156,6 +175,7 @@ def test_a_damaged_shard_is_computed_again(tmp_path: Path, cache: Path, damage: 
     found = extract_features(paths, encoder, folder=cache)
     assert len(encoder.batches) == 1
     assert found.values.tolist() == colours(0, 1, 2)
+    forget_tables(cache)
     again = CountingEncoder()
     extract_features(paths, again, folder=cache)
     assert again.batches == []
@@ -191,7 +211,7 @@ def test_nothing_but_broken_images_needs_no_tower(tmp_path: Path, cache: Path) -
     found = extract_features(paths, encoder, folder=cache)
     assert [e.where for e in found.errors] == [str(path) for path in paths]
     assert found.values.shape == (0, 3)
-    assert (encoder.batches, shards(cache)) == ([], [])
+    assert (encoder.batches, shards(cache), tables(cache)) == ([], [], [])
 
 
 def test_broken_images_between_good_ones_shift_no_row(tmp_path: Path, cache: Path) -> None:
@@ -252,18 +272,23 @@ def test_what_is_done_is_told_up_to_the_end(tmp_path: Path, cache: Path) -> None
 def test_by_default_the_cache_is_fedapts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDAPT_CACHE", str(tmp_path / "named"))
     extract_features(paint(tmp_path / "images", 1), CountingEncoder())
-    (shard,) = shards(tmp_path)
+    (shard,), (table,) = shards(tmp_path), tables(tmp_path)
     assert shard.is_relative_to(tmp_path / "named" / "features")
+    assert table.parent == shard.parent / "tables"
 
 
-def test_two_runs_write_the_same_shard(tmp_path: Path, cache: Path) -> None:
+@pytest.mark.parametrize("listed", [shards, tables])
+def test_two_runs_write_the_same_files(
+    tmp_path: Path, cache: Path, listed: Callable[[Path], list[Path]]
+) -> None:
     paths = paint(tmp_path / "images", 3)
     extract_features(paths, CountingEncoder(), folder=cache)
     extract_features(paths, CountingEncoder(), folder=tmp_path / "other")
-    assert [path.relative_to(cache) for path in shards(cache)] == [
-        path.relative_to(tmp_path / "other") for path in shards(tmp_path / "other")
+    assert len(listed(cache)) == 1
+    assert [path.relative_to(cache) for path in listed(cache)] == [
+        path.relative_to(tmp_path / "other") for path in listed(tmp_path / "other")
     ]
-    assert shards(cache)[0].read_bytes() == shards(tmp_path / "other")[0].read_bytes()
+    assert listed(cache)[0].read_bytes() == listed(tmp_path / "other")[0].read_bytes()
 
 
 def test_full_shards_reach_the_disk_while_the_rest_is_computed(
@@ -294,7 +319,7 @@ def test_a_cache_that_cannot_be_written_is_told(
     paths = paint(tmp_path / "images", 1)
     with pytest.raises(FileError, match="found No space left on device"):
         extract_features(paths, CountingEncoder(), folder=cache)
-    assert shards(cache) == []
+    assert (shards(cache), tables(cache)) == ([], [])
 
 
 def test_features_are_plain_values(tmp_path: Path, cache: Path) -> None:
@@ -303,3 +328,136 @@ def test_features_are_plain_values(tmp_path: Path, cache: Path) -> None:
     found.values[0] = 0  # the caller's own copy
     again = extract_features(paint(tmp_path / "images", 2), CountingEncoder(), folder=cache)
     assert again.values.tolist() == colours(0, 1)
+
+
+# the table of a whole list
+
+
+def test_a_list_of_images_is_mapped_from_its_own_table(tmp_path: Path, cache: Path) -> None:
+    paths = paint(tmp_path / "images", 5)
+    found = [extract_features(paths, CountingEncoder(), folder=cache) for _ in range(2)]
+    (table,) = tables(cache)
+    assert load_file(str(table))["features"].tolist() == colours(*range(5))
+    for one in found:
+        assert isinstance(one.values, np.memmap)
+        assert Path(one.values.filename) == table
+        assert (one.values.dtype, one.values.shape) == (np.float32, (5, 3))
+        assert one.values.tolist() == colours(*range(5))
+        assert (one.kept.tolist(), one.errors) == ([0, 1, 2, 3, 4], ())
+
+
+def test_from_a_table_neither_shards_nor_images_are_opened(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = paint(tmp_path / "images", 5)
+    extract_features(paths, CountingEncoder(), folder=cache)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the table has it all")
+
+    monkeypatch.setattr(module, "FeatureStore", refuse)
+    monkeypatch.setattr(module, "decode_ahead", refuse)
+    told: list[tuple[int, int]] = []
+    found = extract_features(
+        paths,
+        CountingEncoder(),
+        folder=cache,
+        progress=lambda done, total: told.append((done, total)),
+    )
+    assert found.values.tolist() == colours(*range(5))
+    assert told == [(5, 5)]
+
+
+def test_every_list_and_order_has_a_table_of_its_own(tmp_path: Path, cache: Path) -> None:
+    paths = paint(tmp_path / "images", 4)
+    for order in ([0, 1, 2, 3], [3, 2, 1, 0], [0, 1, 2], [1, 1]):
+        for _ in range(2):
+            found = extract_features([paths[i] for i in order], CountingEncoder(), folder=cache)
+            assert found.values.tolist() == colours(*order)
+    assert len(tables(cache)) == 4
+    assert len(shards(cache)) == 1
+
+
+def test_a_list_with_errors_has_no_table(tmp_path: Path, cache: Path) -> None:
+    paths = paint(tmp_path / "images", 3)
+    whole = paths[1].read_bytes()
+    paths[1].write_bytes(b"no image")
+    for _ in range(2):
+        found = extract_features(paths, CountingEncoder(), folder=cache)
+        assert [error.where for error in found.errors] == [str(paths[1])]
+    assert tables(cache) == []
+    paths[1].write_bytes(whole)
+    found = extract_features(paths, CountingEncoder(), folder=cache)
+    assert found.values.tolist() == colours(0, 1, 2)
+    assert len(tables(cache)) == 1
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "truncated",
+        "empty",
+        "a header alone",
+        "other bytes",
+        "one bit",
+        "no metadata",
+        "a header that is a list",
+        "a header without end",
+        "fewer rows",
+        "more rows",
+    ],
+)
+def test_a_damaged_table_is_made_again_from_the_shards(
+    tmp_path: Path, cache: Path, damage: str
+) -> None:
+    paths = paint(tmp_path / "images", 4)
+    extract_features(paths[:3], CountingEncoder(), folder=cache)
+    (table,) = tables(cache)
+    whole = table.read_bytes()
+    others = paths[:2] if damage == "fewer rows" else paths
+    extract_features(others, CountingEncoder(), folder=cache)
+    (other,) = (path for path in tables(cache) if path != table)
+    end = 8 + int.from_bytes(whole[:8], "little")
+    damaged = {
+        "truncated": whole[:-1],
+        "empty": b"",
+        "a header alone": whole[:end],
+        "other bytes": b"\xff" * len(whole),
+        "one bit": whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:],
+        "no metadata": whole.replace(b'"__metadata__"', b'"__metadatum_"'),
+        "a header that is a list": (2).to_bytes(8, "little") + b"[]" + whole[end:],
+        "a header without end": (1 << 63).to_bytes(8, "little") + whole[8:],
+        "fewer rows": other.read_bytes(),
+        "more rows": other.read_bytes(),
+    }
+    assert damaged[damage] != whole
+    table.write_bytes(damaged[damage])
+    encoder = CountingEncoder()
+    found = extract_features(paths[:3], encoder, folder=cache)
+    assert found.values.tolist() == colours(0, 1, 2)
+    assert encoder.batches == []
+    assert table.read_bytes() == whole
+
+
+def test_a_table_that_cannot_be_written_is_done_without(tmp_path: Path, cache: Path) -> None:
+    paths = paint(tmp_path / "images", 3)
+    extract_features(paths, CountingEncoder(), folder=cache)
+    folder = tables(cache)[0].parent
+    shutil.rmtree(folder)
+    folder.write_text("a file in the place of the folder")
+    for _ in range(2):
+        encoder = CountingEncoder()
+        found = extract_features(paths, encoder, folder=cache)
+        assert found.values.tolist() == colours(0, 1, 2)
+        assert encoder.batches == []
+
+
+def test_writing_to_mapped_values_changes_no_file(tmp_path: Path, cache: Path) -> None:
+    paths = paint(tmp_path / "images", 2)
+    extract_features(paths, CountingEncoder(), folder=cache)
+    (table,) = tables(cache)
+    before = table.read_bytes()
+    found = extract_features(paths, CountingEncoder(), folder=cache)
+    found.values[:] = 7
+    del found
+    assert table.read_bytes() == before

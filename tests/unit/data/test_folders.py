@@ -137,18 +137,41 @@ def test_a_folder_name_beyond_ascii_is_good(tmp_path: Path) -> None:
 
 
 def test_a_missing_class_is_refused_unless_allowed(tmp_path: Path) -> None:
-    folders = scan_folders(touch(tmp_path, "a/bike/1.png", "a/mug/1.png", "b/mug/1.png"))
+    touch(tmp_path, *(f"a/{name}/1.png" for name in ("bike", "cup", "mug")))
+    folders = scan_folders(touch(tmp_path, "b/cup/1.png", "b/mug/1.png"))
     with pytest.raises(DataError, match=r"found no images in b/bike; .*allow_missing_classes=true"):
         check_complete(folders, allow_missing_classes=False)
     check_complete(folders, allow_missing_classes=True)
 
 
 def test_complete_folders_are_not_refused(tmp_path: Path) -> None:
-    folders = scan_folders(touch(tmp_path, "a/mug/1.png", "b/mug/1.png"))
+    paths = [f"{domain}/{name}/1.png" for domain in "ab" for name in ("bike", "mug")]
+    folders = scan_folders(touch(tmp_path, *paths))
     check_complete(folders, allow_missing_classes=False)
 
 
 def test_of_many_missing_classes_five_are_named(tmp_path: Path) -> None:
-    touch(tmp_path, *(f"a/{letter}/1.png" for letter in "pqrstuvw"), "b/p/1.png")
+    touch(tmp_path, *(f"a/{letter}/1.png" for letter in "opqrstuv"), "b/o/1.png", "b/p/1.png")
     with pytest.raises(DataError, match=r"no images in b/q, b/r, b/s, b/t, b/u and others;"):
         check_complete(scan_folders(tmp_path), allow_missing_classes=False)
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_domain_of_one_class_is_refused_whatever_is_allowed(
+    tmp_path: Path, allowed: bool
+) -> None:
+    touch(tmp_path, "a/bike/1.png", "a/mug/1.png", "b/mug/1.png", "b/mug/2.png")
+    with pytest.raises(
+        DataError,
+        match="found images of one class only, 'mug'; expected two classes or more in every "
+        r"domain\. To do: add images of the other classes, or remove the domain",
+    ) as caught:
+        check_complete(scan_folders(tmp_path), allow_missing_classes=allowed)
+    assert caught.value.where == str(tmp_path / "b")
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_one_class_in_all_is_refused(tmp_path: Path, allowed: bool) -> None:
+    folders = scan_folders(touch(tmp_path, "a/mug/1.png", "b/mug/1.png"))
+    with pytest.raises(DataError, match="a: found images of one class only, 'mug'"):
+        check_complete(folders, allow_missing_classes=allowed)

@@ -98,6 +98,113 @@ def test_a_domain_without_training_images_is_refused() -> None:
         split_folders(make({"a": {"x": 10}, "b": {"x": 1}}), 0.9, seed=0)
 
 
+# validation images, which choose the round
+
+
+def test_validation_is_a_share_of_what_does_not_test() -> None:
+    folders = make({"a": {"x": 50, "y": 10}, "b": {"x": 5, "y": 100}})
+    split = split_folders(folders, 0.2, seed=0, validation_fraction=0.25)
+    assert per_class(split.test["a"]) == {0: 10, 1: 2}
+    assert per_class(split.validation["a"]) == {0: 10, 1: 2}
+    assert per_class(split.train["a"]) == {0: 30, 1: 6}
+    assert per_class(split.validation["b"]) == {0: 1, 1: 20}
+    assert per_class(split.train["b"]) == {0: 3, 1: 60}
+
+
+def test_validation_leaves_the_test_images_as_they_are() -> None:
+    folders = make({"a": {"x": 40, "y": 40}})
+    plain = split_folders(folders, 0.2, seed=3)
+    split = split_folders(folders, 0.2, seed=3, validation_fraction=0.3)
+    assert split.test == plain.test
+    parts = (split.train["a"], split.validation["a"])
+    assert set(parts[0]).isdisjoint(parts[1])
+    assert tuple(sorted((*parts[0], *parts[1]), key=folders.samples["a"].index)) == plain.train["a"]
+    for part in parts:
+        assert list(part) == sorted(part, key=folders.samples["a"].index)
+
+
+def test_by_default_nothing_validates() -> None:
+    split = split_folders(make({"a": {"x": 10}, "b": {"x": 10}}), 0.2, seed=0)
+    assert split.validation == {"a": (), "b": ()}
+
+
+def test_validation_never_changes_and_follows_from_the_seed() -> None:
+    folders = make({"a": {"x": 8}})
+    split = split_folders(folders, 0.25, seed=0, validation_fraction=0.34)
+    # the third and fourth of sha256("0/a/x/0000.png") ... sha256("0/a/x/0007.png")
+    assert [s.path for s in split.test["a"]] == ["a/x/0006.png", "a/x/0007.png"]
+    assert [s.path for s in split.validation["a"]] == ["a/x/0003.png", "a/x/0004.png"]
+    many = make({"a": {"x": 100}})
+    first, again, other = (
+        split_folders(many, 0.2, seed, validation_fraction=0.2).validation for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first != other
+
+
+def test_where_validation_takes_every_image_training_is_refused() -> None:
+    folders = make({"a": {"x": 100}, "b": {"x": 2}})
+    with pytest.raises(DataError, match="domain b: found no training images; expected at least"):
+        split_folders(folders, 0.0, seed=0, validation_fraction=0.9)
+
+
+# few shots
+
+
+@pytest.mark.parametrize("shots", [1, 2, 4])
+def test_every_class_of_every_domain_has_so_many_shots(shots: int) -> None:
+    folders = make({"a": {"x": 50, "y": 5}, "b": {"x": 8, "y": 9}})
+    split = split_folders(folders, 0.2, seed=0, shots=shots)
+    for domain in ("a", "b"):
+        assert per_class(split.train[domain]) == {0: shots, 1: shots}
+    assert split.test == split_folders(folders, 0.2, seed=0).test
+
+
+def test_more_shots_keep_the_fewer_and_validation_takes_none_of_them() -> None:
+    folders = make({"a": {"x": 50, "y": 50}})
+    everything = split_folders(folders, 0.2, seed=0, validation_fraction=0.2)
+    taken: set[Sample] = set()
+    for shots in (1, 2, 8, 16):
+        split = split_folders(folders, 0.2, seed=0, validation_fraction=0.2, shots=shots)
+        assert split.validation == everything.validation
+        assert split.test == everything.test
+        assert taken < set(split.train["a"]) < set(everything.train["a"])
+        assert list(split.train["a"]) == sorted(split.train["a"], key=folders.samples["a"].index)
+        taken = set(split.train["a"])
+        plain = split_folders(folders, 0.2, seed=0, shots=shots)
+        assert plain.train == split.train
+
+
+def test_another_seed_takes_other_shots() -> None:
+    folders = make({"a": {"x": 100}})
+    drawn = [split_folders(folders, 0.2, seed, shots=5).train["a"] for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1]
+    assert drawn[0] != drawn[2]
+
+
+def test_as_many_shots_as_there_are_images_are_all_of_them() -> None:
+    folders = make({"a": {"x": 10, "y": 10}})
+    assert split_folders(folders, 0.2, seed=0, shots=8) == split_folders(folders, 0.2, seed=0)
+
+
+def test_more_shots_than_a_class_has_are_refused() -> None:
+    folders = make({"a": {"x": 50, "y": 50}, "b": {"x": 50, "y": 10}})
+    with pytest.raises(
+        DataError,
+        match=r"data\.shots = 9: found 8 training images in b/y; expected at least 9 in every "
+        r"class of every domain\. To do: lower data\.shots, or add images",
+    ) as caught:
+        split_folders(folders, 0.2, seed=0, shots=9)
+    assert caught.value.exit_code == 4
+    with pytest.raises(DataError, match="found 6 training images in b/y; expected at least 8"):
+        split_folders(folders, 0.2, seed=0, validation_fraction=0.25, shots=8)
+
+
+def test_a_class_that_a_domain_lacks_needs_no_shots() -> None:
+    split = split_folders(make({"a": {"x": 10, "y": 10}, "b": {"x": 10}}), 0.2, seed=0, shots=2)
+    assert per_class(split.train["b"]) == {0: 2}
+
+
 # DomainNet's lists
 
 
@@ -187,6 +294,20 @@ def test_one_list_alone_is_not_used(tmp_path: Path) -> None:
     (tmp_path / "a_test.txt").unlink()
     split = split_folders(scan_folders(tmp_path), 0.4, seed=0)
     assert (len(split.train["a"]), len(split.test["a"])) == (2, 1)
+
+
+def test_validation_and_shots_are_taken_from_the_training_list(tmp_path: Path) -> None:
+    names = tuple(str(i) for i in range(10))
+    lines = [f"a/red square/{name}.png 0\n" for name in names]
+    listed(tmp_path, "".join(lines[:8][::-1]), "".join(lines[8:]), names)
+    folders = scan_folders(tmp_path)
+    split = split_folders(folders, 0.9, seed=0, validation_fraction=0.25, shots=3)
+    assert [s.path for s in split.test["a"]] == [line.removesuffix(" 0\n") for line in lines[8:]]
+    assert (len(split.validation["a"]), len(split.train["a"])) == (2, 3)
+    order = [line.removesuffix(" 0\n") for line in lines[:8][::-1]]
+    for part in (split.validation["a"], split.train["a"]):
+        assert [s.path for s in part] == sorted((s.path for s in part), key=order.index)
+    assert set(split.validation["a"]).isdisjoint(split.train["a"])
 
 
 def test_each_domain_may_have_lists_or_not(tmp_path: Path) -> None:

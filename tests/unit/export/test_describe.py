@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 from fedapt.cli.app import main
+from fedapt.core.config import read_config
 from fedapt.core.errors import CheckpointError, FileError
+from fedapt.model.checkpoint import Checkpoint, load_checkpoint
 from fedapt_export.describe import describe
 from fedapt_runtime.errors import ModelFileError
 from tests.support.fusing import export_run
@@ -31,6 +35,22 @@ def test_a_checkpoint(tiny_run: Path) -> None:
         "meta_prompt": [3, 4, 32],
     }
     assert (facts["classes"], facts["rounds"]) == (CLASSES, 3)
+    assert (facts["method"], facts["schema"]) == ("fedapt", 2)
+    assert facts["domains"] == facts["keys"] == ("photo", "sketch")
+    assert facts["clients"] == (0, 1)
+    assert facts["config"]["prompt"]["context_length"] == 4
+    assert facts["config"]["data"]["root"] == ""
+
+
+def test_a_checkpoint_of_another_method(tiny_run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    config = read_config(None, ["train.method=promptfl"])
+    info = load_checkpoint(tiny_run / "checkpoint.safetensors").info
+    info = dataclasses.replace(info, config=config)
+    Checkpoint(info, {"context": torch.zeros(3, 4, 32)}).save(path)
+    facts = describe(path)
+    assert (facts["kind"], facts["method"]) == ("checkpoint", "promptfl")
+    assert facts["tensors"] == {"context": [3, 4, 32]}
 
 
 def test_a_model(tiny_model: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fedapt.core.config import Config, read_config
 from fedapt.core.errors import CheckpointError, FileError
 from fedapt.model.backbone import Backbone, load_backbone
-from fedapt.model.checkpoint import SCHEMA, Checkpoint, CheckpointInfo, load_checkpoint
+from fedapt.model.checkpoint import (
+    FUSED_METHODS,
+    SCHEMA,
+    Checkpoint,
+    CheckpointInfo,
+    load_checkpoint,
+)
 from tests.support.tiny import write_tiny_clip
 
 C, N, M, W, D = 3, 2, 4, 32, 32
@@ -25,36 +33,46 @@ def draw(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def make(**changes: Any) -> Checkpoint:
+CONFIG = read_config(
+    None, ["train.seed=9223372036854775807", 'data.class_names.naive="naïve ☃"', "train.lr=0.1"]
+)
+TENSORS = ("meta_prompt", "adaptive_network", "keys")
+
+
+def make(config: Config = CONFIG, **changes: Any) -> Checkpoint:
+    """A checkpoint with other tensors (of FedAPT, by their names) or another `info`."""
     info = CheckpointInfo(
-        method="fedapt",
         model="tiny",
         pretrained="",
         clip_sha256="ab" * 32,
         classes=("mug", "naïve ☃", 'a "quoted" name'),
         domains=("photo", "sketch"),
-        temperature=0.01,
+        keys=("photo", "sketch"),
+        clients=(0, 1),
         rounds=3,
-        seed=2**63 - 1,
-        test_fraction=0.2,
-        split_seed=0,
-        class_names={"naive": "naïve ☃"},
+        config=config,
         preprocessing={"size": [64, 64], "mean": [0.1, 0.2, 0.3], "std": [1.0, 1.0, 1.0]},
         versions={"fedapt": "0.1.0"},
     )
-    checkpoint = Checkpoint(
-        info, draw(C, M, W, seed=0), draw(N, D, seed=1), draw(N, M, W, seed=2).abs()
-    )
+    learned = {"meta_prompt": draw(C, M, W, seed=0), "adaptive_network": draw(N, D, seed=1)}
+    learned |= {name: changes.pop(name) for name in learned if name in changes}
+    checkpoint = Checkpoint(info, learned, draw(N, M, W, seed=2).abs())
     return dataclasses.replace(checkpoint, **changes)
 
 
-def write_raw(path: Path, tensors: dict[str, Tensor] | None = None, **fields: Any) -> Path:
+def write_raw(
+    path: Path,
+    tensors: dict[str, Tensor] | None = None,
+    settings: dict[str, dict[str, Any]] | None = None,
+    **fields: Any,
+) -> Path:
     """A checkpoint with anything in it."""
     checkpoint = make()
-    metadata = dataclasses.asdict(checkpoint.info) | fields
-    names = ("meta_prompt", "adaptive_network", "keys")
-    whole = {name: getattr(checkpoint, name) for name in names} | (tensors or {})
-    save_file(whole, str(path), {"fedapt": json.dumps(metadata)})
+    metadata = dataclasses.asdict(checkpoint.info)
+    for section, values in (settings or {}).items():
+        metadata["config"][section] |= values
+    whole = checkpoint.tensors | (tensors or {})
+    save_file(whole, str(path), {"fedapt": json.dumps(metadata | fields)})
     return path
 
 
@@ -68,20 +86,55 @@ def test_a_checkpoint_survives_the_trip(path: Path) -> None:
     checkpoint.save(path)
     found = load_checkpoint(path)
     assert found.info == checkpoint.info
-    for name in ("meta_prompt", "adaptive_network", "keys"):
-        assert torch.equal(getattr(found, name), getattr(checkpoint, name))
-    assert found.context_length == M
+    assert found.info.schema == SCHEMA == 2
+    assert found.info.method == "fedapt"
+    assert set(found.tensors) == set(TENSORS)
+    assert set(found.learned) == {"meta_prompt", "adaptive_network"}
+    for name in TENSORS:
+        assert torch.equal(found.tensors[name], checkpoint.tensors[name])
+    assert found.keys is not None
+    assert found.keys.shape == (N, M, W)
+
+
+def test_the_settings_survive_to_the_last_one(path: Path) -> None:
+    config = read_config(
+        None,
+        [
+            "prompt.temperature=0.125",
+            "data.test_fraction=0.3",
+            "federation.alpha=0.1",
+            "train.method=fedapt-unsupervised",
+            "unsupervised.views=2",
+        ],
+    )
+    make(config).save(path)
+    found = load_checkpoint(path).info
+    assert found.config == config
+    assert found.method == "fedapt-unsupervised"
+    make().save(path)
+    assert load_checkpoint(path).info.config == CONFIG
+
+
+def test_keys_and_clients_need_not_be_as_many_as_domains(path: Path) -> None:
+    info = dataclasses.replace(
+        make().info, keys=("photo/1", "photo/2", "sketch"), clients=(0, 0, 0, 1, 1)
+    )
+    network, keys = draw(3, D, seed=1), draw(3, M, W, seed=2)
+    make(info=info, adaptive_network=network, keys=keys).save(path)
+    assert load_checkpoint(path).info == info
 
 
 def test_a_shared_context_survives_too(path: Path) -> None:
     make(meta_prompt=draw(M, W, seed=0)).save(path)
-    assert load_checkpoint(path).meta_prompt.shape == (M, W)
+    assert load_checkpoint(path).learned["meta_prompt"].shape == (M, W)
 
 
 def test_views_and_strides_survive(path: Path) -> None:
     checkpoint = make(adaptive_network=draw(D, N, seed=1).T)
     checkpoint.save(path)
-    assert torch.equal(load_checkpoint(path).adaptive_network, checkpoint.adaptive_network)
+    assert torch.equal(
+        load_checkpoint(path).learned["adaptive_network"], checkpoint.learned["adaptive_network"]
+    )
 
 
 def test_the_same_content_has_the_same_bytes(path: Path, tmp_path: Path) -> None:
@@ -91,6 +144,10 @@ def test_the_same_content_has_the_same_bytes(path: Path, tmp_path: Path) -> None
     shuffled = dict(reversed(list(info.preprocessing.items())))
     assert list(shuffled) != list(info.preprocessing)
     make(info=dataclasses.replace(info, preprocessing=shuffled)).save(other)
+    assert other.read_bytes() == path.read_bytes()
+    make(learned=dict(reversed(list(make().learned.items())))).save(other)
+    assert other.read_bytes() == path.read_bytes()
+    load_checkpoint(path).save(other)
     assert other.read_bytes() == path.read_bytes()
     make(info=dataclasses.replace(info, rounds=4)).save(other)
     assert other.read_bytes() != path.read_bytes()
@@ -161,7 +218,7 @@ def test_metadata_that_is_no_object_is_refused(path: Path, metadata: str) -> Non
         load_checkpoint(path)
 
 
-@pytest.mark.parametrize("schema", [99, 0, "1", None])
+@pytest.mark.parametrize("schema", [99, 0, 1, "2", None])
 def test_another_schema_is_refused(path: Path, schema: Any) -> None:
     write_raw(path, schema=schema)
     with pytest.raises(
@@ -182,13 +239,22 @@ def test_a_field_too_many_or_too_few_is_refused(path: Path) -> None:
         load_checkpoint(path)
 
 
-@pytest.mark.parametrize("missing", ["meta_prompt", "adaptive_network", "keys"])
-def test_a_missing_tensor_is_refused(path: Path, missing: str) -> None:
-    checkpoint = make()
-    names = {"meta_prompt", "adaptive_network", "keys"} - {missing}
+@pytest.mark.parametrize(
+    ("missing", "text"),
+    [
+        ("meta_prompt", r"a damaged file \(KeyError: 'meta_prompt'\)"),
+        ("adaptive_network", r"a damaged file \(KeyError: 'adaptive_network'\)"),
+        ("keys", r"tensors \{.*\} for 3 classes and 2 keys"),
+    ],
+)
+@pytest.mark.parametrize("method", FUSED_METHODS)
+def test_a_missing_tensor_is_refused(path: Path, missing: str, text: str, method: str) -> None:
+    checkpoint = make(read_config(None, [f"train.method={method}"]))
+    tensors = {name: t for name, t in checkpoint.tensors.items() if name != missing}
+    assert len(tensors) == 2
     metadata = json.dumps(dataclasses.asdict(checkpoint.info))
-    save_file({name: getattr(checkpoint, name) for name in names}, str(path), {"fedapt": metadata})
-    with pytest.raises(CheckpointError, match=rf"damaged file \(SafetensorError: .*{missing}"):
+    save_file(tensors, str(path), {"fedapt": metadata})
+    with pytest.raises(CheckpointError, match=f"found {text}"):
         load_checkpoint(path)
 
 
@@ -211,24 +277,31 @@ def test_a_missing_tensor_is_refused(path: Path, missing: str) -> None:
 def test_tensors_that_do_not_fit_are_refused(path: Path, name: str, shape: tuple[int, ...]) -> None:
     write_raw(path, {name: torch.zeros(shape)})
     with pytest.raises(
-        CheckpointError, match=r"found tensors \{.*\} for 3 classes and 2 domains"
+        CheckpointError, match=r"found tensors \{.*\} for 3 classes and 2 keys"
     ) as caught:
         load_checkpoint(path)
     assert f"'{name}': {list(shape)}" in caught.value.found
 
 
-def test_no_domains_are_refused(path: Path) -> None:
-    write_raw(
-        path, {"keys": torch.zeros(0, M, W), "adaptive_network": torch.zeros(0, D)}, domains=[]
-    )
-    with pytest.raises(CheckpointError, match="for 3 classes and 0 domains"):
+def test_no_keys_are_refused(path: Path) -> None:
+    write_raw(path, {"keys": torch.zeros(0, M, W), "adaptive_network": torch.zeros(0, D)}, keys=[])
+    with pytest.raises(CheckpointError, match="for 3 classes and 0 keys"):
+        load_checkpoint(path)
+
+
+def test_no_classes_are_refused(path: Path) -> None:
+    write_raw(path, {"meta_prompt": torch.zeros(0, M, W)}, classes=[])
+    with pytest.raises(CheckpointError, match="for 0 classes and 2 keys"):
+        load_checkpoint(path)
+    write_raw(path, {"meta_prompt": torch.zeros(M, W)}, classes=[])
+    with pytest.raises(CheckpointError, match="for 0 classes and 2 keys"):
         load_checkpoint(path)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("name", ["meta_prompt", "adaptive_network", "keys"])
+@pytest.mark.parametrize("name", TENSORS)
 def test_nan_and_infinity_are_refused(path: Path, name: str, value: float) -> None:
-    tensor = getattr(make(), name).clone()
+    tensor = make().tensors[name].clone()
     tensor.view(-1)[-1] = value
     make(**{name: tensor}).save(path)
     with pytest.raises(CheckpointError, match=f"found {name} of torch.float32 with NaN, infinity"):
@@ -239,6 +312,44 @@ def test_nan_and_infinity_are_refused(path: Path, name: str, value: float) -> No
 def test_another_dtype_is_refused(path: Path, dtype: torch.dtype) -> None:
     write_raw(path, {"keys": torch.zeros(N, M, W, dtype=dtype)})
     with pytest.raises(CheckpointError, match=f"found keys of {dtype} with NaN, .* a wrong dtype"):
+        load_checkpoint(path)
+
+
+# other methods
+
+
+OTHER = read_config(None, ["train.method=local"])
+
+
+def test_any_method_has_its_own_tensors(path: Path) -> None:
+    learned = {"contexts": draw(2, C, M, W, seed=3), "b": draw(1, seed=4)}
+    checkpoint = make(OTHER, learned=learned, keys=None)
+    checkpoint.save(path)
+    found = load_checkpoint(path)
+    assert found.info == checkpoint.info
+    assert found.info.method == "local"
+    assert found.keys is None
+    assert set(found.learned) == set(found.tensors) == {"contexts", "b"}
+    assert all(torch.equal(found.learned[name], tensor) for name, tensor in learned.items())
+
+
+def test_a_method_may_have_learned_nothing(path: Path) -> None:
+    make(read_config(None, ["train.method=zero-shot"]), learned={}, keys=None).save(path)
+    found = load_checkpoint(path)
+    assert (found.learned, found.keys, found.info.rounds) == ({}, None, 3)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_and_infinity_of_any_method_are_refused(path: Path, value: float) -> None:
+    make(OTHER, learned={"contexts": torch.tensor([0.0, value])}, keys=None).save(path)
+    with pytest.raises(CheckpointError, match=r"found contexts of torch.float32 with NaN, infin"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("shape", [(N + 1, M, W), (N, M), (0, M, W)])
+def test_keys_of_any_method_are_checked(path: Path, shape: tuple[int, ...]) -> None:
+    make(OTHER, keys=torch.zeros(shape)).save(path)
+    with pytest.raises(CheckpointError, match=r"found tensors .* for 3 classes and 2 keys"):
         load_checkpoint(path)
 
 
@@ -276,12 +387,37 @@ def checkpoint(tiny_backbone: Backbone) -> Checkpoint:
 
 def test_it_becomes_the_servers_model(checkpoint: Checkpoint, tiny_backbone: Backbone) -> None:
     model = checkpoint.to_global_model(tiny_backbone)
-    assert torch.equal(model.context, checkpoint.meta_prompt)
-    assert torch.equal(model.adaptive_network, checkpoint.adaptive_network)
+    assert torch.equal(model.context, checkpoint.learned["meta_prompt"])
+    assert torch.equal(model.adaptive_network, checkpoint.learned["adaptive_network"])
     assert torch.equal(model.keys, checkpoint.keys)
     assert model.temperature == 0.01
     assert model.logit_scale == tiny_backbone.logit_scale
     assert model.exact_logits(draw(2, D, seed=9)).shape == (2, C)
+
+
+@pytest.mark.parametrize("method", ["local", "promptfl", "zero-shot", "full"])
+def test_only_the_methods_that_are_fused_become_the_servers_model(
+    checkpoint: Checkpoint, tiny_backbone: Backbone, method: str
+) -> None:
+    assert FUSED_METHODS == ("fedapt", "fedapt-unsupervised")
+    config = read_config(None, [f"train.method={method}"])
+    other = dataclasses.replace(
+        checkpoint, info=dataclasses.replace(checkpoint.info, config=config)
+    )
+    with pytest.raises(
+        CheckpointError,
+        match=f"the checkpoint: found the method {method}; expected one that is fused: fedapt, "
+        r"fedapt-unsupervised\. To do: train with one of these; `fedapt evaluate` takes any",
+    ):
+        other.to_global_model(tiny_backbone)
+
+
+def test_the_temperature_is_that_of_the_settings(
+    checkpoint: Checkpoint, tiny_backbone: Backbone
+) -> None:
+    config = read_config(None, ["prompt.temperature=0.5", "train.method=fedapt-unsupervised"])
+    soft = dataclasses.replace(checkpoint, info=dataclasses.replace(checkpoint.info, config=config))
+    assert soft.to_global_model(tiny_backbone).temperature == 0.5
 
 
 def test_another_clip_is_refused_by_its_hash(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -302,23 +438,71 @@ def test_its_own_clip_is_not_refused(checkpoint: Checkpoint, tiny_backbone: Back
 @pytest.mark.parametrize(
     ("name", "value", "text"),
     [
-        ("temperature", "x", "wrong temperature"),
-        ("temperature", 0.0, "wrong temperature"),
-        ("temperature", float("nan"), "wrong temperature"),
-        ("rounds", -1, "wrong rounds"),
-        ("seed", 1.5, "wrong seed"),
-        ("test_fraction", 1.0, "wrong test_fraction"),
-        ("classes", [1, 2, 3], "wrong names"),
-        ("preprocessing", {"size": [2]}, "wrong preprocessing"),
+        ("rounds", -1, "metadata with a wrong rounds"),
+        ("rounds", 1.5, "metadata with a wrong rounds"),
+        ("rounds", True, "metadata with a wrong rounds"),
+        ("classes", [1, 2, 3], "metadata with a wrong names"),
+        ("domains", ["photo", None], "metadata with a wrong names"),
+        ("keys", [0, 1], "metadata with a wrong names"),
+        ("model", 7, "metadata with a wrong names"),
+        ("pretrained", None, "metadata with a wrong names"),
+        ("clients", [0, 2], "metadata with a wrong clients"),
+        ("clients", [0, -1], "metadata with a wrong clients"),
+        ("clients", [0, 0.5], "metadata with a wrong clients"),
+        ("clients", ["0"], "metadata with a wrong clients"),
+        ("clients", 2, r"a damaged file \(TypeError"),
+        ("classes", "abc", r"a damaged file \(TypeError"),
+        ("preprocessing", {"size": [2]}, "metadata with a wrong preprocessing"),
+        ("preprocessing", [], "metadata with a wrong preprocessing"),
+        ("config", [], "a damaged file"),
+        ("config", None, "a damaged file"),
+        ("config", {"trian": {}}, r"a damaged file \(the unknown name 'trian'\)"),
     ],
 )
 def test_metadata_of_a_wrong_type_is_refused(
-    tiny_run: Path, tmp_path: Path, name: str, value: object, text: str
+    path: Path, name: str, value: object, text: str
 ) -> None:
-    good = load_checkpoint(tiny_run / "checkpoint.safetensors")
-    metadata = dataclasses.asdict(good.info) | {name: value}
-    path = tmp_path / "changed.safetensors"
-    tensors = {t: getattr(good, t) for t in ("meta_prompt", "adaptive_network", "keys")}
-    save_file(tensors, str(path), {"fedapt": json.dumps(metadata)})
-    with pytest.raises(CheckpointError, match=text):
+    load_checkpoint(write_raw(path))
+    write_raw(path, **{name: value})
+    with pytest.raises(CheckpointError, match=f"found {text}.*; expected a checkpoint.safetensors"):
         load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("prompt.temperature", "x"),
+        ("prompt.temperature", 0.0),
+        ("prompt.temperature", float("nan")),
+        ("train.seed", 1.5),
+        ("train.seed", -1),
+        ("train.method", "fedavg"),
+        ("data.test_fraction", 1.0),
+        ("data.split_seed", None),
+        ("data.class_names", {"naive": 1}),
+    ],
+)
+def test_settings_of_a_wrong_type_are_refused(path: Path, name: str, value: object) -> None:
+    section, key = name.split(".")
+    write_raw(path, settings={section: {key: value}})
+    expected = re.escape(f"found a damaged file ({name} = {value!r}); expected a checkpoint.safe")
+    with pytest.raises(CheckpointError, match=expected) as caught:
+        load_checkpoint(path)
+    assert caught.value.exit_code == 4
+
+
+def test_a_real_checkpoint_says_how_it_was_trained(
+    tiny_run: Path, tiny_clip: Path, tiny_backbone: Backbone
+) -> None:
+    info = load_checkpoint(tiny_run / "checkpoint.safetensors").info
+    config = read_config(tiny_run / "config.toml")
+    # where the images stood is nobody else's business
+    assert config.data.root
+    assert info.config == dataclasses.replace(
+        config, data=dataclasses.replace(config.data, root="")
+    )
+    assert (info.model, info.pretrained) == (str(tiny_clip), "")
+    assert info.clip_sha256 == tiny_backbone.sha256
+    assert info.classes == ("blue disc", "red square", "stripes")
+    assert info.domains == info.keys == ("photo", "sketch")
+    assert (info.clients, info.rounds) == ((0, 1), 3)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
-from fedapt.model.prompt import draw_context, draw_keys, personalise
+from fedapt.core.config import PromptConfig
+from fedapt.core.errors import ConfigError
+from fedapt.model.backbone import Backbone
+from fedapt.model.prompt import draw_keys, personalise, start_context
 
 # two keys of M = 1 and W = 2
 KEYS = torch.tensor([[[0.5, 0.25]], [[0.0, 1.0]]])
@@ -51,6 +58,11 @@ def test_a_batch_as_large_as_the_number_of_classes_is_not_mistaken_for_them() ->
         assert torch.equal(row, personalise(context, KEYS, w))
 
 
+# the keys
+
+KINDS = ["uniform", "normal", "orthogonal"]
+
+
 def test_keys_are_uniform_in_0_1() -> None:
     keys = draw_keys(4, 24, 64, seed=0)
     assert keys.shape == (4, 24, 64)
@@ -59,17 +71,78 @@ def test_keys_are_uniform_in_0_1() -> None:
     assert float(keys.max()) < 1
     assert float(keys.mean()) == pytest.approx(0.5, abs=0.02)
     assert float(keys.var()) == pytest.approx(1 / 12, abs=0.005)
+    assert torch.equal(draw_keys(4, 24, 64, seed=0, kind="uniform"), keys)
 
 
-def test_a_further_domain_moves_no_key() -> None:
-    keys = draw_keys(5, 3, 8, seed=7)
-    assert torch.equal(keys[:4], draw_keys(4, 3, 8, seed=7))
+@pytest.mark.parametrize("kind", ["normal", "orthogonal"])
+def test_other_keys_are_normal_of_the_variance_of_uniform_ones(kind: str) -> None:
+    keys = draw_keys(4, 24, 64, 0, kind)
+    assert keys.shape == (4, 24, 64)
+    assert keys.dtype == torch.float32
+    assert float(keys.mean()) == pytest.approx(0.0, abs=0.01)
+    assert float(keys.var()) == pytest.approx(1 / 12, abs=0.005)
+    kurtosis = keys.double().pow(4).mean() / keys.double().square().mean() ** 2
+    assert float(kurtosis) == pytest.approx(3.0, abs=0.2)  # 1.8 were it uniform
+    assert float(keys.max()) > 1
 
 
-def test_every_key_and_every_seed_has_its_own_numbers() -> None:
-    keys = torch.cat([draw_keys(3, 2, 8, seed) for seed in range(3)]).flatten(1)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_further_domain_moves_no_key(kind: str) -> None:
+    keys = draw_keys(5, 3, 8, 7, kind)
+    for n in range(1, 5):
+        assert torch.equal(keys[:n], draw_keys(n, 3, 8, 7, kind))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_key_and_every_seed_has_its_own_numbers(kind: str) -> None:
+    keys = torch.cat([draw_keys(3, 2, 8, seed, kind) for seed in range(3)]).flatten(1)
     assert len(torch.unique(keys, dim=0)) == 9
-    assert torch.equal(draw_keys(3, 2, 8, 1), draw_keys(3, 2, 8, 1))
+    assert torch.equal(draw_keys(3, 2, 8, 1, kind), draw_keys(3, 2, 8, 1, kind))
+
+
+@pytest.mark.parametrize(("n", "context_length", "width"), [(4, 24, 512), (12, 2, 8), (6, 2, 3)])
+def test_orthogonal_keys_are_orthogonal_and_of_one_length(
+    n: int, context_length: int, width: int
+) -> None:
+    keys = draw_keys(n, context_length, width, 3, "orthogonal").double().flatten(1)
+    length = math.sqrt(context_length * width / 12)
+    torch.testing.assert_close(
+        keys.norm(dim=1), torch.full((n,), length, dtype=torch.float64), rtol=1e-6, atol=0
+    )
+    cosine = keys @ keys.T / length**2
+    torch.testing.assert_close(cosine, torch.eye(n, dtype=torch.float64), rtol=0, atol=1e-5)
+
+
+def test_drawn_at_random_keys_are_not_orthogonal() -> None:
+    keys = draw_keys(4, 2, 8, 3, "normal").flatten(1)
+    cosine = torch.nn.functional.normalize(keys, dim=1) @ keys.T / keys.norm(dim=1)
+    assert float((cosine - torch.eye(4)).abs().max()) > 0.05
+
+
+def test_the_first_orthogonal_key_has_the_direction_of_the_normal_one() -> None:
+    first, normal = (draw_keys(1, 3, 8, 5, kind).flatten() for kind in ("orthogonal", "normal"))
+    cosine = torch.nn.functional.cosine_similarity(first, normal, dim=0)
+    assert float(cosine) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_more_orthogonal_keys_than_dimensions_are_refused() -> None:
+    assert draw_keys(6, 2, 3, 0, "orthogonal").shape == (6, 2, 3)
+    with pytest.raises(
+        ConfigError,
+        match=r"prompt\.n_keys = 7: found orthogonal keys; expected at most 6, the values of a key"
+        r"\. To do: lower prompt\.n_keys, or choose prompt\.keys=normal",
+    ):
+        draw_keys(7, 2, 3, 0, "orthogonal")
+    assert draw_keys(7, 2, 3, 0, "normal").shape == (7, 2, 3)
+
+
+# the context
+
+
+def draw_context(n_classes: int, length: int, width: int, seed: int, *parties: int, **prompt: Any):
+    backbone: Any = SimpleNamespace(text_tower=SimpleNamespace(width=width))
+    config = PromptConfig(context_length=length, **prompt)
+    return start_context(backbone, n_classes, config, seed, *parties)
 
 
 def test_the_context_is_normal_of_std_0_02() -> None:
@@ -88,13 +161,67 @@ def test_a_shared_context_has_no_class_axis() -> None:
 
 
 def test_the_context_follows_from_the_seed() -> None:
-    first = draw_context(2, 3, 4, 0, True)
-    assert torch.equal(first, draw_context(2, 3, 4, 0, True))
-    assert not torch.equal(first, draw_context(2, 3, 4, 1, True))
+    first = draw_context(2, 3, 4, 0)
+    assert torch.equal(first, draw_context(2, 3, 4, 0))
+    assert not torch.equal(first, draw_context(2, 3, 4, 1))
 
 
-def test_drawing_leaves_torchs_own_generator_alone() -> None:
+def test_every_party_has_a_context_of_its_own() -> None:
+    contexts = [draw_context(2, 3, 4, 0, *parties) for parties in ((), (0,), (1,), (0, 1))]
+    assert len(torch.unique(torch.stack(contexts).flatten(1), dim=0)) == 4
+    assert torch.equal(draw_context(2, 3, 4, 0, 1), contexts[2])
+
+
+PHRASE = "a photo of a"
+
+
+def embed_phrase(backbone: Backbone) -> torch.Tensor:
+    ids = torch.tensor(backbone.tokenizer.encode(PHRASE))
+    assert ids.shape == (4,)
+    return backbone.text_tower.token_embedding(ids)
+
+
+@pytest.mark.parametrize("class_specific", [True, False])
+def test_a_context_can_end_with_a_phrase(tiny_backbone: Backbone, class_specific: bool) -> None:
+    config = PromptConfig(context_length=6, class_specific=class_specific, start=PHRASE)
+    found = start_context(tiny_backbone, 3, config, 0)
+    assert found.shape == ((3, 6, 32) if class_specific else (6, 32))
+    assert found.dtype == torch.float32
+    assert not found.requires_grad
+    assert torch.equal(
+        found[..., 2:, :], embed_phrase(tiny_backbone).expand(*found.shape[:-2], 4, 32)
+    )
+    # what stands before the phrase is what a random start has there
+    random = PromptConfig(context_length=6, class_specific=class_specific)
+    begun = start_context(tiny_backbone, 3, random, 0)
+    assert torch.equal(found[..., :2, :], begun[..., :2, :])
+    assert float((found - begun)[..., 2:, :].abs().min(-1).values.max()) > 0
+
+
+def test_a_phrase_may_fill_the_context(tiny_backbone: Backbone) -> None:
+    config = PromptConfig(context_length=4, class_specific=False, start=PHRASE)
+    found = start_context(tiny_backbone, 3, config, 0)
+    assert torch.equal(found, embed_phrase(tiny_backbone))
+    found.zero_()  # a copy: the CLIP keeps its embeddings
+    assert float(embed_phrase(tiny_backbone).abs().max()) > 0
+
+
+@pytest.mark.parametrize(("start", "n_tokens"), [(PHRASE, 4), ("", 0)])
+def test_a_phrase_that_does_not_fit_is_refused(
+    tiny_backbone: Backbone, start: str, n_tokens: int
+) -> None:
+    config = PromptConfig(context_length=3, start=start)
+    with pytest.raises(
+        ConfigError,
+        match=rf"prompt\.start = '{start}': found {n_tokens} tokens; expected 1 to "
+        r"prompt\.context_length = 3\. To do: shorten the phrase, or raise prompt\.context_length",
+    ):
+        start_context(tiny_backbone, 3, config, 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_drawing_leaves_torchs_own_generator_alone(kind: str) -> None:
     before = torch.random.get_rng_state()
-    draw_keys(2, 3, 4, 0)
-    draw_context(2, 3, 4, 0, True)
+    draw_keys(2, 3, 4, 0, kind)
+    draw_context(2, 3, 4, 0)
     assert torch.equal(torch.random.get_rng_state(), before)

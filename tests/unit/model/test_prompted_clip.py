@@ -99,6 +99,60 @@ def test_a_batch_of_contexts_is_one_context_at_a_time(tiny_backbone: Backbone) -
     torch.testing.assert_close(shared, alone, rtol=0, atol=1e-6)
 
 
+def test_a_shared_context_is_that_of_every_class(tiny_backbone: Backbone) -> None:
+    text = prompted_text(tiny_backbone, NAMES, M)
+    context = draw(M, W, seed=11)
+    repeated = context.expand(3, M, W)
+    torch.testing.assert_close(text(context), text(repeated), rtol=0, atol=1e-6)
+    batch = draw(5, 1, M, W, seed=12)
+    found = text(batch)
+    assert found.shape == (5, 3, D)
+    torch.testing.assert_close(found, text(batch.expand(5, 3, M, W)), rtol=0, atol=1e-6)
+
+
+def test_the_gradient_of_a_shared_context_is_the_sum_over_the_classes(
+    tiny_backbone: Backbone,
+) -> None:
+    text = prompted_text(tiny_backbone, NAMES, M)
+    target = draw(3, D, seed=13)
+    shared = draw(M, W, seed=11).requires_grad_()
+    own = shared.detach().expand(3, M, W).clone().requires_grad_()
+    for context in (shared, own):
+        (text(context) * target).sum().backward()
+    largest = float(own.grad.abs().max())
+    assert largest > 1e-3
+    torch.testing.assert_close(shared.grad, own.grad.sum(0), rtol=0, atol=1e-5 * largest)
+
+
+@pytest.mark.parametrize("shape", [(M, W), (1, M, W), (2, 1, M, W)])
+def test_one_class_may_have_any_shape_of_context(
+    tiny_backbone: Backbone, shape: tuple[int, ...]
+) -> None:
+    text, all_text = (prompted_text(tiny_backbone, names, M) for names in (NAMES[1:2], NAMES))
+    context = draw(*shape, seed=14)
+    expected = [all_text(c.expand(3, M, W))[1] for c in context.reshape(-1, M, W)]
+    found = text(context)
+    assert found.shape == ((2, 1, D) if len(shape) == 4 else (1, D))
+    torch.testing.assert_close(found.reshape(-1, D), torch.stack(expected), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(M, W), (3, M, W)])
+def test_the_text_in_bfloat16_is_close_to_float32(
+    tiny_backbone: Backbone, shape: tuple[int, ...]
+) -> None:
+    before = tiny_backbone.text_tower.blocks[0].fc.weight.clone()
+    text = prompted_text(tiny_backbone, NAMES, M)
+    half = prompted_text(tiny_backbone, NAMES, M, torch.bfloat16)
+    context = 0.05 * draw(*shape, seed=15)
+    expected, found = text(context), half(context)
+    assert found.dtype == torch.float32
+    gap = float((found - expected).abs().max())
+    assert 1e-6 < gap < 2e-2
+    assert float((found * expected).sum(-1).min()) > 0.999
+    assert torch.equal(tiny_backbone.text_tower.blocks[0].fc.weight, before)
+    assert tiny_backbone.text_tower_in(torch.float32) is tiny_backbone.text_tower
+
+
 def test_only_the_context_has_a_gradient(tiny_backbone: Backbone) -> None:
     text = prompted_text(tiny_backbone, NAMES, M)
     context = draw(3, M, W).requires_grad_()

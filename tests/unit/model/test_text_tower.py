@@ -104,6 +104,90 @@ def test_a_cut_tower_keeps_its_gradient(ids: Tensor) -> None:
     assert float(embeddings.grad[1, 3:].abs().max()) == 0  # "x" ends at position 2
 
 
+# tokens that stand before all others
+
+
+def tower_and_embeddings(ids: Tensor, **options: Any) -> tuple[TextTower, Tensor, Tensor]:
+    tower = TextTower(build(**options), "test").eval()
+    return tower, tower.token_embedding(ids[:, :20]), ids.argmax(-1)
+
+
+@pytest.mark.parametrize("kind", ["CLIP", "CustomTextCLIP"])
+@pytest.mark.parametrize("length", [1, 2])
+def test_a_prefix_encoded_once_gives_the_same_features(kind: str, length: int, ids: Tensor) -> None:
+    tower, embeddings, eos = tower_and_embeddings(ids, kind=kind)
+    prefix = tower.encode_prefix(embeddings[:, :length])
+    assert len(prefix) == length
+    assert len(prefix.blocks) == TEXT["layers"]
+    found = tower(embeddings[:, length:], eos - length, prefix)
+    torch.testing.assert_close(found, tower(embeddings, eos), rtol=0, atol=1e-6)
+
+
+def test_one_prefix_stands_before_every_row(ids: Tensor) -> None:
+    tower, embeddings, eos = tower_and_embeddings(ids)
+    start = torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(1))
+    whole = torch.cat([start.expand(3, -1, -1), embeddings], dim=1)
+    expected = tower(whole, eos + 5)
+    prefix = tower.encode_prefix(start)
+    torch.testing.assert_close(tower(embeddings, eos, prefix), expected, rtol=0, atol=1e-6)
+    repeated = prefix.repeat(3)
+    torch.testing.assert_close(tower(embeddings, eos, repeated), expected, rtol=0, atol=1e-6)
+    assert float((tower(embeddings, eos) - expected).abs().max()) > 1e-2  # the prefix matters
+
+
+def test_repeated_prefixes_stand_in_blocks(ids: Tensor) -> None:
+    tower, embeddings, eos = tower_and_embeddings(ids)
+    starts = torch.randn(2, 4, 32, generator=torch.Generator().manual_seed(2))
+    prefix = tower.encode_prefix(starts).repeat(3)  # 1 1 1 2 2 2
+    assert len(prefix) == 4
+    assert prefix.blocks[0].keys.shape[0] == 6
+    found = tower(embeddings.repeat(2, 1, 1), eos.repeat(2), prefix)
+    for start, rows in zip(starts, found.split(3), strict=True):
+        whole = torch.cat([start.expand(3, -1, -1), embeddings], dim=1)
+        torch.testing.assert_close(rows, tower(whole, eos + 4), rtol=0, atol=1e-6)
+
+
+def test_the_gradient_goes_through_a_prefix(ids: Tensor) -> None:
+    tower, embeddings, eos = tower_and_embeddings(ids)
+    plain, split = (embeddings.clone().requires_grad_() for _ in range(2))
+    tower(plain, eos).square().sum().backward()
+    prefix = tower.encode_prefix(split[:, :2])
+    tower(split[:, 2:], eos - 2, prefix).square().sum().backward()
+    assert plain.grad is not None
+    assert split.grad is not None
+    largest = float(plain.grad.abs().max())
+    torch.testing.assert_close(split.grad, plain.grad, rtol=0, atol=1e-5 * largest)
+    assert float(split.grad[:, :2].abs().max()) > 1e-2 * largest
+
+
+# matrix products in half precision
+
+
+@pytest.mark.parametrize(
+    ("dtype", "limit"), [(torch.bfloat16, 3e-2), (torch.float16, 4e-3)], ids=["bf16", "fp16"]
+)
+def test_half_precision_is_close_and_changes_no_weight(
+    dtype: torch.dtype, limit: float, ids: Tensor
+) -> None:
+    clip = build()
+    before = {name: tensor.clone() for name, tensor in clip.state_dict().items()}
+    exact = TextTower(clip, "test").eval()
+    half = TextTower(clip, "test", dtype).eval()
+    embeddings, eos = exact.token_embedding(ids[:, :20]), ids.argmax(-1)
+    expected, found = exact(embeddings, eos), half(embeddings, eos)
+    assert found.dtype == torch.float32
+    error = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
+    assert 1e-6 < float(error.max()) < limit
+    prefix = half.encode_prefix(embeddings[:, :2])
+    assert prefix.blocks[0].keys.dtype == torch.float32
+    split = half(embeddings[:, 2:], eos - 2, prefix)
+    assert float(((split - expected).norm(dim=-1) / expected.norm(dim=-1)).max()) < limit
+    after = clip.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert half.blocks[0].fc.weight.dtype == dtype
+    assert half.ln_final.weight.dtype == half.token_embedding.weight.dtype == torch.float32
+
+
 REFUSED = {
     "not causal": ({"no_causal_mask": True}, "a text tower that is not causal"),
     "first": ({"pool_type": "first"}, "a text tower that pools with 'first'"),
@@ -140,4 +224,19 @@ def test_a_hugging_face_tower_is_refused() -> None:
     clip = nn.Module()
     clip.text = HFTextEncoder()
     with pytest.raises(ModelNotSupported, match="found a text tower of class HFTextEncoder"):
+        TextTower(clip, "test")
+
+
+@pytest.mark.parametrize("kind", ["CLIP", "CustomTextCLIP"])
+def test_a_tower_with_other_blocks_is_refused(kind: str) -> None:
+    clip = build(kind)
+    blocks = (clip.text if kind == "CustomTextCLIP" else clip).transformer.resblocks
+
+    class OtherBlock(type(blocks[1])):
+        """Another forward pass under the same weights."""
+
+    blocks[1].__class__ = OtherBlock
+    with pytest.raises(
+        ModelNotSupported, match="found a text tower with blocks of class OtherBlock; expected a"
+    ):
         TextTower(clip, "test")

@@ -17,8 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fedapt_runtime import Classifier
-from fedapt_runtime.batch import CSV_COLUMNS, Summary, classify_files, find_images
+from fedapt_runtime.batch import Summary, classify_files
 from fedapt_runtime.errors import InputError, OutputError
+from fedapt_runtime.journal import part_path
+from fedapt_runtime.output import CSV_COLUMNS
+from fedapt_runtime.sources import find_images
 from tests.support.manifests import make_manifest
 
 
@@ -170,7 +173,8 @@ def test_folders_are_searched_below_and_sorted(tmp_path: Path) -> None:
 
 def test_a_missing_path_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        InputError, match=r"none\.png: found no such file or folder; expected images, or folders"
+        InputError,
+        match=r"none\.png: found no such file or folder; expected images, or folders, archives",
     ):
         list(find_images([tmp_path / "none.png"]))
 
@@ -205,7 +209,9 @@ def test_an_unknown_suffix_is_refused_before_any_work(
         yield ""
 
     suffix = Path(name).suffix
-    with pytest.raises(OutputError, match=f"found the suffix '{suffix}'; expected .jsonl or .csv"):
+    with pytest.raises(
+        OutputError, match=f"found the suffix '{suffix}'; expected .jsonl or .csv or"
+    ):
         classify_files(classifier, paths(), tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
@@ -242,7 +248,9 @@ def test_a_job_that_fails_half_way_leaves_the_older_file(
         classify_files(classifier, paths(), out, batch_size=1, progress=count)
     assert rows > 0
     assert out.read_bytes() == b"older"
-    assert list(out.parent.iterdir()) == [out]
+    # the finished rows are kept for --resume, under a name of their own
+    assert sorted(out.parent.iterdir()) == [out, part_path(out)]
+    assert len(part_path(out).read_bytes().splitlines()) == 1 + rows
 
 
 def test_a_job_that_ends_well_replaces_the_older_file(
@@ -275,7 +283,7 @@ def test_a_full_disk_leaves_the_older_file(
     with pytest.raises(OutputError, match=r"rows\.jsonl: found No space left on device; expected"):
         classify_files(classifier, [image], out)
     assert out.read_bytes() == b"older"
-    assert list(out.parent.iterdir()) == [out]
+    assert sorted(out.parent.iterdir()) == [out, part_path(out)]
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077])

@@ -51,7 +51,8 @@ def test_rows_on_stdout_and_messages_on_stderr(
     assert [len(row["top_k"]) for row in rows] == [2, 0, 2]
     assert [row["error"] is None for row in rows] == [True, False, True]
     assert "\r" not in err  # progress is for terminals
-    first, last = err.splitlines()
+    first, last, kind = err.splitlines()
+    assert kind == "  1 not an image of a known format"
     assert re.fullmatch(rf"{re.escape(str(tiny_model))}: ONNX Runtime \S+ on cpu", first)
     assert re.fullmatch(r"3 images in \d+\.\d s \(\d+ a second\), 1 with errors", last)
 
@@ -76,7 +77,15 @@ def test_json_prints_the_summary(
     assert code == 0
     assert len(out.splitlines()) == 1
     summary = json.loads(out)
-    assert set(summary) == {"images", "errors", "seconds", "images_per_second"}
+    assert set(summary) == {
+        "images",
+        "errors",
+        "kinds",
+        "resumed",
+        "seconds",
+        "images_per_second",
+    }
+    assert summary["kinds"] == {"not an image of a known format": 1}
     assert (summary["images"], summary["errors"]) == (3, 1)
     assert summary["images_per_second"] == pytest.approx(3 / summary["seconds"])
 
@@ -87,16 +96,19 @@ def test_options_reach_the_job(
     seen: dict[str, object] = {}
 
     def classify_files(*arguments: object, **options: object) -> cli.Summary:
-        seen.update(options, paths=arguments[1], out=arguments[2])
+        seen.update(options, paths=list(arguments[1]), out=arguments[2])  # type: ignore[call-overload]
         return cli.Summary()
 
     monkeypatch.setattr(cli, "classify_files", classify_files)
     arguments = ["classify", str(tiny_model), str(images / "a.png"), "--batch-size", "7"]
-    assert main([*arguments, "--top-k", "2", "--workers", "3", "--out", "x.csv"]) == 0
+    arguments += ["--top-k", "2", "--workers", "3", "--preprocess", "fast", "--resume"]
+    assert main([*arguments, "--out", "x.csv"]) == 0
     assert {k: v for k, v in seen.items() if k != "progress"} == {
         "batch_size": 7,
         "top_k": 2,
         "workers": 3,
+        "fast": True,
+        "resume": True,
         "paths": [str(images / "a.png")],
         "out": Path("x.csv"),
     }
@@ -140,6 +152,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (
             ["classify", "m", "a", "--json"],
             "--json prints the summary on stdout: give the rows a file with --out",
+        ),
+        (
+            ["classify", "m", "a", "--resume"],
+            "--resume goes on with a file: name it with --out",
         ),
     ],
 )
@@ -226,7 +242,9 @@ def test_an_output_of_unknown_format_is_8_before_the_model_is_read(
 ) -> None:
     code, _, err = run(capsys, "classify", "none.onnx", images, "--out", "rows.txt")
     assert code == 8
-    assert err.startswith("error: rows.txt: found the suffix '.txt'; expected .jsonl or .csv.")
+    assert err.startswith(
+        "error: rows.txt: found the suffix '.txt'; expected .jsonl or .csv or .parquet."
+    )
 
 
 def test_cuda_without_cuda_is_8(

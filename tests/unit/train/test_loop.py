@@ -2,34 +2,70 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from fedapt.core.config import TrainConfig
+from fedapt.core.config import Config, read_config
+from fedapt.core.errors import FederationError
+from fedapt.core.records import Record
 from fedapt.core.report import Reporter
-from fedapt.train.client import ClientUpdate, Learned
-from fedapt.train.loop import Progress, run_rounds
+from fedapt.data.domains import ImageSet, ImageTable
+from fedapt.data.partition import Client
+from fedapt.train.client import ClientUpdate
+from fedapt.train.loop import Measured, Progress, mean, run_rounds
+from fedapt.train.methods.base import Learned, Method, Objective, Predictor
+
+IMAGES = ImageSet(
+    ImageTable((), torch.empty(0, 4), torch.empty(0, dtype=torch.int64)),
+    torch.empty(0, dtype=torch.int64),
+)
+CLIENTS = tuple(Client(i, name, i, i, IMAGES) for i, name in enumerate(("photo", "sketch")))
+
+
+class Adding(Method):
+    """What is learned goes up with every step."""
+
+    title = "adding"
+
+    def __init__(self, clients: Sequence[Client] = CLIENTS) -> None:
+        setting: Any = SimpleNamespace(clients=tuple(clients))
+        super().__init__(setting)
+
+    def begin(self) -> Learned:
+        return dict(START.learned)
+
+    def objective(self, start: Learned, client: Client, round_number: int) -> Objective:
+        raise AssertionError("the engine below needs none")
+
+    def predictor(self, learned: Learned) -> Predictor:
+        raise AssertionError("measured by a function")
 
 
 class AddingEngine:
-    """Two clients: one adds 1 and has 10 images, the other adds 3 and has 30."""
+    """Client 0 adds 1 and has 10 images, client 1 adds 3 and has 30."""
 
-    def __init__(self) -> None:
+    def __init__(self, method: Method | None = None) -> None:
+        self.method = method or Adding()
         self.rounds: list[int] = []
+        self.clients: list[list[int]] = []
 
-    def train_round(self, start: Learned, round_number: int) -> Sequence[ClientUpdate]:
+    def train_round(
+        self, start: Learned, clients: Sequence[Client], round_number: int
+    ) -> Iterator[ClientUpdate]:
         self.rounds.append(round_number)
-        return [
-            ClientUpdate(
-                Learned(start.context + step, start.adaptive_network - step),
-                n_samples=10 * step,
-                loss=float(step),
-            )
-            for step in (1, 3)
-        ]
+        self.clients.append([client.index for client in clients])
+        for client in clients:
+            step = 1 + 2 * client.index
+            share = self.method.share(start, client)
+            learned = {
+                name: tensor + (-step if name == "adaptive_network" else step)
+                for name, tensor in share.items()
+            }
+            yield ClientUpdate(client.index, learned, n_samples=10 * step, loss=float(step))
 
 
 class Listener(Reporter):
@@ -42,33 +78,59 @@ class Listener(Reporter):
         self.steps.append((task, done, total, note))
 
 
-START = Progress(Learned(torch.zeros(2, 3, 4), torch.zeros(2, 5)), 0, ())
+START = Progress(
+    {"meta_prompt": torch.zeros(2, 3, 4), "adaptive_network": torch.zeros(2, 5)}, 0, ()
+)
+Measure = Callable[[Learned], Measured]
 
 
-def measure(learned: Learned) -> dict[str, float]:
-    return {"photo": float(learned.context.flatten()[0]) / 10, "sketch": 0.5}
+def measure(learned: Learned) -> Measured:
+    return Measured({"photo": float(learned["meta_prompt"].flatten()[0]) / 10, "sketch": 0.5}, {})
+
+
+def configure(**settings: Any) -> Config:
+    """Three rounds, each of them evaluated; names with `__` are of another section than train."""
+    named = {"train.rounds": 3, "train.evaluate_every": 1}
+    named |= {
+        name.replace("__", ".") if "__" in name else f"train.{name}": value
+        for name, value in settings.items()
+    }
+    return read_config(None, [], named)
 
 
 def run(
-    start: Progress = START, engine: AddingEngine | None = None, **config: object
+    start: Progress = START,
+    engine: AddingEngine | None = None,
+    measured: Measure = measure,
+    reporter: Reporter | None = None,
+    **settings: Any,
 ) -> tuple[Progress, list[Progress]]:
     saved: list[Progress] = []
-    train = dataclasses.replace(TrainConfig(rounds=3), **config)
-    end = run_rounds(engine or AddingEngine(), start, train, measure, saved.append, Reporter())
+    engine = engine or AddingEngine()
+    end = run_rounds(
+        engine,
+        engine.method,
+        start,
+        configure(**settings),
+        measured,
+        saved.append,
+        reporter or Reporter(),
+    )
     return end, saved
 
 
 def test_every_round_averages_and_goes_on_from_there() -> None:
     end, saved = run()
     assert end.rounds == 3
-    assert torch.equal(end.learned.context, torch.full((2, 3, 4), 6.0))  # 2 a round
-    assert torch.equal(end.learned.adaptive_network, torch.full((2, 5), -6.0))
-    assert [float(p.learned.context[0, 0, 0]) for p in saved] == [2, 4, 6]
+    assert torch.equal(end.learned["meta_prompt"], torch.full((2, 3, 4), 6.0))  # 2 a round
+    assert torch.equal(end.learned["adaptive_network"], torch.full((2, 5), -6.0))
+    assert [float(p.learned["meta_prompt"][0, 0, 0]) for p in saved] == [2, 4, 6]
 
 
 def test_the_weighting_is_that_of_the_configuration() -> None:
     end, _ = run(weighting="samples")
-    assert torch.equal(end.learned.context, torch.full((2, 3, 4), 7.5))  # (10 + 90) / 40 a round
+    # (10 + 90) / 40 a round
+    assert torch.equal(end.learned["meta_prompt"], torch.full((2, 3, 4), 7.5))
 
 
 def test_a_record_has_these_fields() -> None:
@@ -76,6 +138,7 @@ def test_a_record_has_these_fields() -> None:
     assert {name: value for name, value in record.items() if name not in seconds} == {
         "round": 1,
         "loss": 2.5,  # (10 * 1 + 30 * 3) / 40
+        "clients": 2,
         "accuracy": {"photo": 0.2, "sketch": 0.5},
         "mean_accuracy": 0.35,
         "bytes_sent": 2 * 2 * 4 * (2 * 3 * 4 + 2 * 5),
@@ -85,7 +148,8 @@ def test_a_record_has_these_fields() -> None:
 
 def test_bytes_sent_are_v_and_q_down_and_up_for_every_client() -> None:
     assert run()[0].records[2]["bytes_sent"] == 544
-    shared = Progress(Learned(torch.zeros(3, 4), torch.zeros(2, 5)), 0, ())
+    learned = {"meta_prompt": torch.zeros(3, 4), "adaptive_network": torch.zeros(2, 5)}
+    shared = Progress(learned, 0, ())
     assert run(shared)[0].records[2]["bytes_sent"] == 2 * 2 * 4 * (12 + 10)
 
 
@@ -95,10 +159,10 @@ def test_what_is_measured_is_the_average() -> None:
 
 
 def test_nothing_to_measure_is_no_error() -> None:
-    end = run_rounds(
-        AddingEngine(), START, TrainConfig(rounds=1), lambda _: {}, lambda _: None, Reporter()
-    )
+    end, _ = run(measured=lambda _: Measured({}, {}), rounds=1)
     assert (end.records[0]["accuracy"], end.records[0]["mean_accuracy"]) == ({}, 0.0)
+    assert "validation" not in end.records[0]
+    assert end.best_round is None
 
 
 def test_save_is_called_after_every_round_with_all_records() -> None:
@@ -114,7 +178,7 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does() -> None:
     resumed, saved_later = run(saved[0], engine)
     assert engine.rounds == [1, 2]  # the first round is done
     assert [p.rounds for p in saved_later] == [2, 3]
-    assert torch.equal(resumed.learned.context, unbroken.learned.context)
+    assert torch.equal(resumed.learned["meta_prompt"], unbroken.learned["meta_prompt"])
     assert [record["round"] for record in resumed.records] == [1, 2, 3]
     assert resumed.records[0] is saved[0].records[0]
 
@@ -127,25 +191,258 @@ def test_a_finished_run_does_nothing() -> None:
     assert (engine.rounds, saved) == ([], [])
 
 
-def test_an_interrupted_round_is_not_saved() -> None:
-    class Interrupted(AddingEngine):
-        """Stops in its second round."""
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyboardInterrupt(),
+        FederationError(where="round 2", found="a loss of nan", expected="", next_step=""),
+    ],
+)
+def test_a_broken_round_is_not_saved(error: BaseException) -> None:
+    class Broken(AddingEngine):
+        """Stops in its second round, after the first reply."""
 
-        def train_round(self, start: Learned, round_number: int) -> Sequence[ClientUpdate]:
-            if round_number == 1:
-                raise KeyboardInterrupt
-            return super().train_round(start, round_number)
+        def train_round(
+            self, start: Learned, clients: Sequence[Client], round_number: int
+        ) -> Iterator[ClientUpdate]:
+            for reply in super().train_round(start, clients, round_number):
+                yield reply
+                if round_number == 1:
+                    raise error
 
     saved: list[Progress] = []
-    with pytest.raises(KeyboardInterrupt):
-        run_rounds(Interrupted(), START, TrainConfig(rounds=3), measure, saved.append, Reporter())
+    engine = Broken()
+    with pytest.raises(type(error)):
+        run_rounds(engine, engine.method, START, configure(), measure, saved.append, Reporter())
     assert [p.rounds for p in saved] == [1]
+    assert float(saved[0].learned["meta_prompt"].max()) == 2.0
 
 
 def test_progress_is_told_with_its_figures() -> None:
     listener = Listener()
-    run_rounds(AddingEngine(), START, TrainConfig(rounds=2), measure, lambda _: None, listener)
+    run(reporter=listener, rounds=2)
     assert listener.steps == [
         ("rounds", 1, 2, "loss 2.500, mean 35.0 %"),
         ("rounds", 2, 2, "loss 2.500, mean 45.0 %"),
     ]
+
+
+# when it is evaluated
+
+
+EVALUATED = {"accuracy", "mean_accuracy", "evaluation_seconds"}
+ALWAYS = {"round", "loss", "clients", "seconds", "bytes_sent"}
+
+
+@pytest.mark.parametrize(
+    ("every", "rounds", "expected"),
+    [(1, 3, [1, 2, 3]), (2, 5, [2, 4, 5]), (5, 12, [5, 10, 12]), (5, 10, [5, 10]), (9, 4, [4])],
+)
+def test_every_so_many_rounds_and_the_last_are_evaluated(
+    every: int, rounds: int, expected: list[int]
+) -> None:
+    seen: list[float] = []
+
+    def count(learned: Learned) -> Measured:
+        seen.append(float(learned["meta_prompt"].max()))
+        return measure(learned)
+
+    end, saved = run(measured=count, evaluate_every=every, rounds=rounds)
+    assert [r["round"] for r in end.records if "accuracy" in r] == expected
+    for record in end.records:
+        evaluated = EVALUATED if record["round"] in expected else set()
+        assert set(record) == ALWAYS | evaluated
+    assert seen == [2.0 * number for number in expected]
+    assert [p.rounds for p in saved] == list(range(1, rounds + 1))  # every round is saved
+
+
+def test_by_default_every_fifth_round_is_evaluated() -> None:
+    engine = AddingEngine()
+    config = read_config(None, ["train.rounds=11"])
+    end = run_rounds(engine, engine.method, START, config, measure, lambda _: None, Reporter())
+    assert [r["round"] for r in end.records if "accuracy" in r] == [5, 10, 11]
+
+
+def test_a_round_that_was_not_evaluated_tells_its_loss_alone() -> None:
+    listener = Listener()
+    run(reporter=listener, rounds=3, evaluate_every=2)
+    assert [note for *_, note in listener.steps] == [
+        "loss 2.500",
+        "loss 2.500, mean 45.0 %",
+        "loss 2.500, mean 55.0 %",
+    ]
+
+
+# validation, which chooses the round and may end the training
+
+
+def validating(*shares: float) -> Measure:
+    """These mean validation accuracies, one after another."""
+    left = list(shares)
+
+    def measure_next(learned: Learned) -> Measured:
+        share = left.pop(0)
+        return Measured({"photo": 1.0}, {"photo": share - 0.125, "sketch": share + 0.125})
+
+    return measure_next
+
+
+def test_validation_is_recorded_beside_the_test_accuracy() -> None:
+    end, _ = run(measured=validating(0.25), rounds=1)
+    record = end.records[0]
+    assert record["accuracy"] == {"photo": 1.0}
+    assert record["mean_accuracy"] == 1.0
+    assert record["validation"] == {"photo": 0.125, "sketch": 0.375}
+    assert record["mean_validation"] == 0.25
+    assert set(record) == ALWAYS | EVALUATED | {"validation", "mean_validation"}
+
+
+def test_where_there_is_validation_its_mean_is_told() -> None:
+    listener = Listener()
+    run(measured=validating(0.25), reporter=listener, rounds=1)
+    assert listener.steps == [("rounds", 1, 1, "loss 2.500, mean 25.0 %")]
+
+
+def test_the_best_round_is_the_first_of_the_best() -> None:
+    end, saved = run(measured=validating(0.5, 0.75, 0.25, 0.75, 0.5), rounds=5)
+    assert [p.best_round for p in saved] == [1, 2, 2, 2, 2]
+    assert [p.is_best for p in saved] == [True, True, False, False, False]
+    assert end.best_round == 2
+
+
+def test_only_an_evaluated_round_can_be_the_best() -> None:
+    end, saved = run(measured=validating(0.5, 0.25, 0.75), rounds=5, evaluate_every=2)
+    assert [p.best_round for p in saved] == [None, 2, 2, 2, 5]
+    assert [p.is_best for p in saved] == [False, True, False, False, True]
+    assert end.best_round == 5
+
+
+def test_without_validation_there_is_no_best_round() -> None:
+    end, saved = run()
+    assert end.best_round is None
+    assert not any(p.is_best for p in saved)
+    assert not end.has_stopped(1)
+    assert not START.is_best
+    assert START.best_round is None
+
+
+def progress(*shares: float | None) -> Progress:
+    """After a round for each of these mean validation accuracies; None: not evaluated."""
+    records: list[Record] = [
+        {"round": i} | ({} if share is None else {"mean_validation": share})
+        for i, share in enumerate(shares, start=1)
+    ]
+    return Progress({}, len(shares), tuple(records))
+
+
+@pytest.mark.parametrize(
+    ("shares", "patience", "expected"),
+    [
+        ((), 1, False),
+        ((0.5,), 1, False),
+        ((0.5, 0.25), 1, True),
+        ((0.5, 0.5), 1, True),  # as good is not better
+        ((0.5, 0.25), 2, False),
+        ((0.5, 0.25, 0.25), 2, True),
+        ((0.5, 0.25, 0.75), 1, False),
+        ((0.5, 0.25, 0.75, 0.5), 2, False),
+        ((0.5, None, None, None), 1, False),  # evaluations count, and not rounds
+        ((None, 0.5, None, 0.25, None, 0.25), 2, True),
+        ((0.5, 0.25, 0.25, 0.25), 0, False),
+    ],
+)
+def test_training_has_stopped_after_so_many_evaluations_without_a_better_one(
+    shares: tuple[float | None, ...], patience: int, expected: bool
+) -> None:
+    assert progress(*shares).has_stopped(patience) is expected
+
+
+def test_patience_ends_the_training() -> None:
+    shares = (0.25, 0.5, 0.375, 0.25, 0.5, 0.75)
+    end, saved = run(measured=validating(*shares), rounds=6, patience=3)
+    assert end.rounds == len(saved) == 5
+    assert end.best_round == 2
+    # a run that has stopped is not taken up again
+    engine = AddingEngine()
+    again, _ = run(end, engine, rounds=6, patience=3)
+    assert again is end
+    assert engine.rounds == []
+    patient, _ = run(end, engine, validating(0.75), rounds=6, patience=4)
+    assert (engine.rounds, patient.best_round) == ([5], 6)
+
+
+def test_without_patience_every_round_is_trained() -> None:
+    end, _ = run(measured=validating(0.5, 0.25, 0.25, 0.25), rounds=4)
+    assert (end.rounds, end.best_round) == (4, 1)
+
+
+def test_what_was_measured_as_fields() -> None:
+    assert Measured({"a": 0.5, "b": 1.0}, {}).to_record() == {
+        "accuracy": {"a": 0.5, "b": 1.0},
+        "mean_accuracy": 0.75,
+    }
+    assert Measured({}, {"a": 0.25}).to_record() == {
+        "accuracy": {},
+        "mean_accuracy": 0.0,
+        "validation": {"a": 0.25},
+        "mean_validation": 0.25,
+    }
+    assert (mean({}), mean({"a": 0.25, "b": 0.75})) == (0.0, 0.5)
+
+
+# other methods
+
+
+def test_a_method_that_trains_nothing_has_no_rounds() -> None:
+    class Still(Adding):
+        trains = False
+
+    engine = AddingEngine(Still())
+    end, saved = run(engine=engine)
+    assert end is START
+    assert (engine.rounds, saved) == ([], [])
+
+
+def test_what_is_not_sent_has_no_bytes() -> None:
+    class Alone(Adding):
+        sends = False
+
+    end, _ = run(engine=AddingEngine(Alone()))
+    assert [record["bytes_sent"] for record in end.records] == [0, 0, 0]
+    assert end.records[0]["loss"] == 2.5
+
+
+@pytest.mark.parametrize("owner", ["client", "key"])
+def test_a_slice_goes_to_its_owner_and_back(owner: str) -> None:
+    class Slices(Adding):
+        owned = {"contexts": owner}
+
+    turned = tuple(Client(c.index, c.name, c.domain, 1 - c.index, IMAGES) for c in CLIENTS)
+    learned = {"contexts": torch.zeros(3, 4), "adaptive_network": torch.zeros(2, 5)}
+    engine = AddingEngine(Slices(turned))
+    end, _ = run(Progress(learned, 0, ()), engine, lambda _: Measured({}, {}))
+    first = {"client": [3.0, 9.0, 0.0], "key": [9.0, 3.0, 0.0]}[owner]
+    assert end.learned["contexts"].tolist() == [[value] * 4 for value in first]
+    assert torch.equal(end.learned["adaptive_network"], torch.full((2, 5), -6.0))
+    assert end.records[0]["bytes_sent"] == 2 * 2 * 4 * (4 + 10)  # one slice, and all of Q
+
+
+def test_only_the_clients_of_a_round_are_trained_counted_and_averaged() -> None:
+    many = [Client(i, f"photo/{i + 1}", 0, 0, IMAGES) for i in range(5)]
+    engine = AddingEngine(Adding(many))
+    settings = {"federation__sampled": 2, "federation__clients_per_domain": 5, "rounds": 4}
+    end, saved = run(engine=engine, **settings)
+    assert all(len(drawn) == 2 for drawn in engine.clients)
+    assert len({tuple(drawn) for drawn in engine.clients}) > 1
+    before = 0.0
+    for drawn, after, record in zip(engine.clients, saved, end.records, strict=True):
+        steps = [1 + 2 * i for i in drawn]
+        assert float(after.learned["meta_prompt"].max()) == before + sum(steps) / 2
+        before += sum(steps) / 2
+        assert record["clients"] == 2
+        assert record["loss"] == pytest.approx(sum(s * s for s in steps) / sum(steps))
+        assert record["bytes_sent"] == 2 * 2 * 4 * (2 * 3 * 4 + 2 * 5)
+    later = AddingEngine(Adding(many))
+    resumed, _ = run(saved[1], later, **settings)
+    assert later.clients == engine.clients[2:]
+    assert torch.equal(resumed.learned["meta_prompt"], end.learned["meta_prompt"])

@@ -1,0 +1,1 @@
+"""Pages and plots: what people look at when a job is done."""

@@ -1,0 +1,118 @@
+"""The rows of an unfinished job, in `OUT.part`: a header, then a JSON line for each row.
+
+The output itself is made of them when the job has ended well, so it is whole or absent whatever
+happens, and a job that was stopped goes on behind its last whole row.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from fedapt_runtime.errors import InputError
+
+_FLUSH_S = 1.0  # what a killed process may lose
+
+
+def part_path(out: Path) -> Path:
+    """Where the rows of an unfinished job stand."""
+    return out.with_name(out.name + ".part")
+
+
+class Journal:
+    """Rows on disk, in order.
+
+    Attributes:
+        path: of the file.
+        n_rows: rows that are written.
+    """
+
+    def __init__(self, path: Path, stream: BinaryIO, n_rows: int) -> None:
+        self.path, self.n_rows = path, n_rows
+        self._stream = stream
+        self._flushed = time.monotonic()
+
+    @classmethod
+    def open(cls, out: Path, job: dict[str, Any], resume: bool) -> Journal:
+        """Begin anew, or behind the last whole row.
+
+        Args:
+            job: what tells this job from another; rows of another are refused.
+
+        Raises:
+            InputError: the rows there belong to another job.
+            OSError: the folder is missing or not writable, or the disk is full.
+        """
+        path = part_path(out)
+        if resume and path.is_file():
+            return cls._go_on(path, job)
+        stream = path.open("wb")
+        stream.write(_encode(job))
+        return cls(path, stream, 0)
+
+    @classmethod
+    def _go_on(cls, path: Path, job: dict[str, Any]) -> Journal:
+        stream = path.open("r+b")
+        try:
+            header = stream.readline()
+            if header != _encode(job):
+                raise InputError(
+                    where=path,
+                    found="rows of another job",
+                    expected="the same model, head and options",
+                    next_step="repeat the command that began it, or leave --resume out",
+                )
+            n_rows, end = 0, stream.tell()
+            for line in stream:
+                if not line.endswith(b"\n"):
+                    break  # the process died here
+                n_rows, end = n_rows + 1, end + len(line)
+            stream.seek(end)
+            stream.truncate()
+        except BaseException:
+            stream.close()
+            raise
+        return cls(path, stream, n_rows)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Add a row."""
+        self._stream.write(_encode(row))
+        self.n_rows += 1
+        if time.monotonic() - self._flushed > _FLUSH_S:
+            self._stream.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        """Write what is left; a journal without rows goes."""
+        try:
+            self._stream.close()
+        finally:
+            if not self.n_rows:
+                self.path.unlink(missing_ok=True)
+
+    def lines(self) -> Iterator[bytes]:
+        """The written rows, each with its line's end."""
+        self._stream.flush()
+        with self.path.open("rb") as stream:
+            stream.readline()
+            yield from stream
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The written rows."""
+        for line in self.lines():
+            row: dict[str, Any] = json.loads(line.decode("utf-8", "surrogateescape"))
+            yield row
+
+    def remove(self) -> None:
+        """The output is written: the rows are no longer needed."""
+        self._stream.close()
+        os.unlink(self.path)
+
+
+def _encode(value: dict[str, Any]) -> bytes:
+    # names that are not valid UTF-8 survive through the surrogates that Python uses for them
+    return (json.dumps(value, ensure_ascii=False) + "\n").encode("utf-8", "surrogateescape")

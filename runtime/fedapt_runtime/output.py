@@ -1,0 +1,109 @@
+"""Rows -> a file of predictions: JSON lines, CSV or Parquet, by its suffix."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from fedapt_runtime.errors import MissingDependency, OutputError
+from fedapt_runtime.journal import Journal
+
+CSV_COLUMNS = ("path", "label", "score", "domain", "top_k", "domain_weights", "error")
+_ROW_GROUP = 10_000
+
+
+def _write_jsonl(journal: Journal, path: Path) -> None:
+    with path.open("wb") as stream:
+        stream.writelines(journal.lines())
+
+
+def _write_csv(journal: Journal, path: Path) -> None:
+    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
+        table = csv.DictWriter(stream, CSV_COLUMNS)
+        table.writeheader()
+        for row in journal.rows():
+            for key in ("top_k", "domain_weights"):
+                row[key] = json.dumps(row[key], ensure_ascii=False)
+            table.writerow(row)
+
+
+def _write_parquet(journal: Journal, path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    share = pa.float32()
+    schema = pa.schema(
+        {
+            "path": pa.string(),
+            "label": pa.string(),
+            "score": share,
+            "domain": pa.string(),
+            "top_k": pa.list_(pa.struct({"label": pa.string(), "score": share})),
+            "domain_weights": pa.map_(pa.string(), share),
+            "error": pa.string(),
+        }
+    )
+    rows = (_to_arrow(row) for row in journal.rows())
+    with parquet.ParquetWriter(path, schema) as writer:
+        while group := list(islice(rows, _ROW_GROUP)):
+            writer.write_table(pa.Table.from_pylist(group, schema))
+
+
+def _to_arrow(row: dict[str, Any]) -> dict[str, Any]:
+    top_k = [{"label": label, "score": score} for label, score in row["top_k"]]
+    texts = {
+        # Arrow's strings are UTF-8 throughout: bytes of a name that are not are escaped
+        name: row[name]
+        and row[name].encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        for name in ("path", "error")
+    }
+    return row | texts | {"top_k": top_k, "domain_weights": [*row["domain_weights"].items()]}
+
+
+WRITERS: dict[str, Callable[[Journal, Path], None]] = {
+    ".jsonl": _write_jsonl,
+    ".csv": _write_csv,
+    ".parquet": _write_parquet,
+}
+
+
+def check_output_name(out: Path | None) -> None:
+    """Refuse a name whose format is unknown or cannot be written, before any work is done.
+
+    Raises:
+        OutputError: another suffix than those of `WRITERS`.
+        MissingDependency: Parquet without pyarrow.
+    """
+    if out is None:
+        return
+    suffix = out.suffix.lower()
+    if suffix not in WRITERS:
+        raise OutputError(
+            where=out,
+            found=f"the suffix {out.suffix!r}",
+            expected=" or ".join(WRITERS),
+            next_step="rename the output",
+        )
+    if suffix == ".parquet":
+        try:
+            import pyarrow.parquet  # noqa: F401
+        except ImportError as error:
+            raise MissingDependency(
+                where=out,
+                found=f"no pyarrow ({error})",
+                expected="pyarrow, which writes Parquet",
+                next_step="pip install 'fedapt-runtime[parquet]', or write .jsonl or .csv",
+            ) from error
+
+
+def write_output(journal: Journal, path: Path, suffix: str) -> None:
+    """Write every row of a journal to `path` in the format of `suffix`.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full.
+    """
+    WRITERS[suffix.lower()](journal, path)

@@ -1,0 +1,200 @@
+"""Jobs that were stopped go on behind their last whole row, and give what one job would have."""
+
+from __future__ import annotations
+
+import csv
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fedapt_runtime import Classifier
+from fedapt_runtime.batch import Summary, classify_files, error_kind
+from fedapt_runtime.errors import InputError, OutputError
+from fedapt_runtime.journal import part_path
+from fedapt_runtime.sources import find_images
+from tests.unit.runtime.test_batch import FakeBackend, write
+
+
+@pytest.fixture
+def classifier() -> Classifier:
+    return Classifier(FakeBackend())
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> list[str]:
+    found = [write(tmp_path / "in" / f"{i:02}.png", 20 * i) for i in range(12)]
+    Path(found[4]).write_text("text")
+    return found
+
+
+class Stop(Exception):
+    """Stands for whatever ends a process."""
+
+
+def run_until(
+    classifier: Classifier, paths: list[str], out: Path, n_rows: int, **options: object
+) -> None:
+    def stop(summary: Summary) -> None:
+        if summary.images == n_rows:
+            raise Stop
+
+    with pytest.raises(Stop):
+        classify_files(classifier, paths, out, batch_size=1, progress=stop, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+@pytest.mark.parametrize("n_rows", [1, 5, 11])
+def test_a_resumed_job_writes_what_one_job_writes(
+    classifier: Classifier, paths: list[str], tmp_path: Path, suffix: str, n_rows: int
+) -> None:
+    whole, out = tmp_path / f"whole{suffix}", tmp_path / f"rows{suffix}"
+    once = classify_files(classifier, paths, whole)
+    run_until(classifier, paths, out, n_rows)
+    assert not out.exists()
+    assert part_path(out).is_file()
+    seen: list[str] = []
+
+    def watch() -> Iterator[str]:
+        for path in paths:
+            seen.append(path)
+            yield path
+
+    summary = classify_files(classifier, watch(), out, resume=True)
+    assert out.read_bytes() == whole.read_bytes()
+    assert not part_path(out).exists()
+    assert (summary.images, summary.errors, summary.kinds) == (12, 1, once.kinds)
+    assert summary.resumed == n_rows
+    assert seen == paths
+
+
+def test_half_a_row_is_written_again(
+    classifier: Classifier, paths: list[str], tmp_path: Path
+) -> None:
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "rows.jsonl"
+    classify_files(classifier, paths, whole)
+    run_until(classifier, paths, out, 6)
+    part = part_path(out)
+    part.write_bytes(part.read_bytes()[:-25])  # as a killed process leaves it
+    assert classify_files(classifier, paths, out, resume=True).resumed == 5
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def test_without_resume_a_job_begins_anew(
+    classifier: Classifier, paths: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "rows.jsonl"
+    run_until(classifier, paths, out, 6)
+    summary = classify_files(classifier, paths[:2], out)
+    assert (summary.images, summary.resumed) == (2, 0)
+    assert len(out.read_text().splitlines()) == 2
+    assert not part_path(out).exists()
+
+
+def test_resume_without_rows_begins(
+    classifier: Classifier, paths: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "rows.jsonl"
+    assert classify_files(classifier, paths, out, resume=True).resumed == 0
+    assert len(out.read_text().splitlines()) == 12
+
+
+def test_other_images_are_refused(classifier: Classifier, paths: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "rows.jsonl"
+    run_until(classifier, paths, out, 3)
+    kept = part_path(out).read_bytes()
+    for other in (paths[1:], paths[:2]):
+        with pytest.raises(
+            InputError,
+            match=r"rows\.jsonl\.part, row \d: found '.*', where the images now have .*; expected"
+            r" the same images in the same order",
+        ):
+            classify_files(classifier, other, out, resume=True)
+        assert part_path(out).read_bytes() == kept
+
+
+def test_another_job_is_refused(classifier: Classifier, paths: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "rows.jsonl"
+    run_until(classifier, paths, out, 3)
+    with pytest.raises(InputError, match=r"found rows of another job; expected the same model"):
+        classify_files(classifier, paths, out, resume=True, top_k=1)
+    with pytest.raises(InputError, match=r"found rows of another job"):
+        classify_files(classifier, paths, out, resume=True, fast=True)
+    other = FakeBackend()
+    other.manifest = type(other.manifest)(**{**vars(other.manifest), "rounds": 2})
+    with pytest.raises(InputError, match=r"found rows of another job"):
+        classify_files(Classifier(other), paths, out, resume=True)
+    part_path(out).write_text("no rows at all")
+    with pytest.raises(InputError, match=r"found rows of another job"):
+        classify_files(classifier, paths, out, resume=True)
+
+
+def test_a_disk_that_fills_keeps_the_rows(
+    classifier: Classifier, paths: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "rows.csv"
+
+    def fail(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fedapt_runtime.output.csv.DictWriter.writerow", fail)
+        with pytest.raises(OutputError, match=r"No space left on device.*--resume goes on"):
+            classify_files(classifier, paths, out)
+    assert not out.exists()
+    summary = classify_files(classifier, paths, out, resume=True)
+    assert (summary.images, summary.resumed) == (12, 12)
+    with out.open(newline="") as stream:
+        assert [row["path"] for row in csv.DictReader(stream)] == paths
+
+
+def test_images_in_archives_are_resumed_by_their_names(
+    classifier: Classifier, paths: list[str], tmp_path: Path
+) -> None:
+    archive = tmp_path / "in.zip"
+    with zipfile.ZipFile(archive, "w") as stream:
+        for path in paths:
+            stream.write(path, Path(path).name)
+    out = tmp_path / "rows.jsonl"
+    run_until(classifier, list(find_images([archive])), out, 7)  # type: ignore[arg-type]
+    summary = classify_files(classifier, find_images([archive]), out, resume=True)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["path"] for row in rows] == [f"{archive}::{Path(p).name}" for p in paths]
+    assert (summary.resumed, summary.errors) == (7, 1)
+    labels = [row["label"] for row in rows]
+    assert labels == ["dark, very"] * 4 + [None] + ["bright"] * 7  # 20 i >= 100 from the sixth on
+
+
+def test_parquet_by_hand(classifier: Classifier, paths: list[str], tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    out = tmp_path / "rows.parquet"
+    odd = write(tmp_path / "in" / "caf\udce9.png")
+    classify_files(classifier, [paths[0], paths[4], odd], out, top_k=1)
+    first, bad, last = parquet.read_table(out).to_pylist()
+    assert first == {
+        "path": paths[0],
+        "label": "dark, very",
+        "score": pytest.approx(0.75),
+        "domain": "nacht",
+        "top_k": [{"label": "dark, very", "score": pytest.approx(0.75)}],
+        "domain_weights": [("nacht", 1.0), ("täglich", 0.0)],
+        "error": None,
+    }
+    assert bad["label"] is None
+    assert "not an image of a known format" in bad["error"]
+    assert last["path"].endswith("caf\\xe9.png")
+
+
+@pytest.mark.parametrize(
+    ("found", "kind"),
+    [
+        ("no such file", "no such file"),
+        ("a damaged image (SyntaxError: broken)", "a damaged image"),
+        ("a file of 12,000 bytes, over the limit of 10", "an image over the limits"),
+        ("not an image of a known format", "not an image of a known format"),
+    ],
+)
+def test_errors_are_counted_by_kind(found: str, kind: str) -> None:
+    assert error_kind(f"a.png: found {found}; expected x. To do: y.") == kind
