@@ -45,7 +45,10 @@ bench: $(READY) ## the benchmarks that need no GPU; they write benchmarks/result
 	$(BIN)/python benchmarks/office_caltech10.py
 	$(BIN)/python benchmarks/fused_agreement.py
 	$(BIN)/python benchmarks/fused_speed.py
+	$(BIN)/python benchmarks/headroom.py
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/many_clients.py
+	$(BIN)/python benchmarks/runtime.py
 	$(BIN)/python benchmarks/plot_office.py
 
 gpu: ## tests and figures that need an NVIDIA GPU, in an environment of their own

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedapt.cli.options import DeviceOption, JsonOption
+from fedapt.cli.options import DeviceOption, JsonOption, resolve_name
 from fedapt.cli.show import console_reporter, percent, print_json, print_table
 from fedapt.core.config import METHODS, flatten, read_config
 from fedapt.core.errors import DependencyError, UsageError
@@ -48,8 +48,8 @@ def compare(
     named = {
         "data.root": str(data.resolve()),
         "data.validation_fraction": validation,
-        "model.name": model,
-        "model.pretrained": pretrained,
+        "model.name": resolve_name(model),
+        "model.pretrained": resolve_name(pretrained),
         "train.rounds": rounds,
     }
     settings = read_config(config, override or (), named)
@@ -92,7 +92,7 @@ def compare(
 def _show(rows: list[Row], protocol: str, domains: tuple[str, ...]) -> None:
     print_table(
         f"{protocol}: test accuracy, %",
-        ["method", *domains, "mean", "lr", "trained", "MB a round", "seconds"],
+        ["method", *domains, "mean", "lr", "trained", "of CLIP", "MB a round", "seconds"],
         [
             [
                 row.title + (f" ({len(row.errors)} diverged)" if row.errors else ""),
@@ -100,6 +100,7 @@ def _show(rows: list[Row], protocol: str, domains: tuple[str, ...]) -> None:
                 _show_spread(row.mean) if row.domains else "",
                 f"{row.lr:g}" if row.parameters else "",
                 f"{row.parameters:,}",
+                f"{100 * row.share:.2f} %",
                 f"{row.bytes_per_round / 1e6:.2f}",
                 f"{row.seconds:.1f}",
             ]

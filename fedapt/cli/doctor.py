@@ -8,7 +8,7 @@ from fedapt.cli.options import JsonOption
 from fedapt.cli.show import console_reporter, print_json, print_table
 
 if TYPE_CHECKING:
-    from fedapt_export.doctor import Finding
+    from fedapt_runtime.doctor import Finding
 
 
 def doctor(as_json: JsonOption = False) -> None:

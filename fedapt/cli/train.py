@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fedapt.cli.evaluate import show_evaluation
-from fedapt.cli.options import DeviceOption, JsonOption
+from fedapt.cli.options import DeviceOption, JsonOption, resolve_name
 from fedapt.cli.show import console_reporter, print_json
 from fedapt.core.config import read_config
 
@@ -56,8 +55,8 @@ def train(
     """Train one prompt together: one client per domain folder."""
     named = {
         "data.root": None if data is None else str(data.resolve()),
-        "model.name": _resolve(model),
-        "model.pretrained": _resolve(pretrained),
+        "model.name": resolve_name(model),
+        "model.pretrained": resolve_name(pretrained),
         "data.validation_fraction": validation,
         "federation.join": None if join is None else str(join.resolve()),
         "train.method": method,
@@ -88,9 +87,3 @@ def train(
         print_json(evaluation.to_dict())
     else:
         show_evaluation(evaluation, str(out))
-
-
-def _resolve(name: str | None) -> str | None:
-    """A folder or file by its full path, so that the checkpoint finds it from anywhere."""
-    is_path = name is not None and os.sep in name and Path(name).exists()
-    return str(Path(name).resolve()) if name is not None and is_path else name

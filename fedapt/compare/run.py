@@ -23,7 +23,6 @@ from fedapt.run.device import choose_device
 from fedapt.run.session import Session
 from fedapt.train.loop import Progress
 from fedapt.train.methods import METHODS
-from fedapt.train.methods.base import n_parameters
 
 
 @dataclass(frozen=True)
@@ -193,7 +192,7 @@ class _Bench:
             shots=config.data.shots,
         )
         domains = divide_table(self._table, self._folders, split)
-        session = Session(config, self._backbone, self._folders, domains, reporter=self._reporter)
+        session = Session(config, self._backbone, self._folders, domains)
         start = session.begin()
         best = start
 
@@ -207,8 +206,7 @@ class _Bench:
         except FederationError as error:
             return CellResult(cell, error=f"{error.where}: {error.found}")
         evaluation = session.evaluate(best)
-        client = session.method.setting.clients[0]
-        parameters = n_parameters(session.method.share(start.learned, client))
+        parameters, share = session.count_parameters(start)
         sent, curve = 0, []
         for record in done.records:
             sent += record["bytes_sent"]
@@ -222,7 +220,7 @@ class _Bench:
             validation=chosen[0]["mean_validation"] if chosen else 0.0,
             best_round=best.rounds,
             parameters=parameters,
-            share=parameters / sum(p.numel() for p in self._backbone.clip.parameters()),
+            share=share,
             bytes_sent=sent / max(1, len(done.records)),
             seconds=sum(record["seconds"] for record in done.records),
             curve=curve,

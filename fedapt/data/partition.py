@@ -107,8 +107,6 @@ def _deal(domain: Domain, config: FederationConfig, seed: int) -> list[NDArray[n
     for label in np.unique(labels):
         places = generator.permutation(np.flatnonzero(labels == label))
         proportions = generator.dirichlet(np.full(n_clients, config.alpha))
-        if not np.isfinite(proportions).all():  # a very small alpha: all of it to one client
-            proportions = np.eye(n_clients)[generator.integers(n_clients)]
         cuts = (np.cumsum(proportions)[:-1] * len(places)).round().astype(int)
         for share, part in zip(shares, np.split(places, cuts), strict=True):
             share.extend(part.tolist())

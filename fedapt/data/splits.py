@@ -81,7 +81,9 @@ def _take_shots(
     folders: ImageFolders, domain: str, samples: tuple[Sample, ...], shots: int, seed: int
 ) -> tuple[Sample, ...]:
     taken: set[Sample] = set()
-    for label, ranked in _rank_classes(samples, seed).items():
+    by_class = _rank_classes(samples, seed)
+    for label in sorted({sample.label for sample in folders.samples[domain]}):
+        ranked = by_class.get(label, [])
         if len(ranked) < shots:
             raise DataError(
                 where=f"data.shots = {shots}",

@@ -21,6 +21,8 @@ from fedapt.data.partition import Client
 from fedapt.train.client import ClientUpdate, draw_batches, train_client
 from fedapt.train.methods.base import Learned, Method
 
+_USUAL_MEMORY_BYTES = 16 << 30
+
 
 class LocalEngine:
     """Runs a round's clients in threads. See `train.loop.Engine`."""
@@ -64,6 +66,8 @@ class LocalEngine:
 
 def _memory_bytes() -> int:
     """Of the machine; side by side, clients may fill half of it."""
+    if not hasattr(os, "sysconf"):  # Windows does not tell
+        return _USUAL_MEMORY_BYTES
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

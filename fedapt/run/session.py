@@ -24,6 +24,7 @@ from fedapt.run.folder import RunFolder
 from fedapt.train.evaluate import Evaluation, evaluate, measure
 from fedapt.train.loop import Measured, Progress, run_rounds
 from fedapt.train.methods import METHODS, Learned, Method, Setting
+from fedapt.train.methods.base import n_parameters
 from fedapt.train.methods.fedapt import ADAPTIVE_NETWORK
 from fedapt.train.sampling import check_sampling
 
@@ -77,6 +78,12 @@ class Session:
         )
         self.method: Method = METHODS[config.train.method](setting)
         self.engine = LocalEngine(self.method, config.train)
+
+    def count_parameters(self, progress: Progress) -> tuple[int, float]:
+        """Values that a client trains, and their share of all values of the CLIP."""
+        client = self.method.setting.clients[0]
+        count = n_parameters(self.method.share(progress.learned, client))
+        return count, count / sum(p.numel() for p in self.backbone.clip.parameters())
 
     def begin(self) -> Progress:
         """What is learned, before the first round."""
@@ -217,6 +224,14 @@ def _order_domains(
             found=f"no images of {', '.join(missing)}",
             expected=f"all domains of the federation: {', '.join(info.domains)}",
             next_step="add them: those who were there before go on training",
+        )
+    if len(info.clients) != config.federation.clients_per_domain * len(info.domains):
+        raise CheckpointError(
+            where="--join",
+            found=f"{len(info.clients)} clients in {len(info.domains)} domains",
+            expected=f"{config.federation.clients_per_domain} in each"
+            " (federation.clients_per_domain)",
+            next_step="join with as many clients per domain as the federation has",
         )
     if config.prompt.n_keys or len(info.keys) != len(info.domains):
         raise CheckpointError(

@@ -16,6 +16,7 @@ from typing import Any
 from fedapt.core.config import Config, flatten
 from fedapt.core.errors import DependencyError, UsageError
 from fedapt.core.records import Record
+from fedapt.core.report import Reporter
 
 # logs scalar values of one round
 Log = Callable[[int, dict[str, float]], None]
@@ -95,20 +96,47 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 @contextmanager
-def track(names: Sequence[str], folder: Path, config: Config) -> Iterator[Callable[[Record], None]]:
+def track(
+    names: Sequence[str], folder: Path, config: Config, reporter: Reporter
+) -> Iterator[Callable[[Record], None]]:
     """Open these trackers for as long as the block runs; gives a function that logs a record.
+
+    A tracker that fails later is told of once and left out: training goes on without it.
 
     Raises:
         DependencyError: a library is not installed.
+        UsageError: a tracker cannot begin, such as without its server.
     """
     with ExitStack() as stack:
-        logs = [stack.enter_context(TRACKERS[name](folder, config)) for name in names]
+        logs = {name: _open(stack, name, folder, config) for name in names}
 
         def log(record: Record) -> None:
-            for one in logs:
-                one(record["round"], scalars(record))
+            for name, one in list(logs.items()):
+                try:
+                    one(record["round"], scalars(record))
+                except Exception as error:  # each library has its own tree
+                    del logs[name]
+                    reporter.message(f"{name} has failed and is left out: {_say(error)}")
 
         yield log
+
+
+def _open(stack: ExitStack, name: str, folder: Path, config: Config) -> Log:
+    try:
+        return stack.enter_context(TRACKERS[name](folder, config))
+    except DependencyError:
+        raise
+    except Exception as error:  # each library has its own tree
+        raise UsageError(
+            where=f"--tracker {name}",
+            found=_say(error),
+            expected="a tracker that can begin",
+            next_step=f"set {name} up as its own documentation says, or leave it out",
+        ) from error
+
+
+def _say(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _import(module: str, package: str) -> Any:

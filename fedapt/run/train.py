@@ -75,10 +75,12 @@ def train(
     domains = load_domains(folders, split, image_encoder(backbone), reporter, backbone.device)
     session = Session(settled, backbone, folders, domains, reporter=reporter, joined=joined)
     start = session.resume(run) if going_on else session.begin()
+    count, share = session.count_parameters(start)
+    reporter.message(f"trained: {count:,} values, {100 * share:.2f} % of the CLIP")
     if going_on:
         reporter.message(f"resuming after round {start.rounds}")
     write = session.saver(run)
-    with track(trackers, run.path, settled) as log:
+    with track(trackers, run.path, settled, reporter) as log:
 
         def save(progress: Progress) -> None:
             write(progress)

@@ -87,12 +87,12 @@ def train_client(
     for batch in batches:
         optimizer.zero_grad(set_to_none=True)
         loss = objective(learned, batch)
+        total += loss.detach().double().cpu() * len(batch)  # without FedProx: comparable for any mu
         if config.proximal:
             moved = [(learned[name] - start[name]).square().sum() for name in learned]
             loss = loss + 0.5 * config.proximal * torch.stack(moved).sum()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        total += loss.detach().double().cpu() * len(batch)
         n_samples += len(batch)
     found = {name: tensor.detach() for name, tensor in learned.items()}
     mean = float(total) / max(1, n_samples)

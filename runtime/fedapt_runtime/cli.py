@@ -17,6 +17,7 @@ from fedapt_runtime.backends.ort import OrtBackend
 from fedapt_runtime.batch import Summary, classify_files
 from fedapt_runtime.bench import bench, choose_batch_size
 from fedapt_runtime.classifier import Classifier
+from fedapt_runtime.doctor import examine
 from fedapt_runtime.errors import EXIT_INTERRUPTED, OutputError, ReportedError
 from fedapt_runtime.journal import part_path
 from fedapt_runtime.output import check_output_name
@@ -80,6 +81,10 @@ def build_parser() -> argparse.ArgumentParser:
     describe = commands.add_parser("describe", help="print what a model is, as JSON")
     describe.add_argument("model", type=Path)
     describe.set_defaults(run=run_describe)
+
+    doctor = commands.add_parser("doctor", help="say what is here, and how to get the rest")
+    doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
+    doctor.set_defaults(run=run_doctor)
     return parser
 
 
@@ -151,6 +156,18 @@ def run_describe(options: argparse.Namespace) -> None:
     """`fedapt-runtime describe`."""
     classifier = Classifier.load(options.model, device="cpu")
     print(json.dumps(dataclasses.asdict(classifier.manifest), indent=2, ensure_ascii=False))
+
+
+def run_doctor(options: argparse.Namespace) -> None:
+    """`fedapt-runtime doctor`."""
+    findings = examine()
+    if options.json:
+        print(json.dumps([finding.to_dict() for finding in findings], indent=2))
+        return
+    for finding in findings:
+        way = "" if finding.is_there else f": {finding.install}"
+        here = "yes" if finding.is_there else "no"
+        print(f"{finding.name:13} {here:4} {finding.detail}{way}")
 
 
 class _Progress:

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import cross_entropy, normalize
 
 from fedapt.core.config import Config
 from fedapt.data.domains import ImageSet, ImageTable, Labelled
@@ -177,6 +177,24 @@ class Method(ABC):
         """What a client has of the aggregate: its own slices, and what all share."""
         slots = self.slots(client)
         return {n: t[slots[n]] if n in slots else t for n, t in learned.items()}
+
+
+class FeatureMethod(Method):
+    """A method whose logits follow from the image feature alone, at clients and server alike."""
+
+    @abstractmethod
+    def logits(self, learned: Learned, features: Tensor) -> Tensor:
+        """float32 [n, C] of features float32 [n, D]."""
+
+    def objective(self, start: Learned, client: Client, round_number: int) -> Objective:
+        """CE of the class."""
+        return lambda learned, batch: cross_entropy(
+            self.logits(learned, batch.features), batch.labels
+        )
+
+    def predictor(self, learned: Learned) -> Predictor:
+        """The same logits."""
+        return lambda images, domain: self.logits(learned, images.features)
 
 
 def text_logits(setting: Setting, features: Tensor, text: Tensor) -> Tensor:

@@ -15,15 +15,13 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import linear
 
 from fedapt.core.seeds import child_seed
-from fedapt.data.domains import Labelled
-from fedapt.data.partition import Client
-from fedapt.train.methods.base import Learned, Method, Objective, Predictor, text_logits
+from fedapt.train.methods.base import FeatureMethod, Learned, text_logits
 
 
-class FedCLIP(Method):
+class FedCLIP(FeatureMethod):
     """Learned: W1, W2 float32 [D, D], b1, b2 float32 [D]."""
 
     title = "FedCLIP"
@@ -41,21 +39,8 @@ class FedCLIP(Method):
         )
         return {name: tensor.to(s.backbone.device) for name, tensor in layers.items()}
 
-    def objective(self, start: Learned, client: Client, round_number: int) -> Objective:
-        """CE of the class."""
-        return lambda learned, batch: cross_entropy(
-            self._logits(learned, batch.features), batch.labels
-        )
-
-    def predictor(self, learned: Learned) -> Predictor:
-        """Logits of gated features."""
-
-        def predict(images: Labelled, domain: int | None) -> Tensor:
-            return self._logits(learned, images.features)
-
-        return predict
-
-    def _logits(self, learned: Learned, features: Tensor) -> Tensor:
+    def logits(self, learned: Learned, features: Tensor) -> Tensor:
+        """Logits of gated features, float32 [n, C]."""
         hidden = linear(features, learned["adapter.0.weight"], learned["adapter.0.bias"]).tanh()
         gate = linear(hidden, learned["adapter.1.weight"], learned["adapter.1.bias"]).softmax(-1)
         return text_logits(self.setting, gate * features, self.setting.zero_shot)

@@ -6,7 +6,7 @@ It changes the image tower, so it cannot use cached features: every step decodes
 tower forward and backward. Statistics of BatchNorm stay those of pretraining, because averaging
 statistics of different domains describes none of them.
 
-For its price a client takes 32 images a round here and a run has 10 rounds at most; another
+For its price a client takes 32 images a round here and a run has 5 rounds at most; another
 `train.images_per_round` lifts both limits.
 
 Source: FedAvg (arXiv 1602.05629).
@@ -38,7 +38,7 @@ from fedapt.train.methods.base import (
 )
 from fedapt_runtime.pipeline import decode_ahead
 
-ROUNDS, IMAGES_PER_ROUND, BATCH_SIZE = 10, 32, 32
+ROUNDS, IMAGES_PER_ROUND, BATCH_SIZE = 5, 32, 32
 _TOWER = "clip.visual."
 
 

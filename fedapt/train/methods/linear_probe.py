@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from fedapt.data.domains import Labelled
-from fedapt.data.partition import Client
-from fedapt.train.methods.base import Learned, Method, Objective, Predictor, text_logits
+from fedapt.train.methods.base import FeatureMethod, Learned, text_logits
 
 
-class LinearProbe(Method):
+class LinearProbe(FeatureMethod):
     """Learned: W float32 [C, D], b float32 [C]."""
 
     title = "linear probe"
@@ -31,19 +28,6 @@ class LinearProbe(Method):
             "bias": torch.zeros(n_classes, device=device),
         }
 
-    def objective(self, start: Learned, client: Client, round_number: int) -> Objective:
-        """CE of the class."""
-        return lambda learned, batch: cross_entropy(
-            self._logits(learned, batch.features), batch.labels
-        )
-
-    def predictor(self, learned: Learned) -> Predictor:
-        """The probe's logits."""
-
-        def predict(images: Labelled, domain: int | None) -> Tensor:
-            return self._logits(learned, images.features)
-
-        return predict
-
-    def _logits(self, learned: Learned, features: Tensor) -> Tensor:
+    def logits(self, learned: Learned, features: Tensor) -> Tensor:
+        """The probe's logits, float32 [n, C]."""
         return text_logits(self.setting, features, learned["weight"]) + learned["bias"]

@@ -5,11 +5,12 @@ Source: CLIP (arXiv 2103.00020).
 
 from __future__ import annotations
 
-from fedapt.data.partition import Client
-from fedapt.train.methods.base import Learned, Method, Objective, Predictor, text_logits
+from torch import Tensor
+
+from fedapt.train.methods.base import FeatureMethod, Learned, text_logits
 
 
-class ZeroShot(Method):
+class ZeroShot(FeatureMethod):
     """Learned: nothing, so a run has no rounds."""
 
     title = "zero-shot"
@@ -21,11 +22,6 @@ class ZeroShot(Method):
         """Nothing."""
         return {}
 
-    def objective(self, start: Learned, client: Client, round_number: int) -> Objective:
-        """Never called: there is nothing to train."""
-        raise AssertionError("zero-shot has no rounds")
-
-    def predictor(self, learned: Learned) -> Predictor:
-        """Logits against the fixed text features."""
-        text = self.setting.zero_shot
-        return lambda images, domain: text_logits(self.setting, images.features, text)
+    def logits(self, learned: Learned, features: Tensor) -> Tensor:
+        """Against the fixed text features, float32 [n, C]."""
+        return text_logits(self.setting, features, self.setting.zero_shot)

@@ -173,7 +173,7 @@ def test_a_method_without_training_has_one_rate(config: Config, tmp_path: Path) 
 
 def test_a_cell_that_diverges_is_a_result(config: Config, tmp_path: Path) -> None:
     plan = Plan(("linear-probe",), (IN_DOMAIN,), (0,), (1e3,))
-    train = dataclasses.replace(config.train, proximal=1e6)
+    train = dataclasses.replace(config.train, proximal=1e6, local_epochs=5)
     found = compare(dataclasses.replace(config, train=train), plan, tmp_path, "cpu", Reporter())
     (result,) = found.results.values()
     assert "expected finite" not in result.error

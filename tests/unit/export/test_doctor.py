@@ -10,8 +10,8 @@ from importlib.metadata import version
 import pytest
 
 from fedapt.cli.app import main
-from fedapt_export import doctor
 from fedapt_export.doctor import examine
+from fedapt_runtime import cli, doctor
 
 
 def finding(name: str) -> doctor.Finding:
@@ -66,12 +66,24 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     names = [f["name"] for f in json.loads(capsys.readouterr().out)]
     assert names == [
         "NVIDIA GPU",
-        "torch",
         "ONNX Runtime",
+        "Parquet",
+        "torch",
         "OpenCLIP",
         "lite",
         "TensorRT-RTX",
+        "pages",
         "demo",
     ]
     assert main(["doctor"]) == 0
     assert "ONNX Runtime" in capsys.readouterr().out
+
+
+def test_the_runtimes_own_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [f["name"] for f in found] == ["NVIDIA GPU", "ONNX Runtime", "Parquet"]
+    assert cli.main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("ONNX Runtime  yes  ")
+    assert version("onnxruntime") in lines[1]

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fedapt.cli.app import main
-from fedapt.core.config import flatten, read_config
+from fedapt.core.config import Config, flatten, read_config
 from fedapt.core.errors import DependencyError, UsageError
 from fedapt.core.records import Record, read_records
-from fedapt.run.trackers import check_trackers, scalars, track
+from fedapt.core.report import Reporter
+from fedapt.run.trackers import TRACKERS, Log, check_trackers, scalars, track
 
 CONFIG = read_config(None, ["train.lr=0.25", "data.class_names.blue_disc=disc"])
 RECORDS: list[Record] = [
@@ -36,7 +40,7 @@ def has(library: str) -> bool:
 
 def log_all(name: str, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
-    with track([name], folder, CONFIG) as log:
+    with track([name], folder, CONFIG, Reporter()) as log:
         for record in RECORDS:
             log(record)
 
@@ -69,7 +73,7 @@ def test_a_record_has_flat_names() -> None:
 
 
 def test_nothing_is_logged_unless_named(tmp_path: Path) -> None:
-    with track([], tmp_path, CONFIG) as log:
+    with track([], tmp_path, CONFIG, Reporter()) as log:
         log(RECORDS[0])
     assert list(tmp_path.iterdir()) == []
 
@@ -92,7 +96,7 @@ def test_tensorboard(tmp_path: Path) -> None:
 
 
 def test_tensorboard_has_every_round_at_once(tmp_path: Path) -> None:
-    with track(["tensorboard"], tmp_path, CONFIG) as log:
+    with track(["tensorboard"], tmp_path, CONFIG, Reporter()) as log:
         log(RECORDS[0])
         assert read_tensorboard(tmp_path)["loss"] == [(1, 1.5)]
 
@@ -130,9 +134,12 @@ def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_PROJECT", "a project of mine")
     log_all("wandb", tmp_path / "run")
     (path,) = (tmp_path / "run").glob("wandb/offline-run-*/*.wandb")
-    data = path.read_bytes()
     names = [*scalars(RECORDS[1]), *flatten(CONFIG), "a project of mine", "my sketch (1)"]
-    assert [name for name in names if name.encode() not in data] == []
+    deadline = time.monotonic() + 30  # wandb's own process may write after `finish` has returned
+    while missing := [name for name in names if name.encode() not in path.read_bytes()]:
+        assert time.monotonic() < deadline, missing
+        time.sleep(0.02)
+    data = path.read_bytes()
     assert data.count(b"accuracy/photo") < data.count(b"loss")
 
 
@@ -144,7 +151,7 @@ def test_a_missing_library(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
     hide(name, monkeypatch)
     with (
         pytest.raises(DependencyError) as caught,
-        track([name], tmp_path, CONFIG),
+        track([name], tmp_path, CONFIG, Reporter()),
     ):
         pass
     error = caught.value
@@ -221,3 +228,55 @@ def test_a_run_with_a_typo_exits_with_2_and_leaves_nothing(
     assert main(arguments(tmp_path / "run", tiny_images, tiny_clip, "--tracker", "wandbb")) == 2
     assert "found 'wandbb'; expected one of tensorboard" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+# a library that fails
+
+
+class Messages(Reporter):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_a_tracker_that_fails_later_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    @contextmanager
+    def failing(folder: Path, config: Config) -> Iterator[Log]:
+        def log(step: int, values: dict[str, float]) -> None:
+            seen.append(step)
+            raise RuntimeError("the server\nhas gone")
+
+        yield log
+
+    monkeypatch.setitem(TRACKERS, "mlflow", failing)
+    reporter = Messages()
+    with track(["mlflow", "tensorboard"], tmp_path, CONFIG, reporter) as log:
+        for record in RECORDS:
+            log(record)
+    assert seen == [1]
+    assert reporter.lines == [
+        "mlflow has failed and is left out: RuntimeError: the server has gone"
+    ]
+    assert read_tensorboard(tmp_path)["loss"] == [(1, 1.5), (2, 0.75)]
+
+
+def test_a_tracker_that_cannot_begin_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def failing(folder: Path, config: Config) -> Iterator[Log]:
+        raise ValueError("no store")
+        yield
+
+    monkeypatch.setitem(TRACKERS, "wandb", failing)
+    with (
+        pytest.raises(UsageError, match=r"--tracker wandb: found ValueError: no store; expected a"),
+        track(["wandb"], tmp_path, CONFIG, Reporter()),
+    ):
+        pass

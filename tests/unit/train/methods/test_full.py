@@ -201,7 +201,7 @@ def test_what_it_settles() -> None:
         config = FullFineTuning.settle(make_config({f"train.{k}": v for k, v in train.items()}))
         return config.train.rounds, config.train.images_per_round, config.train.batch_size
 
-    assert settled(rounds=50) == (10, 32, 32)
+    assert settled(rounds=50) == (5, 32, 32)
     assert settled(rounds=3, batch_size=8) == (3, 32, 8)
     assert settled(rounds=50, images_per_round=100) == (50, 100, 32)
     assert settled(rounds=50, images_per_round=5) == (50, 5, 32)

@@ -1,0 +1,80 @@
+"""What of everything that the runtime can use is here, and the line that installs what is not."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from fedapt_runtime.backends.ort import import_onnxruntime
+from fedapt_runtime.errors import ReportedError
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that can be used.
+
+    Attributes:
+        name: what it is called.
+        is_there: whether it works here.
+        detail: version and what it serves; or why it does not work.
+        install: the line that would bring it; empty where it is there.
+    """
+
+    name: str
+    is_there: bool
+    detail: str
+    install: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return vars(self)
+
+
+def examine() -> list[Finding]:
+    """Look at everything; nothing is installed, and no failure ends the look."""
+    return [
+        look_for("NVIDIA GPU", _gpus, "an NVIDIA driver; nothing that pip could bring"),
+        look_for("ONNX Runtime", _onnxruntime, "pip install 'fedapt-runtime[cpu]', or '[gpu]'"),
+        look_for("Parquet", _parquet, "pip install 'fedapt-runtime[parquet]'"),
+    ]
+
+
+def look_for(name: str, look: Callable[[], str], install: str) -> Finding:
+    """One finding.
+
+    Args:
+        look: gives version and detail, or raises.
+        install: the line that brings it.
+    """
+    try:
+        return Finding(name, is_there=True, detail=look())
+    except ReportedError as error:
+        return Finding(name, is_there=False, detail=error.found, install=error.next_step)
+    except PackageNotFoundError as error:
+        return Finding(name, is_there=False, detail=f"no package {error.name}", install=install)
+    except (ImportError, OSError, RuntimeError, subprocess.SubprocessError) as error:
+        return Finding(name, is_there=False, detail=str(error), install=install)
+
+
+def _gpus() -> str:
+    if shutil.which("nvidia-smi") is None:
+        raise OSError("no nvidia-smi")
+    command = ["nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    return "; ".join(done.stdout.strip().splitlines())
+
+
+def _onnxruntime() -> str:
+    onnxruntime = import_onnxruntime()
+    providers = [p.removesuffix("ExecutionProvider") for p in onnxruntime.get_available_providers()]
+    return f"{onnxruntime.__version__}, {', '.join(providers)}"
+
+
+def _parquet() -> str:
+    import pyarrow.parquet  # noqa: F401
+
+    return f"pyarrow {version('pyarrow')}"
