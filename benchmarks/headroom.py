@@ -87,7 +87,7 @@ def main() -> None:
     for seed in SEEDS:
         domains = office.domains(seed)
         train = dataclasses.replace(config.train, seed=seed)
-        scores.append(office.run(dataclasses.replace(config, train=train), domains)[0].mean)
+        scores.append(office.run(dataclasses.replace(config, train=train), domains).mean)
         ridge.append(ridge_accuracy(domains))
     report = {
         "command": "python benchmarks/headroom.py",

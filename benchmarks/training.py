@@ -105,6 +105,7 @@ def main() -> None:
         warm, _, _ = run_fedapt(config, backbone, folders)
         half = dataclasses.replace(config.train, precision="bfloat16")
         warm_half, _, _ = run_fedapt(dataclasses.replace(config, train=half), backbone, folders)
+        lite = lite_seconds_per_round(config, folders)
     batch = config.train.batch_size
     keys = draw_keys(4, config.prompt.context_length, backbone.text_tower.width, 0)
     steps = [
@@ -132,7 +133,7 @@ def main() -> None:
         "warm_ratio": round(straightforward / warm, 1),
         "warm_bfloat16_seconds": round(warm_half, 1),
         "warm_bfloat16_ratio": round(straightforward / warm_half, 1),
-        "lite_seconds_per_round": lite_seconds_per_round(config, folders),
+        "lite_seconds_per_round": lite,
         "memory_of_345_classes": memory_of_many_classes(),
         "machine": machine(),
     }
