@@ -52,7 +52,7 @@ def plot_bars(
             axes.legend(frameon=False, loc="upper left", ncols=2)
         else:  # many bars: cut the axis where they differ, and say so by its numbers
             lowest = min(100 * share for shares in series.values() for share, _ in shares.values())
-            axes.set_ylim(max(0, 10 * ((lowest - 3) // 10)), 101)
+            axes.set_ylim(max(0, 10 * ((lowest - 3) // 10)), 103)
             figure.legend(frameon=False, loc="outside lower center", ncols=5, fontsize=9.5)
         return to_svg(figure)
 
@@ -100,7 +100,7 @@ def plot_lines(
         axes.set_xlabel(x_label)
         axes.set_ylabel("test accuracy, %")
         axes.grid(visible=True)
-        figure.legend(frameon=False, loc="outside lower center", ncols=5, fontsize=9.5)
+        figure.legend(frameon=False, loc="outside lower center", ncols=4, fontsize=9)
         return to_svg(figure)
 
 
