@@ -78,7 +78,7 @@ def compare(
         rows = build_rows(comparison)
         flat = {k: v for k, v in flatten(settings).items() if k != "data.root"}
         results = to_json(comparison, rows, flat)
-        write_text(out / "results.json", json.dumps(results, indent=1) + "\n")
+        write_text(out / "results.json", json.dumps(results) + "\n")
         write_text(out / "results.csv", to_csv(comparison))
         write_report(comparison, rows, flat, out / "report.html")
         reporter.message(f"written: {out / 'report.html'}, results.csv, results.json")
