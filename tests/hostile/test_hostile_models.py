@@ -13,6 +13,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper
 
 from fedapt_runtime import Classifier
+from fedapt_runtime.backends.ort import import_onnxruntime
 from fedapt_runtime.errors import ModelFileError
 from fedapt_runtime.manifest import METADATA_KEY
 
@@ -176,3 +177,14 @@ def test_flipped_bytes_are_refused_or_loaded(tiny_model: Path, target: Path) -> 
             texts.append(str(error))
     assert texts
     assert all(text.startswith(f"{target}: found ") for text in texts)
+
+
+def test_a_failure_without_a_message_is_told(
+    tiny_model: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise MemoryError  # what ONNX Runtime passes on has no text of its own
+
+    monkeypatch.setattr(import_onnxruntime(), "InferenceSession", fail)
+    target.write_bytes(tiny_model.read_bytes())
+    assert_refused(target, r"a file that ONNX Runtime cannot load \(MemoryError\); expected")

@@ -75,6 +75,11 @@ def choose_device(device: str, available: list[str]) -> str:
     return device
 
 
+def _say(error: Exception) -> str:
+    """The first line of a message that may have none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
 def open_session(
     onnxruntime: Any, model: str | bytes, device: str, where: object, threads: int = 0
 ) -> Any:
@@ -99,7 +104,7 @@ def open_session(
     except Exception as error:  # ONNX Runtime's exceptions share no public base class
         raise ModelFileError(
             where=where,
-            found=f"a file that ONNX Runtime cannot load ({str(error).splitlines()[0][:200]})",
+            found=f"a file that ONNX Runtime cannot load ({_say(error)})",
             expected="a model written by `fedapt export`",
             next_step="check the path, or export the model again",
         ) from error
@@ -178,7 +183,7 @@ class OrtBackend:
         except Exception as error:  # ONNX Runtime's exceptions share no public base class
             raise ModelFileError(
                 where=where,
-                found=f"a graph that does not run ({str(error).splitlines()[0][:200]})",
+                found=f"a graph that does not run ({_say(error)})",
                 expected="a model, and a head of the same CLIP",
                 next_step="export both again with `fedapt export`",
             ) from error
