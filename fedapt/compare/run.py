@@ -16,7 +16,7 @@ from fedapt.core.files import write_text
 from fedapt.core.report import Reporter
 from fedapt.data.domains import ImageTable, divide_table, load_table
 from fedapt.data.folders import ImageFolders, check_complete, scan_folders
-from fedapt.data.splits import split_folders
+from fedapt.data.splits import split_as_configured
 from fedapt.model.backbone import Backbone, load_backbone
 from fedapt.model.image_encoder import image_encoder
 from fedapt.run.device import choose_device
@@ -184,13 +184,7 @@ class _Bench:
 
     def _train(self, cell: Cell) -> CellResult:
         config = METHODS[cell.method].settle(cell.configure(self._config))
-        split = split_folders(
-            self._folders,
-            config.data.test_fraction,
-            config.data.split_seed,
-            validation_fraction=config.data.validation_fraction,
-            shots=config.data.shots,
-        )
+        split = split_as_configured(self._folders, config.data)
         domains = divide_table(self._table, self._folders, split)
         session = Session(config, self._backbone, self._folders, domains)
         start = session.begin()

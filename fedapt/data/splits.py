@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedapt.core.config import DataConfig
 from fedapt.core.errors import DataError
 from fedapt.data.folders import ImageFolders, Sample
 
@@ -65,6 +66,17 @@ def split_folders(
                 next_step="add images, or lower data.test_fraction",
             )
     return Split(train, test, validation)
+
+
+def split_as_configured(folders: ImageFolders, config: DataConfig) -> Split:
+    """The split of a training run, see `split_folders`."""
+    return split_folders(
+        folders,
+        config.test_fraction,
+        config.split_seed,
+        validation_fraction=config.validation_fraction,
+        shots=config.shots,
+    )
 
 
 def split_samples(

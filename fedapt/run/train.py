@@ -9,7 +9,7 @@ from fedapt.core.errors import UsageError
 from fedapt.core.report import Reporter
 from fedapt.data.domains import load_domains
 from fedapt.data.folders import check_complete, scan_folders
-from fedapt.data.splits import split_folders
+from fedapt.data.splits import split_as_configured
 from fedapt.model.backbone import load_backbone
 from fedapt.model.checkpoint import load_checkpoint
 from fedapt.model.image_encoder import image_encoder
@@ -56,13 +56,7 @@ def train(
     # the images are checked before the run folder is touched: a typo leaves nothing behind
     folders = scan_folders(Path(config.data.root), config.data.class_names)
     check_complete(folders, config.data.allow_missing_classes)
-    split = split_folders(
-        folders,
-        config.data.test_fraction,
-        config.data.split_seed,
-        validation_fraction=config.data.validation_fraction,
-        shots=config.data.shots,
-    )
+    split = split_as_configured(folders, config.data)
     join = config.federation.join
     joined = load_checkpoint(Path(join)) if join else None
     settled = METHODS[config.train.method].settle(config)

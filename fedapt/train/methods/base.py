@@ -186,6 +186,11 @@ class FeatureMethod(Method):
     def logits(self, learned: Learned, features: Tensor) -> Tensor:
         """float32 [n, C] of features float32 [n, D]."""
 
+    @property
+    def step_bytes(self) -> int:
+        """Next to nothing: a step encodes no prompt."""
+        return 0
+
     def objective(self, start: Learned, client: Client, round_number: int) -> Objective:
         """CE of the class."""
         return lambda learned, batch: cross_entropy(
