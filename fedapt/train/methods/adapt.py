@@ -14,16 +14,17 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import normalize
 
 from fedapt.data.domains import Labelled
 from fedapt.data.partition import Client
 from fedapt.model.adaptive_network import domain_weights, draw_adaptive_network
 from fedapt.model.prompted_clip import gram_matrices, mix_banks
 from fedapt.train.methods.base import Learned, Method, Objective, Predictor
+from fedapt.train.methods.fedapt import ADAPTIVE_NETWORK, network_loss
 from fedapt.train.methods.promptfl import begin_context, context_loss
 
-CONTEXTS, ADAPTIVE_NETWORK = "contexts", "adaptive_network"
+CONTEXTS = "contexts"
 
 
 class Adapt(Method):
@@ -47,10 +48,8 @@ class Adapt(Method):
         """CE of the class under the domain's own context, and CE of its domain."""
 
         def loss(learned: Learned, batch: Labelled) -> Tensor:
-            scores = batch.features @ learned[ADAPTIVE_NETWORK].T
-            domain = torch.full_like(batch.labels, client.key)
-            return context_loss(self.setting, learned[CONTEXTS], batch) + cross_entropy(
-                scores, domain
+            return context_loss(self.setting, learned[CONTEXTS], batch) + network_loss(
+                learned[ADAPTIVE_NETWORK], client.key, batch.features
             )
 
         return loss

@@ -62,8 +62,7 @@ class FedAPT(Method):
 
     def domain_loss(self, learned: Learned, key: int, features: Tensor) -> Tensor:
         """CE(Q f, n)."""
-        scores = features @ learned[ADAPTIVE_NETWORK].T
-        return cross_entropy(scores, torch.full((len(features),), key, device=features.device))
+        return network_loss(learned[ADAPTIVE_NETWORK], key, features)
 
     def predictor(self, learned: Learned) -> Predictor:
         """Mixed text banks, as the fused graph computes them."""
@@ -82,6 +81,12 @@ class FedAPT(Method):
     def global_model(self, learned: Learned) -> GlobalModel:
         """The server's model around V and Q."""
         return build_global_model(self.setting, learned)
+
+
+def network_loss(network: Tensor, key: int, features: Tensor) -> Tensor:
+    """CE(Q f, n), a scalar: Q float32 [N, D] should tell that these features are of key n."""
+    scores = features @ network.T
+    return cross_entropy(scores, torch.full((len(features),), key, device=features.device))
 
 
 def build_global_model(setting: Setting, learned: Learned) -> GlobalModel:
