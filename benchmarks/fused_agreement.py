@@ -18,7 +18,7 @@ from fedapt.core.config import read_config
 from fedapt.core.report import Reporter
 from fedapt.run.folder import RunFolder
 from fedapt.run.train import train
-from fedapt_export.export import export
+from fedapt_export.export import ExportSettings, export
 
 
 def main() -> None:
@@ -29,14 +29,8 @@ def main() -> None:
         run = RunFolder(Path(folder) / "run")
         evaluation = train(config, run.path, resume=False, device="cpu", reporter=Reporter())
         model = Path(folder) / "model.onnx"
-        parity = export(
-            run.checkpoint,
-            model,
-            data=None,
-            parity_images=0,
-            least_agreement=0.0,
-            reporter=Reporter(),
-        )
+        settings = ExportSettings(parity_images=0, least_agreement=0.0)
+        parity = export(run.checkpoint, model, settings, Reporter()).parity
         size = model.stat().st_size
     figures = {k: v for k, v in parity.to_dict().items() if k != "source"}
     result = {

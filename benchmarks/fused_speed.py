@@ -76,7 +76,7 @@ def main() -> None:
     }
     for n_classes, slow_images in ((10, 4), (345, 1)):
         model = build_model(backbone, n_classes)
-        graph = fuse(backbone, fedapt_head(model)).SerializeToString()
+        graph = fuse(read_tower(backbone), fedapt_head(model), backbone.label).SerializeToString()
         fused = open_session(onnxruntime, graph, "cpu", "fused")
         runs: dict[str, list[float]] = {"bare": [], "fused": []}
         for _ in range(REPETITIONS + 1):

@@ -24,6 +24,7 @@ from photos import RESULTS, machine, photos_root
 from PIL import Image
 
 from fedapt.model.backbone import Backbone, load_backbone
+from fedapt.model.image_encoder import read_tower
 from fedapt.model.open_clip_import import import_open_clip
 from fedapt.model.prompted_clip import zero_shot_features
 from fedapt_export.export import write_model
@@ -79,7 +80,7 @@ def measure(name: str, pretrained: str, paths: list[str], folder: Path) -> dict[
     """All figures of one model."""
     backbone = load_backbone(name, pretrained)
     model = folder / f"{name}.onnx"
-    graph = fuse(backbone, zero_shot_head(backbone, CLASSES))
+    graph = fuse(read_tower(backbone), zero_shot_head(backbone, CLASSES), backbone.label)
     write_model(graph, build_zero_shot_manifest(backbone, CLASSES), model)
     classifier = Classifier.load(model, device="cpu")
     few = paths[:200]

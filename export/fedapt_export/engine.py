@@ -1,19 +1,22 @@
-"""model.onnx -> TensorRT-RTX engine, ahead of time and without a GPU.
+"""model.onnx -> TensorRT engine, in one of two flavours.
 
-TensorRT-RTX compiles for compute capabilities, not for the GPU at hand, and finishes on the target
-when the engine is first loaded. The engine is a plain plan: nothing is put in front of it, and what
-it is stands beside it, in `<name>.engine.json`. It is built in a child process, so that a crash of
-the builder is an error message. Precision lives in the graph; no builder flag touches it.
-Refitting is not offered: TensorRT-RTX 1.7 asks for a CUDA device to build a refittable engine, and
-building another takes seconds.
+`rtx` is TensorRT-RTX: it compiles ahead of time for compute capabilities, without a GPU, and
+finishes on the target when the engine is first loaded. `tensorrt` is TensorRT 10 or 11: it measures
+kernels on the very GPU that the engine will run on.
 
-Source: TensorRT-RTX documentation, "CPU-only ahead-of-time compilation".
+The engine is a plain plan: nothing is put in front of it, and what it is stands beside it, in
+`<name>.engine.json`. It is built in a child process, so that a crash of the builder is an error
+message. Precision lives in the graph's types; no builder flag touches it.
+
+Source: TensorRT documentation, "Strongly typed networks"; TensorRT-RTX documentation, "CPU-only
+ahead-of-time compilation".
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,14 +27,19 @@ from typing import Any
 
 import onnx
 
-from fedapt.core.errors import DependencyError, ExportError
+from fedapt.core.errors import DependencyError, ExportError, UsageError
 from fedapt.core.files import hash_file, replace_file, write_text
-from fedapt_export.engine_builder import LIBRARY
+from fedapt_export.engine_builder import LIBRARIES
 from fedapt_export.fuse import read_manifest
 
+FLAVOURS = ("auto", *LIBRARIES)
 # what TensorRT-RTX 1.7 names; H100 and B200 (sm90, sm100) are targets of plain TensorRT alone
 CAPABILITIES = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 _DATA_CENTRE = ("sm90", "sm100", "sm103")
+_INSTALL = {
+    "rtx": "pip install 'fedapt[rtx]' (Linux or Windows, x86-64)",
+    "tensorrt": "pip install 'fedapt[gpu]', which takes NVIDIA's package index",
+}
 
 
 @dataclass(frozen=True)
@@ -39,32 +47,38 @@ class EngineSettings:
     """What an engine is built for.
 
     Attributes:
-        capabilities: `sm89` and the like; empty takes the library's defaults.
+        flavour: `rtx`, `tensorrt`, or `auto`: `tensorrt` where it and a GPU are there, else `rtx`.
+        capabilities: `sm89` and the like, of `rtx`; empty takes the library's defaults.
         least_batch, best_batch, most_batch: the optimisation profile of the batch axis.
+        timing_cache: a file of `tensorrt` that later builds on the same GPU are faster with.
+        refit: whether weights can be replaced in the engine, of `tensorrt`.
     """
 
+    flavour: str = "auto"
     capabilities: tuple[str, ...] = ()
     least_batch: int = 1
     best_batch: int = 32
     most_batch: int = 128
+    timing_cache: Path | None = None
+    refit: bool = False
 
-    def check(self) -> None:
-        """Refuse what the library would refuse later, or accept and ignore.
+    def settle(self, precision: str = "fp32") -> EngineSettings:
+        """The same settings with a flavour that works here; what cannot work is refused.
+
+        Args:
+            precision: of the graph.
 
         Raises:
-            ExportError: an unknown target, or batch sizes out of order.
+            UsageError: an unknown flavour, or batch sizes out of order.
+            ExportError: settings that the flavour does not have, or no GPU for it.
+            DependencyError: the library is not installed.
         """
-        for name in self.capabilities:
-            if name in CAPABILITIES:
-                continue
-            data_centre = name in _DATA_CENTRE
-            raise ExportError(
-                where="--compute-capability",
-                found=name + (", a data centre GPU" if data_centre else ""),
-                expected=f"targets of TensorRT-RTX: {', '.join(CAPABILITIES)}",
-                next_step="run model.onnx with ONNX Runtime on that GPU; TensorRT-RTX cannot"
-                if data_centre
-                else "check the spelling",
+        if self.flavour not in FLAVOURS:
+            raise UsageError(
+                where="--trt-flavour",
+                found=repr(self.flavour),
+                expected=", ".join(FLAVOURS),
+                next_step="choose one of these",
             )
         if not 1 <= self.least_batch <= self.best_batch <= self.most_batch:
             raise ExportError(
@@ -73,21 +87,81 @@ class EngineSettings:
                 expected="1 <= min <= opt <= max",
                 next_step="correct the sizes",
             )
+        flavour = self.flavour
+        if flavour == "auto":
+            native = _is_installed("tensorrt") and has_gpu() and not self.capabilities
+            flavour = "tensorrt" if native else "rtx"
+        if not _is_installed(flavour):
+            raise DependencyError(
+                where=f"--trt-flavour {flavour}",
+                found=f"no module {LIBRARIES[flavour]}",
+                expected="TensorRT-RTX" if flavour == "rtx" else "TensorRT 10 or 11",
+                next_step=_INSTALL[flavour],
+            )
+        settled = dataclasses.replace(self, flavour=flavour)
+        if flavour == "rtx":
+            settled._check_rtx(precision)
+        else:
+            settled._check_tensorrt()
+        return settled
+
+    def _check_rtx(self, precision: str) -> None:
+        for name in self.capabilities:
+            if name in CAPABILITIES:
+                continue
+            data_centre = name in _DATA_CENTRE
+            raise ExportError(
+                where="--compute-capability",
+                found=name + (", a data centre GPU" if data_centre else ""),
+                expected=f"targets of TensorRT-RTX: {', '.join(CAPABILITIES)}",
+                next_step="build on that GPU with --trt-flavour tensorrt"
+                if data_centre
+                else "check the spelling",
+            )
+        for option, is_set in (("--timing-cache", self.timing_cache), ("--refit", self.refit)):
+            if is_set:
+                raise ExportError(
+                    where=option,
+                    found="--trt-flavour rtx, which would ask for a GPU to build",
+                    expected="--trt-flavour tensorrt",
+                    next_step=f"leave {option} out: building again takes seconds",
+                )
+        if precision == "int8":
+            raise ExportError(
+                where="--precision int8 --trt",
+                found="--trt-flavour rtx, whose int8 is for weights alone",
+                expected="fp32, fp16 or bf16",
+                next_step="choose --precision fp16, or --trt-flavour tensorrt on a machine with"
+                " a GPU",
+            )
+
+    def _check_tensorrt(self) -> None:
+        if not has_gpu():
+            raise ExportError(
+                where="--trt-flavour tensorrt",
+                found="no NVIDIA GPU (nvidia-smi finds none)",
+                expected="the GPU that the engine will run on: TensorRT measures on it",
+                next_step="export there, or use --trt-flavour rtx, which builds without one",
+            )
+        if self.capabilities:
+            raise ExportError(
+                where="--compute-capability",
+                found="--trt-flavour tensorrt",
+                expected="nothing: such an engine is for the GPU at hand",
+                next_step="leave it out, or use --trt-flavour rtx",
+            )
 
 
-def check_library() -> None:
-    """Make sure that TensorRT-RTX can be imported, without importing it here.
+def has_gpu() -> bool:
+    """Whether this machine has an NVIDIA GPU with a driver."""
+    if shutil.which("nvidia-smi") is None:
+        return False
+    done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return done.returncode == 0 and "GPU" in done.stdout
 
-    Raises:
-        DependencyError: it is not installed.
-    """
-    if find_spec(LIBRARY) is None:
-        raise DependencyError(
-            where="--trt",
-            found=f"no module {LIBRARY}",
-            expected="TensorRT-RTX",
-            next_step="pip install 'fedapt[rtx]' (Linux or Windows, x86-64)",
-        )
+
+def _is_installed(flavour: str) -> bool:
+    return find_spec(LIBRARIES[flavour]) is not None
 
 
 def build_engine(model: Path, out: Path, settings: EngineSettings) -> dict[str, Any]:
@@ -96,26 +170,27 @@ def build_engine(model: Path, out: Path, settings: EngineSettings) -> dict[str, 
     Args:
         model: an .onnx file with a manifest.
         out: the .engine file.
+        settings: with any flavour; they are settled here.
 
     Returns:
         The sidecar: the model's manifest and hash, library, targets and batch profile.
 
     Raises:
-        DependencyError: TensorRT-RTX is not installed.
+        DependencyError: the library is not installed.
         ExportError: a wrong setting, or the builder refused the graph or crashed.
         FileError: the output cannot be written.
     """
-    settings.check()
-    check_library()
     manifest = read_manifest(onnx.load(model), model)
+    settings = settings.settle(manifest.precision)
     with replace_file(out) as temporary:
         built = _run_builder(model, temporary, settings)
         engine_sha256 = hash_file(temporary)
     sidecar = {
-        "flavour": "rtx",
-        "library": {"name": "tensorrt-rtx", "version": built["version"]},
-        "compute_capabilities": list(settings.capabilities) or ["default"],
+        "flavour": settings.flavour,
+        "library": {"name": built["library"], "version": built["version"]},
+        "compute_capabilities": list(settings.capabilities) or [built["target"]],
         "batch": [settings.least_batch, settings.best_batch, settings.most_batch],
+        "refit": settings.refit,
         "onnx_sha256": hash_file(model),
         "engine_sha256": engine_sha256,
         "manifest": dataclasses.asdict(manifest),
@@ -126,6 +201,7 @@ def build_engine(model: Path, out: Path, settings: EngineSettings) -> dict[str, 
 
 def _run_builder(model: Path, out: Path, settings: EngineSettings) -> dict[str, Any]:
     request = {"model": str(model), "out": str(out)} | dataclasses.asdict(settings)
+    request["timing_cache"] = str(settings.timing_cache or "")
     done = subprocess.run(
         [sys.executable, "-m", "fedapt_export.engine_builder"],
         input=json.dumps(request),
@@ -144,6 +220,6 @@ def _run_builder(model: Path, out: Path, settings: EngineSettings) -> dict[str, 
         where=model,
         found=found,
         expected="an engine",
-        next_step="report this with the model's name and the version of TensorRT-RTX;"
+        next_step=f"report this with the model's name and the version of {settings.flavour};"
         " model.onnx itself is whole and runs in ONNX Runtime",
     )

@@ -2,72 +2,190 @@
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 
-from fedapt.core.errors import ExportError
+from fedapt.core.errors import ExportError, ReportedError, UsageError
 from fedapt.core.files import hash_file, write_bytes
 from fedapt.core.report import Reporter
 from fedapt.model.backbone import load_backbone
 from fedapt.model.checkpoint import load_checkpoint
-from fedapt_export.fuse import attach_manifest, build_manifest, fuse
+from fedapt.model.image_encoder import read_tower
+from fedapt_export.fuse import attach_manifest, build_manifest, fuse, read_opset
 from fedapt_export.head import fedapt_head
-from fedapt_export.images import collect_images
+from fedapt_export.images import collect_calibration, collect_images
 from fedapt_export.parity import Parity, measure_parity
+from fedapt_export.precision import (
+    MOST_DISAGREEMENT,
+    MOST_FEATURE_DIFFERENCE,
+    PrecisionReport,
+    check_precision,
+    compare_with_float32,
+    lower_precision,
+    to_runnable,
+)
 from fedapt_export.swap import write_head
 from fedapt_runtime import Manifest
 
+MIXINGS = ("exact", "hard")
 _MOST_MODEL_BYTES = 2_000_000_000
 
 
-def export(
-    checkpoint_path: Path,
-    out: Path,
-    *,
-    data: Path | None,
-    parity_images: int,
-    least_agreement: float,
-    reporter: Reporter,
-    head_only: bool = False,
-) -> Parity:
-    """Fuse a checkpoint with its CLIP and write one ONNX file, or its head alone.
+@dataclass(frozen=True)
+class ExportSettings:
+    """What is asked of an export.
 
-    Args:
-        data: images for the parity report, by default those that the run folder names; without
-            either, noise.
+    Attributes:
+        data: images for the reports, by default those that the run folder names; without either,
+            noise.
         parity_images: how many test images to compare; 0 takes all.
         least_agreement: share of images whose best class must survive the mixing of text banks.
         head_only: write the head as a .safetensors file; the whole graph is checked all the same.
+        mixing: of the text banks, `exact` or `hard`.
+        precision: of the image tower, one of `precision.PRECISIONS`.
+        calibration: images that set the scales of int8, by default the run's training images.
+        calibration_images: how many of them; 0 takes all.
+        symmetric: int8 as TensorRT takes it, see `int8.to_int8`.
+        most_disagreement: share of images that a lower precision may label otherwise than float32;
+            None takes `precision.MOST_DISAGREEMENT`.
+        force: write a lower precision that disagrees, is slower, or does not run on this machine.
+    """
+
+    data: Path | None = None
+    parity_images: int = 128
+    least_agreement: float = 0.98
+    head_only: bool = False
+    mixing: str = "exact"
+    precision: str = "fp32"
+    calibration: Path | None = None
+    calibration_images: int = 128
+    symmetric: bool = False
+    most_disagreement: float | None = None
+    force: bool = False
+
+    def check(self) -> None:
+        """Refuse what does not go together.
+
+        Raises:
+            UsageError: see above.
+        """
+        check_precision(self.precision, self.calibration is not None)
+        if self.mixing not in MIXINGS:
+            raise UsageError(
+                where="--mixing",
+                found=repr(self.mixing),
+                expected=" or ".join(MIXINGS),
+                next_step="choose one of these",
+            )
+        if self.head_only and self.precision != "fp32":
+            raise UsageError(
+                where="--head-only and --precision",
+                found=f"both, with {self.precision}",
+                expected="one of them: the head is float32 in every model",
+                next_step="leave one out",
+            )
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export has written, and shown before."""
+
+    manifest: Manifest
+    parity: Parity
+    precision: PrecisionReport | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: the parity report, and `against_fp32` for a lower precision."""
+        return report_parity(self.parity, self.precision)
+
+
+def report_parity(parity: Parity, precision: PrecisionReport | None) -> dict[str, Any]:
+    """What the manifest keeps of both comparisons."""
+    lower = {} if precision is None else {"against_fp32": precision.to_dict()}
+    return parity.to_dict() | lower
+
+
+def export(
+    checkpoint_path: Path, out: Path, settings: ExportSettings, reporter: Reporter
+) -> Exported:
+    """Fuse a checkpoint with its CLIP and write one ONNX file, or its head alone.
 
     Raises:
-        ParityError: the graph does not compute what the checkpoint computes; `out` is untouched.
+        ParityError: the graph does not compute what the checkpoint computes, or a lower precision
+            changes too many labels; `out` is untouched.
         ReportedError: see `fedapt.core.errors`.
     """
+    settings.check()
     checkpoint = load_checkpoint(checkpoint_path)
-    images, source = collect_images(checkpoint, checkpoint_path, data, parity_images)
+    images, source = collect_images(
+        checkpoint, checkpoint_path, settings.data, settings.parity_images
+    )
+    calibration = None
+    if settings.precision == "int8":
+        calibration, scales = collect_calibration(
+            checkpoint, checkpoint_path, settings.calibration, settings.calibration_images
+        )
+        reporter.message(f"calibrating on {scales}")
     info = checkpoint.info
     backbone = load_backbone(info.model, info.pretrained)
     reporter.message(f"model: {backbone.label}, {len(info.classes)} classes, {info.rounds} rounds")
-    global_model = checkpoint.to_global_model(backbone)
+    global_model = dataclasses.replace(checkpoint.to_global_model(backbone), mixing=settings.mixing)
     head = fedapt_head(global_model)
-    model = fuse(backbone, head)
+    tower = read_tower(backbone)
+    reference = fuse(tower, head, backbone.label)
+    _check_size(reference, backbone.label)
+    model, comparison = reference, None
+    if settings.precision != "fp32":
+        lowered = lower_precision(
+            tower, settings.precision, calibration, symmetric=settings.symmetric
+        )
+        model = fuse(lowered, head, backbone.label)
+        comparison = compare_with_float32(reference, model, settings.precision, images)
+    reporter.message(f"comparing on {source}")
+    runnable = to_runnable(model, settings.precision)
+    parity = measure_parity(runnable, global_model, backbone, images, source)
+    parity.check(settings.least_agreement, out, MOST_FEATURE_DIFFERENCE[settings.precision])
+    if comparison is not None:
+        _check_precision(comparison, settings, out, reporter)
+    manifest = build_manifest(
+        checkpoint,
+        hash_file(checkpoint_path),
+        report_parity(parity, comparison),
+        mixing=settings.mixing,
+        precision=settings.precision,
+        opset=read_opset(model),
+    )
+    if settings.head_only:
+        write_head(head, manifest, out)
+    else:
+        write_model(model, manifest, out)
+    return Exported(manifest, parity, comparison)
+
+
+def _check_precision(
+    comparison: PrecisionReport, settings: ExportSettings, out: Path, reporter: Reporter
+) -> None:
+    most = settings.most_disagreement
+    try:
+        comparison.check(MOST_DISAGREEMENT[settings.precision] if most is None else most, out)
+    except ReportedError as error:
+        if not settings.force:
+            raise
+        reporter.message(f"--force: {error.found}")
+
+
+def _check_size(model: onnx.ModelProto, label: str) -> None:
     if model.ByteSize() > _MOST_MODEL_BYTES:
         raise ExportError(
-            where=f"model {backbone.label}",
+            where=f"model {label}",
             found=f"a graph of {model.ByteSize():,} bytes",
             expected=f"at most {_MOST_MODEL_BYTES:,}, what one ONNX file can hold",
             next_step="choose a smaller model",
         )
-    reporter.message(f"comparing on {source}")
-    parity = measure_parity(model.SerializeToString(), global_model, backbone, images, source)
-    parity.check(least_agreement, out)
-    manifest = build_manifest(checkpoint, hash_file(checkpoint_path), parity.to_dict())
-    if head_only:
-        write_head(head, manifest, out)
-    else:
-        write_model(model, manifest, out)
-    return parity
 
 
 def write_model(model: onnx.ModelProto, manifest: Manifest, out: Path) -> None:

@@ -12,7 +12,6 @@ from fedapt.core.errors import ExportError
 from fedapt.core.versions import software_versions
 from fedapt.model.backbone import Backbone
 from fedapt.model.checkpoint import Checkpoint
-from fedapt.model.image_encoder import read_tower
 from fedapt.model.image_tower import FEATURES
 from fedapt.model.onnx_trace import OPSET
 from fedapt_export.head import LOGITS, WEIGHTS, Head, build_head, swappable_inputs
@@ -20,18 +19,24 @@ from fedapt_runtime import Manifest, Preprocessing
 from fedapt_runtime.manifest import METADATA_KEY, parse_manifest
 
 
-def fuse(backbone: Backbone, head: Head) -> onnx.ModelProto:
+def fuse(tower: onnx.ModelProto, head: Head, label: str) -> onnx.ModelProto:
     """The fused graph of an image tower and a head, without a manifest.
 
     Input `images` uint8 [batch, height, width, 3], and the head's tensors as inputs with defaults;
     outputs `logits` float32 [batch, C],
     `domain_weights` float32 [batch, N] and `features` float32 [batch, D], not normalised.
 
+    Args:
+        tower: as `model.image_encoder.read_tower` gives it, in any precision.
+        label: of the CLIP, for errors.
+
     Raises:
-        ExportError: the image tower cannot be traced, or the graph is not valid ONNX.
+        ExportError: the graph is not valid ONNX.
     """
-    tower = read_tower(backbone)
     head_model = build_head(head)
+    # the head's operators are the same in every opset that a tower may ask for
+    opset = read_opset(tower)
+    head_model.opset_import[0].version = opset
     try:
         fused: onnx.ModelProto = compose.merge_models(
             tower,
@@ -40,12 +45,12 @@ def fuse(backbone: Backbone, head: Head) -> onnx.ModelProto:
             outputs=[LOGITS, WEIGHTS, FEATURES],
             name="fedapt",
         )
-        _put_in_order(fused)
+        _put_in_order(fused, opset)
         fused.graph.input.extend(swappable_inputs(head.banks.shape[-1]))
         onnx.checker.check_model(fused, full_check=True)
     except (ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(
-            where=f"model {backbone.label}",
+            where=f"model {label}",
             found=f"a graph that is not valid ONNX ({' '.join(str(error).split())[:300]})",
             expected="a valid graph",
             next_step="report this with the model's name and the versions of torch and onnx",
@@ -54,18 +59,29 @@ def fuse(backbone: Backbone, head: Head) -> onnx.ModelProto:
     return fused
 
 
-def _put_in_order(model: onnx.ModelProto) -> None:
+def read_opset(model: onnx.ModelProto) -> int:
+    """The version of ONNX's own operators that a graph is written in."""
+    return int(next(entry.version for entry in model.opset_import if entry.domain == ""))
+
+
+def _put_in_order(model: onnx.ModelProto, opset: int) -> None:
     """Logits first, and one opset entry, where merging leaves one for each part."""
     outputs = {output.name: output for output in model.graph.output}
     ordered = [outputs[name] for name in (LOGITS, WEIGHTS, FEATURES)]
     del model.graph.output[:]
     model.graph.output.extend(ordered)
     del model.opset_import[:]
-    model.opset_import.append(onnx.helper.make_opsetid("", OPSET))
+    model.opset_import.append(onnx.helper.make_opsetid("", opset))
 
 
 def build_manifest(
-    checkpoint: Checkpoint, checkpoint_sha256: str, parity: dict[str, object]
+    checkpoint: Checkpoint,
+    checkpoint_sha256: str,
+    parity: dict[str, object],
+    *,
+    mixing: str = "exact",
+    precision: str = "fp32",
+    opset: int = OPSET,
 ) -> Manifest:
     """The manifest of a checkpoint's fused graph."""
     info = checkpoint.info
@@ -77,9 +93,9 @@ def build_manifest(
         method=info.method,
         rounds=info.rounds,
         temperature=info.config.prompt.temperature,
-        mixing="exact",
-        precision="fp32",
-        opset=OPSET,
+        mixing=mixing,
+        precision=precision,
+        opset=opset,
         checkpoint_sha256=checkpoint_sha256,
         parity=parity,
         versions=software_versions() | {"onnx": onnx.__version__},

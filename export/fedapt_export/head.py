@@ -60,17 +60,25 @@ class Head:
         adaptive_network: Q, float32 [N, D].
         temperature: tau.
         logit_scale: exp(s).
+        mixing: `exact`, or `hard`: the one text bank with the largest weight.
     """
 
     banks: Tensor
     adaptive_network: Tensor
     temperature: float
     logit_scale: float
+    mixing: str = "exact"
 
 
 def fedapt_head(model: GlobalModel) -> Head:
     """The head of a global model; encodes its prompts once for each key."""
-    return Head(model.text_banks, model.adaptive_network, model.temperature, model.logit_scale)
+    return Head(
+        model.text_banks,
+        model.adaptive_network,
+        model.temperature,
+        model.logit_scale,
+        model.mixing,
+    )
 
 
 def zero_shot_head(backbone: Backbone, class_names: tuple[str, ...]) -> Head:
@@ -101,7 +109,7 @@ def build_head(head: Head) -> onnx.ModelProto:
     g = _GraphBuilder()
     for name, value in complete_head(head_tensors(head), n_domains, n_classes).items():
         g.constant(name, value)
-    weights = _domain_weights(g)
+    weights = _domain_weights(g, head.mixing)
 
     norm = g.node("ReduceL2", "head.norm", FEATURES, g.axes("head.last", -1), keepdims=1)
     norm = g.node("Max", "head.safe_norm", norm, g.scalar("head.least_norm", LEAST_NORM))
@@ -138,7 +146,7 @@ def build_head(head: Head) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
 
 
-def _domain_weights(g: _GraphBuilder) -> str:
+def _domain_weights(g: _GraphBuilder, mixing: str) -> str:
     scores = g.node("MatMul", "head.scores", FEATURES, "adaptive_network")
     axis = g.axes("head.domain_axis", -1)
     mean = g.node("ReduceMean", "head.mean_score", scores, axis, keepdims=1)
@@ -150,7 +158,7 @@ def _domain_weights(g: _GraphBuilder) -> str:
     std = g.node("Max", "head.safe_std", std, g.scalar("head.least_std", LEAST_STD))
     standard = g.node("Div", "head.standard_scores", centred, std)
     sharp = g.node("Div", "head.sharp_scores", standard, "temperature")
-    return g.node("Softmax", WEIGHTS, sharp, axis=-1)
+    return g.node("Hardmax" if mixing == "hard" else "Softmax", WEIGHTS, sharp, axis=-1)
 
 
 def swappable_inputs(image_width: int) -> list[onnx.ValueInfoProto]:

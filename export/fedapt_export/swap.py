@@ -30,7 +30,7 @@ def swap_head(model_path: Path, head_path: Path, out: Path) -> Manifest:
     """Put a head into a fused model of the same CLIP; the tower's bytes stay as they are.
 
     Returns:
-        The manifest of the new model, which is the head's.
+        The manifest of the new model: the head's, with the graph's own facts.
 
     Raises:
         ExportError: the model is missing, damaged, or no fedapt model.
@@ -47,7 +47,8 @@ def swap_head(model_path: Path, head_path: Path, out: Path) -> Manifest:
             next_step="check the path",
         ) from error
     head = read_head(head_path)
-    head.check_fits(read_manifest(model, model_path), head_path)
+    before = read_manifest(model, model_path)
+    head.check_fits(before, head_path)
     values = head.feeds()
     for initializer in model.graph.initializer:
         if initializer.name in values:
@@ -60,6 +61,7 @@ def swap_head(model_path: Path, head_path: Path, out: Path) -> Manifest:
             expected="a model whose head can be swapped",
             next_step="export the model again with `fedapt export`",
         )
-    attach_manifest(model, head.manifest)
+    manifest = head.manifest_on(before)
+    attach_manifest(model, manifest)
     write_bytes(out, model.SerializeToString())
-    return head.manifest
+    return manifest

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
-from fedapt.core.errors import ParityError
+import onnx
+
+from fedapt.core.errors import ExportError, ParityError
 from fedapt.core.files import hash_file
 from fedapt.core.report import Reporter
 from fedapt.model.backbone import load_backbone
 from fedapt.model.checkpoint import load_checkpoint
+from fedapt_export.fuse import read_manifest
 from fedapt_export.images import collect_images
 from fedapt_export.parity import Parity, measure_parity
-from fedapt_runtime import Classifier
+from fedapt_export.precision import MOST_FEATURE_DIFFERENCE, to_runnable
+from fedapt_runtime import Manifest
 
 
 def verify(
@@ -29,11 +34,12 @@ def verify(
         data, images, least_agreement: as in `export.export`.
 
     Raises:
-        ModelFileError: the model is missing, damaged, or no fedapt model.
+        ExportError: the model is missing or damaged.
+        ModelFileError: it is no fedapt model.
         ParityError: it came from another checkpoint, or does not compute what this one computes.
     """
     checkpoint = load_checkpoint(checkpoint_path)
-    manifest = Classifier.load(model_path, device="cpu").manifest
+    model, manifest = _load(model_path)
     sha256 = hash_file(checkpoint_path)
     if manifest.checkpoint_sha256 != sha256:
         raise ParityError(
@@ -45,7 +51,29 @@ def verify(
     pixels, source = collect_images(checkpoint, checkpoint_path, data, images)
     backbone = load_backbone(checkpoint.info.model, checkpoint.info.pretrained)
     reporter.message(f"comparing on {source}")
-    model = checkpoint.to_global_model(backbone)
-    parity = measure_parity(model_path, model, backbone, pixels, source)
-    parity.check(least_agreement, model_path)
+    global_model = dataclasses.replace(checkpoint.to_global_model(backbone), mixing=manifest.mixing)
+    runnable = to_runnable(model, manifest.precision)
+    parity = measure_parity(runnable, global_model, backbone, pixels, source)
+    parity.check(least_agreement, model_path, MOST_FEATURE_DIFFERENCE[manifest.precision])
     return parity
+
+
+def _load(path: Path) -> tuple[onnx.ModelProto, Manifest]:
+    try:
+        model = onnx.load(path)
+    except Exception as error:  # protobuf's errors and OSError share no useful base class
+        raise ExportError(
+            where=path,
+            found=f"a file that onnx cannot read ({' '.join(str(error).split())[:200]})",
+            expected="a model written by `fedapt export`",
+            next_step="check the path",
+        ) from error
+    manifest = read_manifest(model, path)
+    if manifest.precision not in MOST_FEATURE_DIFFERENCE:
+        raise ExportError(
+            where=path,
+            found=f"the precision {manifest.precision!r}",
+            expected=", ".join(MOST_FEATURE_DIFFERENCE),
+            next_step="verify with the fedapt that wrote it",
+        )
+    return model, manifest

@@ -13,6 +13,9 @@ from fedapt.core.errors import UsageError
 
 if TYPE_CHECKING:
     from fedapt_export.parity import Parity
+    from fedapt_export.precision import PrecisionReport
+
+_TRT = "TensorRT"
 
 
 def export(
@@ -20,7 +23,7 @@ def export(
     out: Annotated[Path, typer.Option(help="The .onnx file to write, or the head's .safetensors.")],
     data: Annotated[
         Path | None,
-        typer.Option(help="Images for the parity report [those of the training run]."),
+        typer.Option(help="Images for the reports [those of the training run]."),
     ] = None,
     parity_images: Annotated[
         int, typer.Option(min=0, help="Test images to compare; 0 takes all.")
@@ -31,57 +34,122 @@ def export(
     head_only: Annotated[
         bool, typer.Option("--head-only", help="Write what follows the image tower alone.")
     ] = False,
-    trt: Annotated[
+    mixing: Annotated[
+        str, typer.Option(help="Of the text banks: exact, or hard (the likeliest domain alone).")
+    ] = "exact",
+    precision: Annotated[
+        str, typer.Option(help="Of the image tower: fp32, fp16, bf16 or int8.")
+    ] = "fp32",
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="Images that set the scales of int8 [those of the training run]."),
+    ] = None,
+    calibration_images: Annotated[
+        int, typer.Option(min=0, help="How many of them; 0 takes all.")
+    ] = 128,
+    max_disagreement: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Most labels that a lower precision may change [by precision]."
+        ),
+    ] = None,
+    force: Annotated[
         bool,
-        typer.Option("--trt", help="Also build an .engine with TensorRT-RTX; no GPU needed."),
+        typer.Option("--force", help="Write a precision that is slower here, or disagrees."),
     ] = False,
+    triton: Annotated[
+        Path | None,
+        typer.Option(help="Also write a Triton model repository into this folder."),
+    ] = None,
+    trt: Annotated[
+        bool, typer.Option("--trt", help="Also build an .engine.", rich_help_panel=_TRT)
+    ] = False,
+    trt_flavour: Annotated[
+        str,
+        typer.Option(
+            help="rtx (no GPU needed), tensorrt (on its GPU) or auto.", rich_help_panel=_TRT
+        ),
+    ] = "auto",
     compute_capability: Annotated[
-        str, typer.Option(help="Targets of the engine, such as sm89,sm120 [the library's own].")
+        str,
+        typer.Option(
+            help="Targets of rtx, such as sm89,sm120 [the library's own].", rich_help_panel=_TRT
+        ),
     ] = "",
-    min_batch: Annotated[int, typer.Option(help="Smallest batch of the engine.")] = 1,
-    opt_batch: Annotated[int, typer.Option(help="The batch that the engine is tuned for.")] = 32,
-    max_batch: Annotated[int, typer.Option(help="Largest batch of the engine.")] = 128,
+    min_batch: Annotated[
+        int, typer.Option(help="Smallest batch of the engine.", rich_help_panel=_TRT)
+    ] = 1,
+    opt_batch: Annotated[
+        int, typer.Option(help="The batch that the engine is tuned for.", rich_help_panel=_TRT)
+    ] = 32,
+    max_batch: Annotated[
+        int, typer.Option(help="Largest batch of the engine.", rich_help_panel=_TRT)
+    ] = 128,
+    timing_cache: Annotated[
+        Path | None,
+        typer.Option(help="Timings of tensorrt, read and written.", rich_help_panel=_TRT),
+    ] = None,
+    refit: Annotated[
+        bool,
+        typer.Option("--refit", help="Let weights be replaced (tensorrt).", rich_help_panel=_TRT),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Fuse a checkpoint with its CLIP into one ONNX file, and prove that it computes the same."""
-    if trt and head_only:
+    if head_only and (trt or triton):
         raise UsageError(
-            where="--trt and --head-only",
+            where="--head-only and " + ("--trt" if trt else "--triton"),
             found="both",
-            expected="one of them: an engine needs the whole graph",
+            expected="one of them: an engine or a server needs the whole graph",
             next_step="leave one out",
         )
     with console_reporter() as reporter:
-        from fedapt_export.engine import EngineSettings, build_engine, check_library
+        from fedapt_export.engine import EngineSettings, build_engine
+        from fedapt_export.export import ExportSettings
         from fedapt_export.export import export as run_export
+        from fedapt_export.triton import write_repository
 
         targets = tuple(name.strip().lower() for name in compute_capability.split(",") if name)
-        settings = EngineSettings(targets, min_batch, opt_batch, max_batch)
+        engine_settings = EngineSettings(
+            trt_flavour, targets, min_batch, opt_batch, max_batch, timing_cache, refit
+        )
         if trt:  # what cannot work is refused before the work
-            settings.check()
-            check_library()
-        parity = run_export(
-            checkpoint,
-            out,
+            engine_settings = engine_settings.settle(precision)
+        settings = ExportSettings(
             data=data,
             parity_images=parity_images,
             least_agreement=min_agreement,
-            reporter=reporter,
             head_only=head_only,
+            mixing=mixing,
+            precision=precision,
+            calibration=calibration,
+            calibration_images=calibration_images,
+            symmetric=trt,
+            most_disagreement=max_disagreement,
+            force=force,
         )
+        exported = run_export(checkpoint, out, settings, reporter)
         reporter.message(f"written: {out} ({out.stat().st_size / 1e6:.1f} MB)")
+        served = out
         if trt:
-            engine = out.with_suffix(".engine")
-            sidecar = build_engine(out, engine, settings)
+            served = out.with_suffix(".engine")
+            sidecar = build_engine(out, served, engine_settings)
+            library = " ".join(sidecar["library"].values())
             reporter.message(
-                f"written: {engine} ({engine.stat().st_size / 1e6:.1f} MB, TensorRT-RTX"
-                f" {sidecar['library']['version']}, {', '.join(sidecar['compute_capabilities'])});"
-                " not run, which takes its GPU"
+                f"written: {served} ({served.stat().st_size / 1e6:.1f} MB, {library},"
+                f" {', '.join(sidecar['compute_capabilities'])}); not run, which takes its GPU"
             )
+            if engine_settings.flavour == "rtx":
+                served = out  # Triton has no backend for TensorRT-RTX
+        if triton is not None:
+            repository = write_repository(served, triton, exported.manifest, engine_settings)
+            reporter.message(f"written: {repository}, which serves {served.name} in Triton")
     if as_json:
-        print_json(parity.to_dict())
-    else:
-        show_parity(parity)
+        print_json(exported.to_dict())
+        return
+    show_parity(exported.parity)
+    if exported.precision is not None:
+        _show_precision(exported.precision)
 
 
 def show_parity(parity: Parity) -> None:
@@ -96,3 +164,15 @@ def show_parity(parity: Parity) -> None:
         ["probabilities, fused against exact", f"{parity.exact_probability_difference:.2g}"],
     ]
     print_table(f"Parity on {parity.source}", ["largest difference, or share", ""], rows)
+
+
+def _show_precision(report: PrecisionReport) -> None:
+    speed = "does not run here" if report.images_per_s is None else f"{report.images_per_s:.0f}"
+    rows = [
+        ["MB", f"{report.fp32_bytes / 1e6:.1f}", f"{report.bytes / 1e6:.1f}"],
+        [f"images/s on {report.device}", f"{report.fp32_images_per_s:.0f}", speed],
+        ["same best class, %", "100.00", f"{100 * (1 - report.disagreement):.2f}"],
+        ["unit features, largest difference", "0", f"{report.feature_difference:.1e}"],
+    ]
+    title = f"{report.precision} against fp32, {report.images} images"
+    print_table(title, ["", "fp32", report.precision], rows)

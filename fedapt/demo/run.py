@@ -14,10 +14,11 @@ from fedapt.data.emoji import build_emoji_set
 from fedapt.data.folders import ImageFolders, scan_folders
 from fedapt.data.splits import split_folders
 from fedapt.model.backbone import load_backbone
+from fedapt.model.image_encoder import read_tower
 from fedapt.run.folder import RunFolder
 from fedapt.run.train import train
+from fedapt_export.export import ExportSettings, write_model
 from fedapt_export.export import export as export_checkpoint
-from fedapt_export.export import write_model
 from fedapt_export.fuse import build_zero_shot_manifest, fuse
 from fedapt_export.head import zero_shot_head
 from fedapt_export.parity import Parity
@@ -123,12 +124,11 @@ def run_demo(out: Path, reporter: Reporter) -> DemoResult:
     train(config, run.path, resume=True, device="auto", reporter=reporter)
     lap("train")
     model, zero_shot = out / "model.onnx", out / "zero_shot.onnx"
-    parity = export_checkpoint(
-        run.checkpoint, model, data=data, parity_images=128, least_agreement=0.98, reporter=reporter
-    )
+    exported = export_checkpoint(run.checkpoint, model, ExportSettings(data=data), reporter)
     folders = scan_folders(data)
     backbone = load_backbone(config.model.name)
-    graph = fuse(backbone, zero_shot_head(backbone, folders.class_names))
+    head = zero_shot_head(backbone, folders.class_names)
+    graph = fuse(read_tower(backbone), head, backbone.label)
     write_model(graph, build_zero_shot_manifest(backbone, folders.class_names), zero_shot)
     lap("export")
     samples = _test_samples(folders, config.data)
@@ -141,7 +141,7 @@ def run_demo(out: Path, reporter: Reporter) -> DemoResult:
         fedapt=predicted,
         zero_shot=zero_shot_predicted,
         records=read_records(run.records),
-        parity=parity,
+        parity=exported.parity,
         summary=summary,
         model=model,
         seconds=seconds,

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from fedapt.core.errors import ModelError, ModelNotSupported
 from fedapt.model.lite.load import build_lite
 from fedapt.model.open_clip_import import import_open_clip
-from fedapt.model.text_tower import TextTower
+from fedapt.model.text_tower import TextTower, check_tokens
+from fedapt.model.tokens import PromptTokenizer, take_apart
 from fedapt_runtime import Preprocessing
 from fedapt_runtime.errors import ModelFileError
 
@@ -37,8 +38,9 @@ class Backbone:
         name: OpenCLIP model name, `lite`, a folder, or `hf-hub:organisation/repository`.
         pretrained: tag or weights file; empty where the name says it all.
         clip: the OpenCLIP model; `encode_image` maps normalised images to features.
-        text_tower: embeddings -> features, cut to the longest EOS.
-        tokenizer: CLIP's byte-pair tokenizer.
+        text_tower: embeddings -> features.
+        tokenizer: OpenCLIP's tokenizer of the model.
+        prompts: the same tokenizer taken apart, for prompts with a learned context.
         preprocessing: image file -> uint8 array, and the normalisation that follows.
     """
 
@@ -47,6 +49,7 @@ class Backbone:
     clip: nn.Module
     text_tower: TextTower
     tokenizer: Any
+    prompts: PromptTokenizer
     preprocessing: Preprocessing
 
     @property
@@ -126,22 +129,19 @@ def load_backbone(name: str, pretrained: str = "", device: str = "cpu") -> Backb
         tokenizer = import_open_clip().SimpleTokenizer()
     else:
         clip, tokenizer = _build_open_clip(name, pretrained)
-    if not hasattr(tokenizer, "sot_token_id") or not hasattr(tokenizer, "encode"):
-        raise ModelNotSupported(
-            where=f"model {name}",
-            found=f"a tokenizer of class {type(tokenizer).__name__}",
-            expected="CLIP's byte-pair tokenizer",
-            next_step="choose another model, such as ViT-B-32-quickgelu or lite",
-        )
+    prompts = take_apart(tokenizer, name)
     for parameter in clip.parameters():
         parameter.requires_grad_(False)
     clip = clip.float().to(device).eval()
+    text_tower = TextTower(clip, name)
+    check_tokens(clip, prompts, name)
     return Backbone(
         name=name,
         pretrained=pretrained,
         clip=clip,
-        text_tower=TextTower(clip, name).eval(),
+        text_tower=text_tower.eval(),
         tokenizer=tokenizer,
+        prompts=prompts,
         preprocessing=_read_preprocessing(clip, name),
     )
 
@@ -171,17 +171,31 @@ def _build_open_clip(name: str, pretrained: str) -> tuple[nn.Module, Any]:
                 clip = open_clip.create_model(
                     name, pretrained=pretrained or None, require_pretrained=True
                 )
-            return clip, open_clip.get_tokenizer(name)
     except Exception as error:
         # the hub, the file system, torch and OpenCLIP raise a dozen kinds here: all mean no weights
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(
             where=f"model {name}" + (f", pretrained {pretrained}" if pretrained else ""),
-            found=f"no usable weights ({type(error).__name__}: {reason})",
+            found=f"no usable weights ({_say(error)})",
             expected="weights that the hub serves, or a local file or folder of this model",
             next_step="check the network, or download the weights elsewhere and pass "
             "--pretrained FILE; the default model lite needs no download",
         ) from error
+    try:
+        with warnings.catch_warnings(), _quiet_logging():
+            warnings.simplefilter("ignore")
+            return clip, open_clip.get_tokenizer(name)
+    except Exception as error:  # as above; a tokenizer of Hugging Face's takes transformers too
+        raise ModelError(
+            where=f"model {name}",
+            found=f"no usable tokenizer ({_say(error)})",
+            expected="the files of its tokenizer, and the package transformers that reads them",
+            next_step="pip install transformers sentencepiece, and check the network",
+        ) from error
+
+
+def _say(error: Exception) -> str:
+    reason = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {reason}" if reason else type(error).__name__
 
 
 def _check_folder(folder: Path) -> Path:
@@ -205,9 +219,17 @@ def _check_name(open_clip: Any, name: str, pretrained: str) -> None:
             expected=f"lite, one of OpenCLIP's {len(names)} models, a folder, or hf-hub:NAME",
             next_step=f"did you mean {' or '.join(close)}" if close else "check the spelling",
         )
+    config = open_clip.get_model_config(name)
+    if inner := config["text_cfg"].get("hf_model_name"):
+        raise ModelNotSupported(
+            where=f"--model {name}",
+            found=f"the text tower {inner} of Hugging Face's, which takes no learned context",
+            expected="a text transformer of OpenCLIP's own",
+            next_step="choose another model, such as ViT-B-32-quickgelu or lite",
+        )
     if pretrained == RANDOM or (pretrained and Path(pretrained).is_file()):
         return
-    quick_gelu = bool(open_clip.get_model_config(name).get("quick_gelu"))
+    quick_gelu = bool(config.get("quick_gelu"))
 
     def fits(tag: str) -> bool:
         return bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu")) == quick_gelu

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fedapt.model.backbone import Backbone
+from fedapt.model.normalisation import fold_normalisation
 from fedapt.model.onnx_trace import trace_to_onnx
+from fedapt.model.traceable import rewrite_for_tracing
 from fedapt_runtime import Preprocessing
 
 INPUT, FEATURES = "images", "features"
@@ -54,21 +56,9 @@ def image_tower_to_onnx(backbone: Backbone) -> onnx.ModelProto:
         ExportError: the tower cannot be traced.
     """
     tower = copy.deepcopy(image_tower(backbone))
-    _simplify_pooling(tower)
+    rewrite_for_tracing(tower)
     height, width = backbone.preprocessing.size
     example = torch.zeros(2, height, width, 3, dtype=torch.uint8, device=backbone.device)
-    return trace_to_onnx(tower, example, INPUT, [FEATURES])
-
-
-class _GlobalMean(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean((2, 3), keepdim=True)
-
-
-def _simplify_pooling(module: nn.Module) -> None:
-    # torch.export turns AdaptiveAvgPool2d(1) into index arithmetic that no backend fuses
-    for name, child in module.named_children():
-        if isinstance(child, nn.AdaptiveAvgPool2d) and child.output_size in (1, (1, 1)):
-            setattr(module, name, _GlobalMean())
-        else:
-            _simplify_pooling(child)
+    model = trace_to_onnx(tower, example, INPUT, [FEATURES])
+    fold_normalisation(model)
+    return model

@@ -7,6 +7,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import onnx
 import torch
@@ -51,6 +52,9 @@ def trace_to_onnx(
                 opset_version=OPSET,
                 dynamo=True,
                 verbose=False,
+                custom_translation_table={
+                    torch.ops.aten.scaled_dot_product_attention.default: _attention
+                },
             )
     except Exception as error:  # torch.export raises a dozen private kinds
         reason = " ".join(str(error).split())[:400]
@@ -74,6 +78,32 @@ def trace_to_onnx(
         del value.metadata_props[:]
     del model.graph.metadata_props[:]
     return model
+
+
+def _attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """softmax(s q k') v as five operators; torch's own translation takes shapes apart at run time.
+
+    The scale goes to q, before the product, where TensorRT wants it.
+    """
+    from onnxscript import opset20 as op
+
+    if is_causal or enable_gqa or dropout_p:
+        raise ValueError("attention that is causal, grouped or drops out, in an image tower")
+    factor = scale if scale is not None else query.shape[-1] ** -0.5
+    keys = op.Transpose(key, perm=[0, 1, 3, 2])
+    scores = op.MatMul(op.Mul(query, op.Constant(value_float=factor)), keys)
+    if attn_mask is not None:
+        scores = op.Add(scores, attn_mask)
+    return op.MatMul(op.Softmax(scores, axis=-1), value)
 
 
 @contextlib.contextmanager

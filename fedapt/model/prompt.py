@@ -75,7 +75,7 @@ def start_context(
     shape = (*classes, prompt.context_length, backbone.text_tower.width)
     context = CONTEXT_STD * torch.randn(*shape, generator=generator)
     if prompt.start != RANDOM_START:
-        ids = backbone.tokenizer.encode(prompt.start)
+        ids = backbone.prompts.encode(prompt.start)
         if not 0 < len(ids) <= prompt.context_length:
             raise ConfigError(
                 where=f"prompt.start = {prompt.start!r}",

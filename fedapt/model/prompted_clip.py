@@ -18,7 +18,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, one_hot
 
 from fedapt.model.adaptive_network import domain_weights
 from fedapt.model.backbone import Backbone
@@ -33,25 +33,31 @@ LEAST_NORM = 1e-12
 class PromptedText(nn.Module):
     """Context vectors -> unit text features of every class.
 
-    Everything but the context is frozen: the embeddings behind it are looked up once, and SOS,
-    which sees nothing but itself, is encoded once.
+    Everything but the context is frozen: the embeddings around it are looked up once, and in a
+    causal tower what stands before it (SOS, which sees nothing but itself) is encoded once.
     """
 
-    sos: Tensor
+    before: Tensor
     after: Tensor
-    eos: Tensor
+    pooled: Tensor
 
     def __init__(self, tower: TextTower, tokens: PromptTokens) -> None:
         super().__init__()
         self.tower = tower
         device = tower.positional_embedding.device
-        context_end = 1 + tokens.context_length
+        context_end = tokens.n_before + tokens.context_length
         with torch.no_grad():
             embedded = tower.token_embedding(tokens.ids.to(device))
-            self.register_buffer("sos", embedded[:1, :1], persistent=False)
+            self.register_buffer("before", embedded[:1, : tokens.n_before], persistent=False)
             self.register_buffer("after", embedded[:, context_end:], persistent=False)
-            self.register_buffer("eos", tokens.eos.to(device), persistent=False)
-            self._after_sos = tower.encode_prefix(self.sos)
+            self.register_buffer("pooled", tokens.pooled.to(device), persistent=False)
+            reusable = tower.is_causal and tokens.n_before > 0
+            self._encoded_before = tower.encode_prefix(self.before) if reusable else None
+
+    @property
+    def n_classes(self) -> int:
+        """C, the number of prompts."""
+        return len(self.pooled)
 
     @property
     def n_after(self) -> int:
@@ -61,7 +67,7 @@ class PromptedText(nn.Module):
     def forward(self, context: Tensor) -> Tensor:
         """Encode every class under one context or a batch of them.
 
-        A context that all classes share is encoded once, for all of them.
+        A context that all classes share is encoded once for all of them, in a causal tower.
 
         Args:
             context: personalised prompts, float32 [C, M, W], [M, W] (shared by all classes),
@@ -70,23 +76,28 @@ class PromptedText(nn.Module):
         Returns:
             Unit text features, float32 [C, D] or [batch, C, D].
         """
-        n_classes = len(self.eos)
         batched = context.dim() == 4
         if context.dim() == 2:
             context = context.expand(1, 1, *context.shape)
         elif not batched:
             context = context.unsqueeze(0)
         n_batch, n_contexts, length, _ = context.shape
-        after, eos = self.after.repeat(n_batch, 1, 1), self.eos.repeat(n_batch) - 1
-        if n_contexts == 1 < n_classes:
-            start = torch.cat([self.sos.expand(n_batch, -1, -1), context.squeeze(1)], dim=1)
-            prefix = self.tower.encode_prefix(start).repeat(n_classes)
-            features = self.tower(after, eos - length, prefix)
+        after, pooled = self.after.repeat(n_batch, 1, 1), self.pooled.repeat(n_batch)
+        n_before = self.before.shape[1]
+        if self.tower.is_causal and n_contexts == 1 < self.n_classes:
+            start = torch.cat([self.before.expand(n_batch, -1, -1), context.squeeze(1)], dim=1)
+            prefix = self.tower.encode_prefix(start).repeat(self.n_classes)
+            features = self.tower(after, pooled - n_before - length, prefix)
         else:
-            embeddings = torch.cat([context.flatten(0, 1), after], dim=1)
-            features = self.tower(embeddings, eos, self._after_sos)
+            own = context.expand(-1, self.n_classes, -1, -1).flatten(0, 1)
+            if self._encoded_before is not None:
+                embeddings = torch.cat([own, after], dim=1)
+                features = self.tower(embeddings, pooled - n_before, self._encoded_before)
+            else:
+                before = self.before.expand(len(own), -1, -1)
+                features = self.tower(torch.cat([before, own, after], dim=1), pooled)
         features = normalize(features, dim=-1)
-        return features.view(n_batch, n_classes, features.shape[1]) if batched else features
+        return features.view(n_batch, self.n_classes, features.shape[1]) if batched else features
 
 
 def prompted_text(
@@ -104,7 +115,7 @@ def prompted_text(
         DataError: a class name and the context do not fit into the text tower.
     """
     tower = backbone.text_tower_in(dtype)
-    tokens = tokenize_prompts(backbone.tokenizer, class_names, context_length, tower.max_length)
+    tokens = tokenize_prompts(backbone.prompts, class_names, context_length, tower.layout)
     return PromptedText(tower, tokens).eval()
 
 
@@ -113,9 +124,9 @@ def zero_shot_features(backbone: Backbone, class_names: tuple[str, ...]) -> Tens
     """Unit text features of "a photo of a {name}.": float32 [C, D]."""
     tower = backbone.text_tower
     texts = tuple(ZERO_SHOT_TEMPLATE.format(name) for name in class_names)
-    tokens = tokenize_texts(backbone.tokenizer, texts, tower.max_length)
+    tokens = tokenize_texts(backbone.prompts, texts, tower.layout)
     embedded = tower.token_embedding(tokens.ids.to(backbone.device))
-    return normalize(tower(embedded, tokens.eos.to(backbone.device)), dim=-1)
+    return normalize(tower(embedded, tokens.pooled.to(backbone.device)), dim=-1)
 
 
 @dataclass(frozen=True)
@@ -129,6 +140,7 @@ class GlobalModel:
         keys: E, float32 [N, M, W].
         temperature: tau.
         logit_scale: exp(s).
+        mixing: of the text banks: `exact` by their weights, `hard` takes the largest alone.
     """
 
     text: PromptedText
@@ -137,6 +149,7 @@ class GlobalModel:
     keys: Tensor
     temperature: float
     logit_scale: float
+    mixing: str = "exact"
 
     @property
     def n_domains(self) -> int:
@@ -155,14 +168,17 @@ class GlobalModel:
 
         Encoded once for a model: with hundreds of classes that is most of an export.
         """
-        one_hot = torch.eye(self.n_domains, device=self.keys.device)
-        return torch.stack([self.text(personalise(self.context, self.keys, w)) for w in one_hot])
+        each = torch.eye(self.n_domains, device=self.keys.device)
+        return torch.stack([self.text(personalise(self.context, self.keys, w)) for w in each])
 
     @torch.inference_mode()
     def logits(self, features: Tensor, banks: Tensor) -> Tensor:
         """Logits float32 [n, C] through the mixed text banks; the fused graph computes these."""
+        weights = self.weights(features)
+        if self.mixing == "hard":
+            weights = one_hot(weights.argmax(-1), self.n_domains).float()
         return self.logit_scale * mix_banks(
-            normalize(features, dim=-1), self.weights(features), banks, gram_matrices(banks)
+            normalize(features, dim=-1), weights, banks, gram_matrices(banks)
         )
 
     @torch.inference_mode()
@@ -173,7 +189,7 @@ class GlobalModel:
             features: float32 [n, D].
             most_prompts: prompts in one run of the text tower; bounds the memory.
         """
-        n_images = max(1, most_prompts // len(self.text.eos))
+        n_images = max(1, most_prompts // self.text.n_classes)
         rows = []
         for part in torch.split(features, n_images):
             prompts = personalise(self.context, self.keys, self.weights(part))

@@ -69,7 +69,7 @@ class TextBlock(nn.Module):
             )
 
     def forward(
-        self, x: Tensor, mask: Tensor, prefix: KeysValues | None, at: Tensor | None = None
+        self, x: Tensor, mask: Tensor | None, prefix: KeysValues | None, at: Tensor | None = None
     ) -> tuple[Tensor, KeysValues]:
         """Run the block.
 
@@ -77,7 +77,7 @@ class TextBlock(nn.Module):
             x: float32 [n, tokens, W].
             mask: added to the attention scores, float32, broadcast to
                 [n, heads, tokens, tokens of the prefix + tokens]; of the positions `at` where
-                those are given.
+                those are given. None where every token sees every other.
             prefix: of tokens before these.
             at: int64 [n], the one position of each row that is needed; all where None.
 

@@ -1,9 +1,9 @@
 """The text tower of an OpenCLIP model, run on embeddings instead of token ids.
 
 Prompt tuning feeds vectors that no token id has, so the tower is entered behind its embedding
-table. The tower is causal and pools at EOS, hence a sequence cut behind the longest EOS gives the
-same features for a fraction of the work; towers for which this does not hold are refused. For the
-same reason tokens that stand before all others can be encoded once, as a prefix.
+table. Most towers are causal and pool at EOS, hence a sequence cut behind the longest EOS gives the
+same features for a fraction of the work, and tokens that stand before all others can be encoded
+once, as a prefix. Towers that look in both directions (SigLIP, MobileCLIP) get whole rows.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from fedapt.core.errors import ModelNotSupported
 from fedapt.model.text_block import KeysValues, TextBlock
+from fedapt.model.tokens import Layout, PromptTokenizer
 
-_POOLS_AT_EOS = ("argmax", "eos")
-_EOS = 49407  # the last token of CLIP's vocabulary
+_POOLS = {"argmax": "EOS", "eos": "EOS", "last": "last"}
 _BLOCK = "ResidualAttentionBlock"
 
 
@@ -37,15 +37,15 @@ class Prefix:
 
 
 class TextTower(nn.Module):
-    """Embeddings float32 [n, length, width] and EOS positions int64 [n] -> features [n, joint].
+    """Embeddings float32 [n, length, width] and pooled positions int64 [n] -> features [n, joint].
 
     Args:
-        clip: an OpenCLIP `CLIP` or `CustomTextCLIP` whose text tower is causal and pools at EOS.
+        clip: an OpenCLIP `CLIP`, `CustomTextCLIP` or `CoCa` with a text transformer of OpenCLIP's.
         dtype: of the matrix products in the blocks; all else is float32.
 
     Raises:
-        ModelNotSupported: a Hugging Face text tower, one that is not causal, pools elsewhere, or
-            has blocks of another kind.
+        ModelNotSupported: a Hugging Face text tower, one that pools elsewhere, masks its padding,
+            or has blocks of another kind.
 
     Source: open_clip.model.CLIP.encode_text, open_clip.transformer.TextTransformer.forward.
     """
@@ -61,9 +61,18 @@ class TextTower(nn.Module):
         self.blocks = nn.ModuleList(TextBlock(block, dtype) for block in blocks)
         self.ln_final: nn.Module = tower.ln_final
         self.text_projection: nn.Linear | nn.Parameter | None = tower.text_projection
+        self.class_token: nn.Parameter | None = getattr(tower, "cls_emb", None)
+        self.layout = self._read_layout(tower)
         self.register_buffer("attn_mask", tower.attn_mask, persistent=False)
 
-    attn_mask: Tensor
+    attn_mask: Tensor | None
+
+    def _read_layout(self, tower: Any) -> Layout:
+        most = len(self.positional_embedding)
+        if self.class_token is not None:
+            return Layout(most - 1, seen_padding=1)
+        pooled = "EOS" if _POOLS[_pool(tower)] == "EOS" else "last"
+        return Layout(most, whole=tower.attn_mask is None, pooled=pooled)  # type: ignore[arg-type]
 
     @property
     def width(self) -> int:
@@ -71,12 +80,15 @@ class TextTower(nn.Module):
         return self.token_embedding.embedding_dim
 
     @property
-    def max_length(self) -> int:
-        """The most tokens that a prompt may have, SOS and EOS included."""
-        return len(self.positional_embedding)
+    def is_causal(self) -> bool:
+        """Whether a token sees only those before it, so that these can be encoded once."""
+        return self.attn_mask is not None
 
     def encode_prefix(self, embeddings: Tensor) -> Prefix:
-        """Encode the tokens that stand before all others, float32 [n, length, width]."""
+        """Encode the tokens that stand before all others, float32 [n, length, width].
+
+        Only for a causal tower.
+        """
         x, mask = self._enter(embeddings, 0)
         encoded = []
         for block in self.blocks:
@@ -84,54 +96,97 @@ class TextTower(nn.Module):
             encoded.append(own)
         return Prefix(tuple(encoded))
 
-    def forward(self, embeddings: Tensor, eos: Tensor, prefix: Prefix | None = None) -> Tensor:
+    def forward(self, embeddings: Tensor, pooled: Tensor, prefix: Prefix | None = None) -> Tensor:
         """Encode; see the class.
 
         Args:
-            eos: positions of EOS among `embeddings`.
+            pooled: positions among `embeddings` whose output is the feature; where the tower has
+                a class token, of EOS, which tells that token what to see.
             prefix: what stands before them, of n rows or of one row for all.
         """
+        start = 0 if prefix is None else len(prefix)
         before = prefix.blocks if prefix is not None else (None,) * len(self.blocks)
-        x, mask = self._enter(embeddings, 0 if prefix is None else len(prefix))
+        x, mask = self._enter(embeddings, start)
+        if self.class_token is not None:
+            x, mask = self._append_class_token(x, mask, start + pooled)
+            pooled = torch.full_like(pooled, x.shape[1] - 1)
         for block, seen in zip(self.blocks[:-1], before[:-1], strict=True):
             x, _ = block(x, mask, seen)
-        x, _ = self.blocks[-1](x, mask[eos][:, None, None], before[-1], at=eos)
-        pooled = self.ln_final(x.squeeze(1))
+        if mask is not None:
+            rows = torch.arange(len(pooled), device=pooled.device)
+            mask = mask[rows, :, pooled, None] if mask.dim() == 4 else mask[pooled, None, None]
+        x, _ = self.blocks[-1](x, mask, before[-1], at=pooled)
+        feature = self.ln_final(x.squeeze(1))
         if self.text_projection is None:
-            features: Tensor = pooled
+            features: Tensor = feature
         elif isinstance(self.text_projection, nn.Linear):
-            features = self.text_projection(pooled)
+            features = self.text_projection(feature)
         else:
-            features = pooled @ self.text_projection
+            features = feature @ self.text_projection
         return features
 
-    def _enter(self, embeddings: Tensor, start: int) -> tuple[Tensor, Tensor]:
+    def _enter(self, embeddings: Tensor, start: int) -> tuple[Tensor, Tensor | None]:
         """Embeddings at their positions, and the rows of the mask for them."""
         end = start + embeddings.shape[1]
-        return embeddings + self.positional_embedding[start:end], self.attn_mask[start:end, :end]
+        mask = None if self.attn_mask is None else self.attn_mask[start:end, :end]
+        return embeddings + self.positional_embedding[start:end], mask
+
+    def _append_class_token(
+        self, x: Tensor, mask: Tensor | None, eos: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """CoCa's class token behind all others, at the last position of the tower.
+
+        CoCa masks padding one place too far: the class token sees the text, one token of padding
+        and not itself; itself, where no padding is left. Its weights were trained so.
+        """
+        if self.class_token is None or mask is None:
+            raise AssertionError("a class token stands in causal towers only")
+        last = len(self.positional_embedding) - 1
+        token = (self.class_token + self.positional_embedding[last]).expand(len(x), 1, -1)
+        places = torch.cat([torch.arange(mask.shape[1]), torch.tensor([last])]).to(x.device)
+        hidden = places > eos[:, None] + 1
+        row = x.new_zeros(hidden.shape).masked_fill(hidden, float("-inf"))
+        others = nn.functional.pad(mask, (0, 1), value=float("-inf")).expand(len(x), -1, -1)
+        return torch.cat([x, token], dim=1), torch.cat([others, row[:, None]], dim=1)[:, None]
+
+
+def check_tokens(tower: nn.Module, tokenizer: PromptTokenizer, name: str) -> None:
+    """Refuse a tower that pools at a token which the tokenizer does not put behind a text.
+
+    Raises:
+        ModelNotSupported: it would pool somewhere inside a learned context.
+    """
+    inner: Any = tower.text if hasattr(tower, "text") else tower
+    if _pool(inner) == "eos" and (eos := _eos_token(inner)) not in tokenizer.behind:
+        raise _refuse(name, f"a text tower that pools at token {eos}")
+
+
+def _pool(tower: Any) -> str:
+    return str(getattr(tower, "text_pool_type", None) or getattr(tower, "pool_type", "?"))
 
 
 def _check_tower(tower: Any, name: str) -> None:
+    has_class_token = getattr(tower, "cls_emb", None) is not None
     if not hasattr(tower, "token_embedding"):
         found = f"a text tower of class {type(tower).__name__}"
-    elif getattr(tower, "attn_mask", None) is None:
-        found = "a text tower that is not causal"
-    elif getattr(tower, "cls_emb", None) is not None:
-        found = "a text tower that pools at an extra class token"
-    elif (pool := getattr(tower, "text_pool_type", getattr(tower, "pool_type", "?"))) not in (
-        _POOLS_AT_EOS
-    ):
-        found = f"a text tower that pools with {pool!r}"
-    elif pool == "eos" and (eos := _eos_token(tower)) != _EOS:
-        found = f"a text tower that pools at token {eos}"
+    elif getattr(tower, "use_pad_mask", False):
+        found = "a text tower that masks its padding"
+    elif has_class_token and (tower.attn_mask is None or tower.correct_cls_mask):
+        found = "a text tower with a class token that is masked otherwise than CoCa's"
+    elif not has_class_token and _pool(tower) not in _POOLS:
+        found = f"a text tower that pools with {_pool(tower)!r}"
     elif kinds := {type(b).__name__ for b in tower.transformer.resblocks} - {_BLOCK}:
         found = f"a text tower with blocks of class {min(kinds)}"
     else:
         return
-    raise ModelNotSupported(
+    raise _refuse(name, found)
+
+
+def _refuse(name: str, found: str) -> ModelNotSupported:
+    return ModelNotSupported(
         where=f"model {name}",
         found=found,
-        expected="a causal OpenCLIP text transformer that pools at EOS",
+        expected="an OpenCLIP text transformer that pools at EOS, at its end or at a class token",
         next_step="choose another model, such as ViT-B-32-quickgelu or lite",
     )
 

@@ -7,6 +7,7 @@ domain. It carries a manifest of its own and fits any model with the same CLIP.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
@@ -60,11 +61,17 @@ class HeadFile:
         """All values that the graph takes in place of its defaults."""
         return complete_head(self.tensors, len(self.manifest.domains), len(self.manifest.classes))
 
+    def manifest_on(self, model: Manifest) -> Manifest:
+        """The manifest of a model with this head: what the graph is, the model's own says."""
+        return dataclasses.replace(
+            self.manifest, precision=model.precision, opset=model.opset, mixing=model.mixing
+        )
+
     def check_fits(self, model: Manifest, where: object) -> None:
-        """Refuse a model with another CLIP or another preprocessing.
+        """Refuse a model with another CLIP, another preprocessing or another mixing.
 
         Raises:
-            ModelFileError: the hashes of the weights differ.
+            ModelFileError: the hashes of the weights differ, or what the head was measured with.
         """
         mine, other = self.manifest.clip.get("sha256", ""), model.clip.get("sha256", "")
         if mine != other or self.manifest.preprocessing != model.preprocessing:
@@ -73,6 +80,13 @@ class HeadFile:
                 found=f"a head of a CLIP with hash {mine[:12]}",
                 expected=f"one of {other[:12]}, the CLIP inside the model",
                 next_step="export a head of the same CLIP, or the whole model anew",
+            )
+        if self.manifest.mixing != model.mixing:
+            raise ModelFileError(
+                where=where,
+                found=f"a head exported with --mixing {self.manifest.mixing}",
+                expected=f"{model.mixing}, which is in the model's graph",
+                next_step=f"export the head again with --mixing {model.mixing}",
             )
 
 

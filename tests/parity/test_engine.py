@@ -5,23 +5,26 @@ from __future__ import annotations
 import json
 import stat
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 
 from fedapt.cli.app import main
-from fedapt.core.errors import DependencyError, ExportError, FileError
+from fedapt.core.errors import DependencyError, ExportError, FileError, UsageError
 from fedapt.core.files import hash_file
 from fedapt.model.backbone import load_backbone
+from fedapt.model.image_encoder import read_tower
 from fedapt_export import engine as engine_module
 from fedapt_export.describe import describe
-from fedapt_export.engine import LIBRARY, EngineSettings, build_engine
+from fedapt_export.engine import EngineSettings, build_engine
+from fedapt_export.engine_builder import LIBRARIES
 from fedapt_export.export import write_model
 from fedapt_export.fuse import build_zero_shot_manifest, fuse
 from fedapt_export.head import zero_shot_head
 
 needs_rtx = pytest.mark.skipif(
-    engine_module.find_spec(LIBRARY) is None, reason="needs TensorRT-RTX (the extra `rtx`)"
+    engine_module.find_spec(LIBRARIES["rtx"]) is None, reason="needs TensorRT-RTX (the extra `rtx`)"
 )
 
 
@@ -31,7 +34,7 @@ def test_a_vit_becomes_a_plain_engine_with_its_description(
     tiny_model: Path, tmp_path: Path, capabilities: tuple[str, ...]
 ) -> None:
     out = tmp_path / "model.engine"
-    settings = EngineSettings(capabilities, least_batch=1, best_batch=4, most_batch=16)
+    settings = EngineSettings("rtx", capabilities, least_batch=1, best_batch=4, most_batch=16)
     build_engine(tiny_model, out, settings)
     sidecar = json.loads((tmp_path / "model.engine.json").read_text())
     assert sidecar["flavour"] == "rtx"
@@ -50,9 +53,9 @@ def test_lite_becomes_an_engine(tmp_path: Path) -> None:
     lite = load_backbone("lite")
     classes = ("mug", "laptop computer")
     model = tmp_path / "lite.onnx"
-    graph = fuse(lite, zero_shot_head(lite, classes))
+    graph = fuse(read_tower(lite), zero_shot_head(lite, classes), lite.label)
     write_model(graph, build_zero_shot_manifest(lite, classes), model)
-    build_engine(model, tmp_path / "lite.engine", EngineSettings(("sm89",)))
+    build_engine(model, tmp_path / "lite.engine", EngineSettings("rtx", ("sm89",)))
     sidecar = json.loads((tmp_path / "lite.engine.json").read_text())
     assert sidecar["manifest"]["method"] == "zero-shot"
 
@@ -86,22 +89,55 @@ def test_a_crash_of_the_builder_is_a_message(
     assert not (tmp_path / "model.engine").exists()
 
 
+def rtx(**options: Any) -> EngineSettings:
+    return EngineSettings("rtx", **options)
+
+
+@needs_rtx
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        (EngineSettings(("sm90",)), "found sm90, a data centre GPU; expected targets of"),
-        (EngineSettings(("sm100",)), "run model.onnx with ONNX Runtime on that GPU"),
-        (EngineSettings(("sm42",)), "found sm42; expected targets .*check the spelling"),
-        (EngineSettings(least_batch=8, best_batch=4), "expected 1 <= min <= opt <= max"),
-        (EngineSettings(least_batch=0), "found 0, 32, 128"),
+        (rtx(capabilities=("sm90",)), "found sm90, a data centre GPU; expected targets of"),
+        (rtx(capabilities=("sm100",)), "build on that GPU with --trt-flavour tensorrt"),
+        (rtx(capabilities=("sm42",)), "found sm42; expected targets .*check the spelling"),
+        (rtx(least_batch=8, best_batch=4), "expected 1 <= min <= opt <= max"),
+        (rtx(least_batch=0), "found 0, 32, 128"),
+        (rtx(refit=True), "--refit: found --trt-flavour rtx.*leave --refit out"),
+        (rtx(timing_cache=Path("t.cache")), "--timing-cache: found --trt-flavour rtx"),
     ],
 )
-def test_wrong_settings_are_refused_before_any_work(
-    settings: EngineSettings, text: str, tmp_path: Path
-) -> None:
-    EngineSettings(("sm75", "sm121"), 1, 1, 1).check()
-    with pytest.raises(ExportError, match=text):
-        build_engine(tmp_path / "absent.onnx", tmp_path / "model.engine", settings)
+def test_wrong_settings_are_refused(settings: EngineSettings, text: str) -> None:
+    assert rtx(capabilities=("sm75", "sm121")).settle().flavour == "rtx"
+    with pytest.raises(ExportError, match=text) as caught:
+        settings.settle()
+    assert caught.value.exit_code == 6
+
+
+@needs_rtx
+def test_int8_is_refused_for_rtx() -> None:
+    with pytest.raises(ExportError, match="--trt-flavour rtx, whose int8 is for weights alone"):
+        rtx().settle("int8")
+
+
+def test_an_unknown_flavour_is_refused() -> None:
+    with pytest.raises(UsageError, match="'trt'; expected auto, rtx, tensorrt"):
+        EngineSettings("trt").settle()
+
+
+def test_tensorrt_takes_its_gpu_and_no_targets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "find_spec", lambda _: object())
+    monkeypatch.setattr(engine_module, "has_gpu", lambda: False)
+    native = EngineSettings("tensorrt", refit=True)
+    with pytest.raises(ExportError, match=r"no NVIDIA GPU .*use --trt-flavour rtx") as caught:
+        native.settle()
+    assert caught.value.exit_code == 6
+    assert EngineSettings().settle().flavour == "rtx"
+    monkeypatch.setattr(engine_module, "has_gpu", lambda: True)
+    assert native.settle() == native
+    assert EngineSettings().settle().flavour == "tensorrt"
+    assert EngineSettings(capabilities=("sm89",)).settle().flavour == "rtx"
+    with pytest.raises(ExportError, match="expected nothing: such an engine is for the GPU at"):
+        EngineSettings("tensorrt", ("sm89",)).settle()
 
 
 def test_without_the_library_nothing_is_exported(
@@ -116,8 +152,8 @@ def test_without_the_library_nothing_is_exported(
     assert main(["export", checkpoint, "--out", str(out), "--trt"]) == 9
     assert "pip install 'fedapt[rtx]'" in capsys.readouterr().err
     assert not out.exists()
-    with pytest.raises(DependencyError, match="TensorRT-RTX"):
-        build_engine(out, tmp_path / "model.engine", EngineSettings())
+    with pytest.raises(DependencyError, match="no module tensorrt; expected TensorRT 10 or 11"):
+        EngineSettings("tensorrt").settle()
 
 
 @needs_rtx

@@ -13,9 +13,10 @@ import torch
 from fedapt.core.errors import CheckpointError, ParityError
 from fedapt.model.backbone import Backbone, load_backbone
 from fedapt.model.checkpoint import load_checkpoint
+from fedapt.model.image_encoder import read_tower
 from fedapt_export import export as export_module
 from fedapt_export.fuse import fuse
-from fedapt_export.head import fedapt_head
+from fedapt_export.head import Head, fedapt_head
 from fedapt_export.parity import Parity, measure_parity
 from fedapt_runtime import Classifier
 from fedapt_runtime.manifest import METADATA_KEY
@@ -119,7 +120,7 @@ def test_one_domain_alone(tiny_backbone: Backbone, tiny_run: Path) -> None:
         model.temperature,
         model.logit_scale,
     )
-    graph = fuse(tiny_backbone, fedapt_head(alone)).SerializeToString()
+    graph = fuse(read_tower(tiny_backbone), fedapt_head(alone), "tiny").SerializeToString()
     parity = measure_parity(graph, alone, tiny_backbone, noise(tiny_backbone, 3), "noise")
     parity.check(1.0, "one domain")
     assert parity.one_hot == 1.0
@@ -149,8 +150,8 @@ def test_a_failed_parity_leaves_the_older_file(
     out.write_bytes(b"older")
     real = export_module.fuse
 
-    def wrong(backbone: Backbone, head: object) -> onnx.ModelProto:
-        model = real(backbone, head)
+    def wrong(tower: onnx.ModelProto, head: Head, label: str) -> onnx.ModelProto:
+        model = real(tower, head, label)
         for initializer in model.graph.initializer:
             if initializer.name == "text_banks":
                 banks = onnx.numpy_helper.to_array(initializer)

@@ -16,7 +16,7 @@ from fedapt.model.backbone import Backbone
 from fedapt.model.open_clip_import import import_open_clip
 from fedapt.model.prompted_clip import GlobalModel
 from fedapt.model.text_tower import TextTower
-from fedapt.model.tokens import tokenize_prompts
+from fedapt.model.tokens import Layout, take_apart, tokenize_prompts
 from fedapt.train.aggregate import Average
 from fedapt.train.client import train_client
 from fedapt.train.methods import Learned, Setting
@@ -91,6 +91,7 @@ class Golden:
                     clip=self.clip,
                     text_tower=TextTower(self.clip, "golden").eval(),
                     tokenizer=import_open_clip().SimpleTokenizer(),
+                    prompts=take_apart(import_open_clip().SimpleTokenizer(), "golden"),
                     preprocessing=Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3),
                 ),
                 class_names=self.names,
@@ -122,17 +123,18 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
 
 
 def test_the_prompts_have_the_authors_tokens(golden: Golden) -> None:
-    tokens = tokenize_prompts(import_open_clip().SimpleTokenizer(), golden.names, 16, 77)
+    tokenizer = take_apart(import_open_clip().SimpleTokenizer(), "CLIP")
+    tokens = tokenize_prompts(tokenizer, golden.names, 16, Layout(77))
     length = tokens.ids.shape[1]
     assert torch.equal(tokens.ids, golden["tokens"][:, :length].long())
     assert int(golden["tokens"][:, length:].abs().sum()) == 0
-    assert torch.equal(tokens.eos, golden["tokens"].argmax(-1))
+    assert torch.equal(tokens.pooled, golden["tokens"].argmax(-1))
 
 
 def test_the_setting_is_the_authors(golden: Golden) -> None:
     setting = golden.method().setting
     assert torch.equal(setting.keys, golden["keys"].float())
-    assert torch.equal(setting.text.eos, golden["tokens"].argmax(-1))
+    assert torch.equal(setting.text.pooled, golden["tokens"].argmax(-1))
     for n, client in enumerate(setting.clients):
         for b, batch in enumerate(golden.batches(client)):
             assert torch.equal(batch.features, golden.features[n, b])

@@ -9,7 +9,7 @@ import pytest
 from fedapt.core.config import Config, DataConfig, TrainConfig
 from fedapt.core.report import Reporter
 from fedapt.run.train import train
-from fedapt_export.export import export
+from fedapt_export.export import ExportSettings, export
 from fedapt_export.parity import Parity
 from tests.support.paths import PHOTOS, needs_photos
 
@@ -28,14 +28,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def parity(run: Path) -> Parity:
-    return export(
-        run / "checkpoint.safetensors",
-        run / "model.onnx",
-        data=None,
-        parity_images=0,
-        least_agreement=0.995,
-        reporter=Reporter(),
-    )
+    settings = ExportSettings(parity_images=0, least_agreement=0.995)
+    return export(run / "checkpoint.safetensors", run / "model.onnx", settings, Reporter()).parity
 
 
 def test_every_test_photo_was_compared(parity: Parity) -> None:

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from fedapt.core.report import Reporter
-from fedapt_export.export import export
-from fedapt_export.parity import Parity
+from fedapt_export.export import Exported, ExportSettings, export
 
 
-def export_run(run: Path, out: Path, *, head_only: bool = False) -> Parity:
+def export_run(run: Path, out: Path, **settings: Any) -> Exported:
     """Fuse a run's checkpoint, compared on all of its test images."""
-    return export(
-        run / "checkpoint.safetensors",
-        out,
-        data=None,
-        parity_images=0,
-        least_agreement=0.0,
-        reporter=Reporter(),
-        head_only=head_only,
-    )
+    chosen = ExportSettings(**({"parity_images": 0, "least_agreement": 0.0} | settings))
+    return export(run / "checkpoint.safetensors", out, chosen, Reporter())

@@ -117,7 +117,7 @@ class Distillation:
         """Unit features float32 [len(rows), 512] of phrases in a template."""
         before, after = (self.tokenizer.encode(part) for part in template.split("{}"))
         sot, eot = self.tokenizer.sot_token_id, self.tokenizer.eot_token_id
-        ids = [[sot, *before, *self.tokens[r], *after, eot][: self.tower.max_length] for r in rows]
+        ids = [[sot, *before, *self.tokens[r], *after, eot][: self.tower.layout.most] for r in rows]
         eos = torch.tensor([len(i) - 1 for i in ids])
         padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(i) for i in ids], batch_first=True)
         self.seen[padded.flatten()] = True

@@ -155,7 +155,8 @@ class OrtBackend:
         if head is not None:
             head_file = read_head(head)
             head_file.check_fits(self.manifest, head)
-            self.manifest, self._head = head_file.manifest, head_file.feeds()
+            self.manifest = head_file.manifest_on(self.manifest)
+            self._head = head_file.feeds()
         self._probe(path if head is None else head)
 
     def _check_signature(self, path: Path) -> None:

@@ -48,7 +48,7 @@ def test_a_folder_is_loaded(tiny_clip: Path, tiny_backbone: Backbone) -> None:
     assert tiny_backbone.pretrained == ""
     assert tiny_backbone.joint_width == 32
     assert tiny_backbone.text_tower.width == 32
-    assert tiny_backbone.text_tower.max_length == 77
+    assert tiny_backbone.text_tower.layout.most == 77
     assert tiny_backbone.preprocessing.size == (64, 64)
     assert tiny_backbone.preprocessing.interpolation == "bicubic"
     assert tiny_backbone.logit_scale == pytest.approx(1 / 0.07)
@@ -243,8 +243,12 @@ def test_a_damaged_config_is_refused(folder: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("section", "fields", "found"),
     [
-        ("model_cfg.text_cfg", {"no_causal_mask": True}, "a text tower that is not causal"),
-        ("model_cfg.text_cfg", {"pool_type": "last"}, "a text tower that pools with 'last'"),
+        (
+            "model_cfg.text_cfg",
+            {"pool_type": "eos", "eos_id": 2},
+            "a text tower that pools at token 2",
+        ),
+        ("model_cfg.text_cfg", {"pool_type": "first"}, "a text tower that pools with 'first'"),
         ("preprocess_cfg", {"resize_mode": "longest"}, ".*resize mode longest"),
         (
             "preprocess_cfg",

@@ -30,7 +30,7 @@ def lite() -> Backbone:
 
 def test_it_is_frozen_and_what_the_documents_say(lite: Backbone) -> None:
     assert not any(p.requires_grad for p in lite.clip.parameters())
-    assert (lite.joint_width, lite.text_tower.width, lite.text_tower.max_length) == (512, 256, 77)
+    assert (lite.joint_width, lite.text_tower.width, lite.text_tower.layout.most) == (512, 256, 77)
     assert lite.preprocessing.size == (224, 224)
     assert lite.preprocessing.mean == lite.preprocessing.std == (0.5, 0.5, 0.5)
     assert lite.logit_scale == pytest.approx(22, abs=0.01)

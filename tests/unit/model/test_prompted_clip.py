@@ -164,7 +164,7 @@ def test_only_the_context_has_a_gradient(tiny_backbone: Backbone) -> None:
 def test_a_name_that_does_not_fit_is_refused(tiny_backbone: Backbone) -> None:
     with pytest.raises(DataError, match=r"class 'mug': found a prompt of 78 tokens; .*at most 77"):
         prompted_text(tiny_backbone, ("mug",), 74)
-    assert len(prompted_text(tiny_backbone, ("mug",), 73).eos) == 1
+    assert prompted_text(tiny_backbone, ("mug",), 73).n_classes == 1
 
 
 def test_zero_shot_text_is_open_clips(tiny_backbone: Backbone) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fedapt.core.errors import ModelError, ModelNotSupported
 from fedapt.model.open_clip_import import import_open_clip
 from fedapt.model.text_tower import TextTower
+from fedapt.model.tokens import take_apart, tokenize_texts
 
 VISION = {"image_size": 16, "layers": 1, "width": 64, "patch_size": 16}
 TEXT: dict[str, Any] = {
@@ -92,7 +93,7 @@ def test_nothing_behind_eos_reaches_the_features(ids: Tensor) -> None:
 
 def test_width_and_length_are_the_towers() -> None:
     tower = TextTower(build(context_length=20), "test")
-    assert (tower.width, tower.max_length) == (32, 20)
+    assert (tower.width, tower.layout.most) == (32, 20)
 
 
 def test_a_cut_tower_keeps_its_gradient(ids: Tensor) -> None:
@@ -188,10 +189,46 @@ def test_half_precision_is_close_and_changes_no_weight(
     assert half.ln_final.weight.dtype == half.token_embedding.weight.dtype == torch.float32
 
 
+# towers that are entered with whole rows, or that pool elsewhere
+
+
+@pytest.mark.parametrize("kind", ["CLIP", "CustomTextCLIP"])
+@pytest.mark.parametrize("pool", ["argmax", "last"])
+def test_a_tower_that_sees_padding_gets_open_clips_features(
+    kind: str, pool: str, ids: Tensor
+) -> None:
+    clip = build(kind, no_causal_mask=True, pool_type=pool, proj_bias=True)
+    tower = TextTower(clip, "test").eval()
+    assert not tower.is_causal
+    assert (tower.layout.whole, tower.layout.pooled) == (True, "last" if pool == "last" else "EOS")
+    tokenizer = take_apart(import_open_clip().SimpleTokenizer(), "x")
+    tokens = tokenize_texts(tokenizer, tuple(TEXTS), tower.layout)
+    assert torch.equal(tokens.ids, ids)
+    found = tower(tower.token_embedding(tokens.ids), tokens.pooled)
+    torch.testing.assert_close(found, clip.encode_text(ids), rtol=0, atol=2e-6)
+    cut = tower(tower.token_embedding(ids[:, :20]), tokens.pooled.clamp(max=19))
+    assert float((cut - found).abs().max()) > 1e-3  # padding is seen: a cut would be wrong
+
+
+def test_cocas_class_token_gives_open_clips_features(ids: Tensor) -> None:
+    clip = build("CustomTextCLIP", embed_cls=True, context_length=76)
+    tower = TextTower(clip, "test").eval()
+    tokenizer = take_apart(import_open_clip().SimpleTokenizer(), "x")
+    full = "mug " * 74  # 76 tokens: no padding is left
+    for texts in (tuple(TEXTS), (full, "x"), (full,), ("mug " * 73, "x")):
+        tokens = tokenize_texts(tokenizer, texts, tower.layout)
+        whole = import_open_clip().SimpleTokenizer()(list(texts), context_length=76)
+        expected = clip.encode_text(whole)
+        found = tower(tower.token_embedding(tokens.ids), tokens.pooled)
+        torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
+        split = tower.token_embedding(tokens.ids)
+        prefix = tower.encode_prefix(split[:1, :1])
+        behind = tower(split[:, 1:], tokens.pooled - 1, prefix)
+        torch.testing.assert_close(behind, expected, rtol=0, atol=2e-6)
+
+
 REFUSED = {
-    "not causal": ({"no_causal_mask": True}, "a text tower that is not causal"),
     "first": ({"pool_type": "first"}, "a text tower that pools with 'first'"),
-    "last": ({"pool_type": "last"}, "a text tower that pools with 'last'"),
     "none": ({"pool_type": "none"}, "a text tower that pools with 'none'"),
 }
 
@@ -203,16 +240,28 @@ def test_towers_that_cannot_be_cut_are_refused(
 ) -> None:
     with pytest.raises(
         ModelNotSupported,
-        match=f"model test: found {found}; expected a causal OpenCLIP text transformer that pools",
+        match=f"model test: found {found}; expected an OpenCLIP text transformer that pools",
     ) as caught:
         TextTower(build(kind, **options), "test")
     assert isinstance(caught.value, ModelError)
     assert caught.value.exit_code == 4
 
 
-def test_a_tower_with_a_class_token_is_refused() -> None:
-    with pytest.raises(ModelNotSupported, match="found a text tower that pools at an extra class"):
-        TextTower(build("CustomTextCLIP", embed_cls=True), "test")
+def test_a_tower_that_masks_its_padding_is_refused() -> None:
+    clip = build("CustomTextCLIP", no_causal_mask=True)
+    clip.text.use_pad_mask = True
+    with pytest.raises(ModelNotSupported, match="found a text tower that masks its padding"):
+        TextTower(clip, "test")
+
+
+def test_a_class_token_with_another_mask_is_refused() -> None:
+    clip = build("CustomTextCLIP", embed_cls=True)
+    clip.text.correct_cls_mask = True
+    found = "found a text tower with a class token that is masked otherwise than CoCa's"
+    with pytest.raises(ModelNotSupported, match=found):
+        TextTower(clip, "test")
+    with pytest.raises(ModelNotSupported, match=found):
+        TextTower(build("CustomTextCLIP", embed_cls=True, no_causal_mask=True), "test")
 
 
 def test_a_hugging_face_tower_is_refused() -> None:
@@ -237,6 +286,6 @@ def test_a_tower_with_other_blocks_is_refused(kind: str) -> None:
 
     blocks[1].__class__ = OtherBlock
     with pytest.raises(
-        ModelNotSupported, match="found a text tower with blocks of class OtherBlock; expected a"
+        ModelNotSupported, match="found a text tower with blocks of class OtherBlock; expected an"
     ):
         TextTower(clip, "test")

@@ -1,0 +1,187 @@
+"""float32 tower -> float16 or bfloat16 tower, with what must stay exact in float32.
+
+The precision stands in the graph's own types, never in a builder's flag: TensorRT 10, 11 and RTX
+take a strongly typed network at its word, and ONNX Runtime has no such flag. LayerNorm, softmax and
+every sum stay in float32 (CLIP's squares overflow float16), as do the pixels until the first
+convolution; weights and products are half as large.
+
+Source: NVIDIA TensorRT documentation, "Strongly typed networks".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import ml_dtypes
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from fedapt.core.errors import ExportError
+from fedapt.model.onnx_trace import OPSET
+
+_TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+_NUMPY = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
+_MOST = {"fp16": 65504.0, "bf16": 3.39e38}
+_OPSETS = {"fp16": OPSET, "bf16": 22}  # convolutions take bfloat16 from 22 on
+# normalise or add up: the operators whose result depends on the range of what they see
+_EXACT = {
+    "BatchNormalization",
+    "GroupNormalization",
+    "InstanceNormalization",
+    "LayerNormalization",
+    "Pow",
+    "ReduceL2",
+    "ReduceMean",
+    "ReduceSum",
+    "ReduceSumSquare",
+    "Softmax",
+    "Sqrt",
+}
+_FIRST_PRODUCTS = {"Conv", "MatMul", "Gemm"}
+
+
+def to_half(tower: onnx.ModelProto, precision: str) -> onnx.ModelProto:
+    """A copy in half precision; inputs and outputs keep their types.
+
+    Args:
+        tower: float32, of which only one domain's operators are used.
+        precision: `fp16` or `bf16`.
+
+    Raises:
+        ExportError: a weight is beyond float16's range.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(tower)
+    graph = model.graph
+    converter = _Converter(onnx.shape_inference.infer_shapes(tower).graph, precision)
+    nodes = converter.convert(graph.node, {value.name for value in graph.output})
+    del graph.node[:]
+    graph.node.extend(nodes)
+    del graph.initializer[:]
+    graph.initializer.extend(converter.weights())
+    del graph.value_info[:]
+    for entry in model.opset_import:
+        if entry.domain == "":
+            entry.version = _OPSETS[precision]
+    return model
+
+
+class _Converter:
+    """Rewrites nodes one by one; knows of every value which types it has so far."""
+
+    def __init__(self, graph: onnx.GraphProto, precision: str) -> None:
+        self._half, self._numpy = _TYPES[precision], _NUMPY[precision]
+        self._precision = precision
+        self._floats = {
+            value.name
+            for value in [*graph.input, *graph.value_info, *graph.output]
+            if value.type.tensor_type.elem_type == TensorProto.FLOAT
+        }
+        self._weights = {tensor.name: tensor for tensor in graph.initializer}
+        self._floats |= {n for n, t in self._weights.items() if t.data_type == TensorProto.FLOAT}
+        self._wanted: dict[tuple[str, int], str] = {}
+        self._nodes: list[onnx.NodeProto] = []
+
+    def convert(self, nodes: Iterable[onnx.NodeProto], outputs: set[str]) -> list[onnx.NodeProto]:
+        """All nodes in the types that they are to have, with the casts between them."""
+        has_product = False
+        self._types = {name: int(TensorProto.FLOAT) for name in self._floats}
+        for original in nodes:
+            node = onnx.NodeProto()
+            node.CopyFrom(original)
+            has_product |= node.op_type in _FIRST_PRODUCTS
+            is_half = has_product and node.op_type not in _EXACT
+            wanted = self._half if is_half else int(TensorProto.FLOAT)
+            for i, name in enumerate(node.input):
+                if name in self._floats:
+                    node.input[i] = self._as(name, wanted)
+            renamed = []
+            for i, name in enumerate(node.output):
+                if name not in self._floats:
+                    continue
+                if is_half and name in outputs:  # whoever reads the tower reads float32
+                    node.output[i] = f"{name}.{self._precision}"
+                    renamed.append((node.output[i], name))
+                self._types[name] = wanted
+            self._nodes.append(node)
+            for half, name in renamed:
+                self._nodes.append(helper.make_node("Cast", [half], [name], to=TensorProto.FLOAT))
+                self._wanted[name, self._half] = half
+                self._types[name] = int(TensorProto.FLOAT)
+        return self._nodes
+
+    def weights(self) -> list[onnx.TensorProto]:
+        """Weights in the types in which they are read."""
+        read = {name for node in self._nodes for name in node.input}
+        return [tensor for name, tensor in self._weights.items() if name in read]
+
+    def _as(self, name: str, wanted: int) -> str:
+        if self._types[name] == wanted:
+            return name
+        if (name, wanted) in self._wanted:
+            return self._wanted[name, wanted]
+        suffix = self._precision if wanted == self._half else "fp32"
+        converted = f"{name}.{suffix}"
+        if name in self._weights:
+            self._weights[converted] = self._shrink(self._weights[name], converted)
+        else:
+            self._nodes.append(helper.make_node("Cast", [name], [converted], to=wanted))
+        self._wanted[name, wanted] = converted
+        return converted
+
+    def _shrink(self, tensor: onnx.TensorProto, name: str) -> onnx.TensorProto:
+        values = numpy_helper.to_array(tensor)
+        with np.errstate(over="ignore"):
+            shrunk = values.astype(self._numpy)
+        if not np.isfinite(shrunk.astype(np.float32)).all():
+            raise ExportError(
+                where="--precision",
+                found=f"weights of up to {np.abs(values).max():.3g} in {tensor.name}",
+                expected=f"at most {_MOST[self._precision]:.3g}, the largest {self._precision}",
+                next_step="export with --precision bf16 or fp32",
+            )
+        return helper.make_tensor(name, self._half, tensor.dims, shrunk.tobytes(), raw=True)
+
+
+def emulate_bfloat16(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same numbers in float32 operators: every bfloat16 value is rounded, and kept as float32.
+
+    For machines whose ONNX Runtime has no bfloat16 operators: results are what hardware gives that
+    adds up in float32.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    graph = copy.graph
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    rounded = {
+        value.name
+        for value in inferred.value_info
+        if value.type.tensor_type.elem_type == TensorProto.BFLOAT16
+    }
+    for tensor in graph.initializer:
+        if tensor.data_type == TensorProto.BFLOAT16:
+            values = numpy_helper.to_array(tensor).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    nodes = []
+    for node in graph.node:
+        nodes.append(node)
+        for i, name in enumerate(node.output):
+            if name not in rounded:
+                continue
+            node.output[i] = f"{name}.exact"
+            if node.op_type == "Cast":
+                node.attribute[0].i = TensorProto.FLOAT
+            nodes.append(
+                helper.make_node(
+                    "Cast", [node.output[i]], [f"{name}.rounded"], to=TensorProto.BFLOAT16
+                )
+            )
+            nodes.append(
+                helper.make_node("Cast", [f"{name}.rounded"], [name], to=TensorProto.FLOAT)
+            )
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(kept)
+    del graph.value_info[:]
+    return copy

@@ -1,0 +1,128 @@
+"""float32 tower -> int8 tower: Q/DQ pairs with scales that calibration images give.
+
+Weights per channel, activations per tensor, by ONNX Runtime's own quantiser. The first
+convolutions and the last projection stay in float32: they are a few hundredths of the work and
+most of the loss (`benchmarks/precision.py` has the figures).
+
+Source: ONNX Runtime, "Quantize ONNX models"; arXiv 1806.08342 for weights per channel.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from fedapt.core.errors import ExportError
+from fedapt.model.onnx_trace import IR_VERSION
+
+FLOAT_CONVOLUTIONS = 5
+_BATCH = 8
+
+
+def to_int8(
+    tower: onnx.ModelProto,
+    calibration: NDArray[np.uint8],
+    *,
+    symmetric: bool,
+    float_convolutions: int = FLOAT_CONVOLUTIONS,
+) -> onnx.ModelProto:
+    """A copy whose convolutions and products with weights run in int8.
+
+    Args:
+        calibration: uint8 [n, height, width, 3], at least one image.
+        symmetric: int8 activations around zero, the only kind that TensorRT takes; else uint8,
+            which CPUs multiply faster.
+        float_convolutions: how many of the first convolutions stay in float32.
+
+    Raises:
+        ExportError: the quantiser failed.
+    """
+    from onnxruntime import quantization as q
+
+    excluded = _keep_in_float(tower, float_convolutions)
+    kind = q.QuantType.QInt8 if symmetric else q.QuantType.QUInt8
+    # a product's result stays float: one multiplication by the scales follows it either way
+    unquantised = ["MatMul", "Gemm"] + (["Conv"] if symmetric else [])
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        out = Path(folder) / "int8.onnx"
+        try:
+            q.quantize_static(
+                tower,
+                out,
+                _Reader(tower.graph.input[0].name, calibration),
+                quant_format=q.QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=kind,
+                weight_type=q.QuantType.QInt8,
+                nodes_to_exclude=excluded,
+                op_types_to_quantize=["Conv", "MatMul", "Gemm", "Add", "Clip", "Relu"],
+                calibrate_method=q.CalibrationMethod.MinMax,
+                extra_options={
+                    "ActivationSymmetric": symmetric,
+                    "MatMulConstBOnly": True,
+                    "OpTypesToExcludeOutputQuantization": unquantised,
+                },
+            )
+        except Exception as error:  # the quantiser raises whatever it comes across
+            reason = " ".join(str(error).split())[:300]
+            raise ExportError(
+                where="--precision int8",
+                found=f"{type(error).__name__}: {reason}",
+                expected="a graph that ONNX Runtime can quantise",
+                next_step="export with --precision fp32 or fp16, and report this with the model",
+            ) from error
+        model = onnx.load(out)
+    model.ir_version = IR_VERSION
+    return model
+
+
+def _keep_in_float(tower: onnx.ModelProto, float_convolutions: int) -> list[str]:
+    """The first convolutions, what stands before them, and the projection at the end."""
+    nodes = tower.graph.node
+    convolutions = [node.name for node in nodes if node.op_type == "Conv"]
+    excluded = convolutions[:float_convolutions]
+    seen = set()
+    for node in nodes:
+        seen.add(node.name)
+        if not convolutions or node.name == convolutions[0]:
+            break
+    is_convolutional = len(convolutions) > float_convolutions
+    if not is_convolutional:  # a transformer's sums and activations stay float anyway
+        excluded += [node.name for node in nodes if node.op_type in ("Add", "Clip", "Relu")]
+    products = [node.name for node in nodes if node.op_type in ("Gemm", "MatMul")]
+    return [*dict.fromkeys([*excluded, *sorted(seen), *products[-1:]])]
+
+
+class _Reader:
+    """Batches of calibration images, as ONNX Runtime's quantiser asks for them."""
+
+    def __init__(self, name: str, images: NDArray[np.uint8]) -> None:
+        parts = range(0, len(images), _BATCH)
+        self._batches: Iterator[dict[str, Any]] = iter(
+            [{name: images[i : i + _BATCH]} for i in parts]
+        )
+
+    def get_next(self) -> dict[str, Any] | None:
+        return next(self._batches, None)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The quantiser recommends steps that were taken, and logs every node that it leaves out."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

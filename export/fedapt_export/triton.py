@@ -1,0 +1,94 @@
+"""model.onnx or an engine -> a model repository of NVIDIA's Triton Inference Server.
+
+    DIR/<name>/config.pbtxt      what goes in and out, dynamic batching, warm-up
+    DIR/<name>/classes.txt       labels of `logits`; domains.txt of `domain_weights`
+    DIR/<name>/1/model.onnx      or model.plan
+
+Source: Triton documentation, "Model configuration"; the schema is `model_config.proto`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from fedapt.core.files import replace_file, write_text
+from fedapt_export.engine import EngineSettings
+from fedapt_runtime import Manifest
+
+_QUEUE_DELAY_US = 1000  # what a request may wait for others to share its batch
+
+_CONFIG = """\
+name: "{name}"
+backend: "{backend}"
+max_batch_size: {most}
+input [
+  {{ name: "images" data_type: TYPE_UINT8 dims: [ {height}, {width}, 3 ] }}
+]
+output [
+  {{
+    name: "logits"
+    data_type: TYPE_FP32
+    dims: [ {classes} ]
+    label_filename: "classes.txt"
+  }},
+  {{
+    name: "domain_weights"
+    data_type: TYPE_FP32
+    dims: [ {domains} ]
+    label_filename: "domains.txt"
+  }}
+]
+dynamic_batching {{
+  preferred_batch_size: [ {best} ]
+  max_queue_delay_microseconds: {delay}
+}}
+model_warmup [
+  {{
+    name: "zeros"
+    batch_size: {best}
+    inputs {{
+      key: "images"
+      value: {{ data_type: TYPE_UINT8 dims: [ {height}, {width}, 3 ] zero_data: true }}
+    }}
+  }}
+]
+"""
+
+
+def write_repository(
+    model: Path, folder: Path, manifest: Manifest, settings: EngineSettings
+) -> Path:
+    """Write, or renew, the model in a repository; the configuration comes last.
+
+    Args:
+        model: an .onnx file, or an .engine of TensorRT's; Triton has no backend for TensorRT-RTX.
+        folder: the repository; the model's folder in it is called after the file.
+        settings: batch sizes.
+
+    Returns:
+        The model's folder.
+
+    Raises:
+        FileError: the folder cannot be written, or the disk is full.
+    """
+    is_engine = model.suffix == ".engine"
+    target = folder / model.stem
+    with replace_file(target / "1" / ("model.plan" if is_engine else "model.onnx")) as temporary:
+        shutil.copyfile(model, temporary)
+    write_text(target / "classes.txt", "\n".join(manifest.classes) + "\n")
+    write_text(target / "domains.txt", "\n".join(manifest.domains) + "\n")
+    height, width = manifest.preprocessing.size
+    config = _CONFIG.format(
+        name=target.name.replace("\\", "\\\\").replace('"', '\\"'),
+        backend="tensorrt" if is_engine else "onnxruntime",
+        most=settings.most_batch,
+        best=settings.best_batch,
+        height=height,
+        width=width,
+        classes=len(manifest.classes),
+        domains=len(manifest.domains),
+        delay=_QUEUE_DELAY_US,
+    )
+    write_text(target / "config.pbtxt", config)
+    return target

@@ -1,0 +1,107 @@
+"""Normalisation of the pixels, moved into the first convolution of a traced tower.
+
+    conv(W, x s + t)  =  conv(W s, x) + sum(W t)          without padding
+    conv(W, x s + t)  =  conv(W s, x + t / s)             with padding: its zeros stay zeros
+
+One or two passes over the largest tensor of the graph less, and nothing else changes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+
+def fold_normalisation(model: onnx.ModelProto) -> None:
+    """Fold, in place, x s + t on the path from the input to the first convolution.
+
+    A tower that begins otherwise stays as it is.
+    """
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    multiply = _follow(graph, graph.input[0].name, ("Cast", "Transpose", "Mul"))
+    add = multiply and _only_reader(graph, multiply.output[0], "Add")
+    if not multiply or not add:
+        return
+    # the convolution, or a Pad of zeros before it
+    reader = _only_reader(graph, add.output[0], None)
+    is_padded = reader is not None and reader.op_type == "Pad"
+    conv = _only_reader(graph, reader.output[0], "Conv") if reader and is_padded else reader
+    if conv is None or conv.op_type != "Conv" or conv.input[1] not in constants:
+        return
+    attributes = {a.name: helper.get_attribute_value(a) for a in conv.attribute}
+    scale, shift = (_constant(constants, node) for node in (multiply, add))
+    if scale is None or shift is None or attributes.get("group", 1) != 1:
+        return
+    is_padded = is_padded or any(attributes.get("pads", ()))
+    if attributes.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
+        is_padded = True
+    weight = numpy_helper.to_array(constants[conv.input[1]]).astype(np.float64)
+    folded = weight * scale.reshape(1, -1, 1, 1)
+    _replace(graph, conv, 1, folded, "normalised.weight")
+    source = multiply.input[0]
+    if is_padded:
+        offset = (shift / scale).reshape(-1, 1, 1)
+        graph.initializer.append(_to_tensor(offset, "normalised.offset"))
+        del add.input[:]
+        add.input.extend([source, "normalised.offset"])
+        graph.node.remove(multiply)
+    else:
+        bias = (weight * shift.reshape(1, -1, 1, 1)).sum((1, 2, 3))
+        if len(conv.input) > 2:
+            bias += numpy_helper.to_array(constants[conv.input[2]]).astype(np.float64)
+        else:
+            conv.input.append("")
+        _replace(graph, conv, 2, bias, "normalised.bias")
+        conv.input[0] = source
+        graph.node.remove(multiply)
+        graph.node.remove(add)
+    _drop_unused(graph)
+
+
+def _follow(graph: onnx.GraphProto, name: str, operators: tuple[str, ...]) -> onnx.NodeProto | None:
+    node: onnx.NodeProto | None = None
+    for operator in operators:
+        # Shape reads the input as well, for the size of the batch
+        readers = [n for n in graph.node if name in n.input and n.op_type != "Shape"]
+        if len(readers) != 1 or readers[0].op_type != operator:
+            return None
+        node, name = readers[0], readers[0].output[0]
+    return node
+
+
+def _only_reader(graph: onnx.GraphProto, name: str, operator: str | None) -> onnx.NodeProto | None:
+    readers: list[onnx.NodeProto] = [node for node in graph.node if name in node.input]
+    if len(readers) != 1 or (operator is not None and readers[0].op_type != operator):
+        return None
+    return readers[0]
+
+
+def _constant(
+    constants: dict[str, onnx.TensorProto], node: onnx.NodeProto
+) -> NDArray[np.float64] | None:
+    names = [name for name in node.input if name in constants]
+    return numpy_helper.to_array(constants[names[0]]).astype(np.float64) if names else None
+
+
+def _to_tensor(values: NDArray[np.float64], name: str) -> onnx.TensorProto:
+    return numpy_helper.from_array(values.astype(np.float32), name)
+
+
+def _replace(
+    graph: onnx.GraphProto,
+    node: onnx.NodeProto,
+    place: int,
+    values: NDArray[np.float64],
+    name: str,
+) -> None:
+    graph.initializer.append(_to_tensor(values, name))
+    node.input[place] = name
+
+
+def _drop_unused(graph: onnx.GraphProto) -> None:
+    used = {name for node in graph.node for name in node.input}
+    for tensor in [t for t in graph.initializer if t.name not in used]:
+        graph.initializer.remove(tensor)
