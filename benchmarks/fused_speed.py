@@ -20,11 +20,12 @@ from full_prompts import encode_full_prompts
 from photos import RESULTS, machine
 from torch.nn.functional import normalize
 
+from fedapt.core.config import PromptConfig
 from fedapt.model.adaptive_network import draw_adaptive_network
 from fedapt.model.backbone import Backbone, load_backbone
 from fedapt.model.image_encoder import read_tower
 from fedapt.model.image_tower import image_tower
-from fedapt.model.prompt import draw_context, draw_keys, personalise
+from fedapt.model.prompt import draw_keys, personalise, start_context
 from fedapt.model.prompted_clip import GlobalModel, prompted_text
 from fedapt_export.fuse import fuse
 from fedapt_export.head import fedapt_head
@@ -40,7 +41,7 @@ def build_model(backbone: Backbone, n_classes: int) -> GlobalModel:
     width = backbone.text_tower.width
     return GlobalModel(
         prompted_text(backbone, names, CONTEXT_LENGTH),
-        draw_context(n_classes, CONTEXT_LENGTH, width, 0, class_specific=True),
+        start_context(backbone, n_classes, PromptConfig(context_length=CONTEXT_LENGTH), 0),
         draw_adaptive_network(N_DOMAINS, backbone.joint_width, 0),
         draw_keys(N_DOMAINS, CONTEXT_LENGTH, width, 0),
         0.01,

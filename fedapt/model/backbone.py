@@ -72,14 +72,13 @@ class Backbone:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of all weights: tells one CLIP from another."""
-        return hash_tensors(self.clip.state_dict().items())
+        """Hash of all weights and the activation: tells one CLIP from another."""
+        return _hash_clip(self.clip)
 
     @cached_property
     def image_sha256(self) -> str:
-        """Hash of the image tower's weights: tells whether cached features are still true."""
-        state = self.clip.state_dict().items()
-        return hash_tensors((n, t) for n, t in state if n.startswith("visual."))
+        """The same of the image tower: tells whether cached features are still true."""
+        return _hash_clip(self.clip, "visual.")
 
     def text_tower_in(self, dtype: torch.dtype) -> TextTower:
         """The text tower with its matrix products in another precision."""
@@ -93,14 +92,25 @@ class Backbone:
         return f"{self.name} ({self.pretrained})" if self.pretrained else self.name
 
 
-def hash_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
+def hash_tensors(tensors: Iterable[tuple[str, Tensor]], more: bytes = b"") -> str:
     """SHA-256 over names, dtypes, shapes and bytes, sorted by name, hexadecimal."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors, key=lambda item: item[0]):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         data = tensor.detach().cpu().contiguous()
         digest.update(data.reshape(-1).view(torch.uint8).numpy().tobytes())
+    digest.update(more)
     return digest.hexdigest()
+
+
+def _hash_clip(clip: nn.Module, prefix: str = "") -> str:
+    """Of everything below a prefix: the weights, and QuickGELU, which leaves no trace in them.
+
+    The same file of weights loads with and without it, and gives other features.
+    """
+    state = [item for item in clip.state_dict().items() if item[0].startswith(prefix)]
+    kinds = {type(m).__name__ for n, m in clip.named_modules() if n.startswith(prefix)}
+    return hash_tensors(state, b"QuickGELU" if "QuickGELU" in kinds else b"")
 
 
 def load_backbone(name: str, pretrained: str = "", device: str = "cpu") -> Backbone:

@@ -225,6 +225,16 @@ def test_a_damaged_weights_file_is_refused(folder: Path, data: bytes | None) -> 
         load_backbone(str(folder))
 
 
+def test_the_same_weights_with_another_activation_are_another_clip(folder: Path) -> None:
+    plain = load_backbone(str(folder))
+    change_config(folder, "model_cfg", quick_gelu=True)
+    quick = load_backbone(str(folder))
+    assert hash_tensors(quick.clip.state_dict().items()) == plain.sha256
+    assert quick.sha256 != plain.sha256
+    # cached towers and features go by this one
+    assert quick.image_sha256 != plain.image_sha256
+
+
 def test_weights_that_lack_a_tensor_are_refused(folder: Path) -> None:
     state = load_file(str(folder / WEIGHTS))
     del state["ln_final.bias"]

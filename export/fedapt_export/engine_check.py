@@ -1,0 +1,111 @@
+"""Does an engine compute what its ONNX file computes? At every kind of batch, on real rows.
+
+A builder can miscompile a graph for some batch sizes and not for others, and a wrong stride shows
+only where rows differ. So an engine is run at its smallest, an odd, its best and its largest batch,
+with rows that repeat and rows in another order: equal images must get equal results wherever they
+stand.
+
+Source: NVIDIA/TensorRT issues 4853 and 4813, engines that are wrong at some batch sizes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedapt.core.errors import ParityError
+from fedapt_runtime.backends.base import Backend
+from fedapt_runtime.classifier import softmax
+
+# largest difference of class probabilities from ONNX Runtime, by the precision of the graph
+MOST_PROBABILITY_DIFFERENCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 5e-2, "int8": 5e-2}
+_ODD = 3
+
+
+@dataclass(frozen=True)
+class EngineReport:
+    """Figures of the comparison, each the largest over all batches.
+
+    Attributes:
+        batch_sizes: that the engine was run at.
+        probability_difference: of class probabilities, engine against ONNX Runtime.
+        repeated_difference: between rows of the same image in one batch.
+        permuted_difference: between a batch and the same images in another order.
+    """
+
+    batch_sizes: tuple[int, ...]
+    probability_difference: float
+    repeated_difference: float
+    permuted_difference: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    def check(self, precision: str, where: object) -> None:
+        """Refuse an engine that is wrong.
+
+        Raises:
+            ParityError: a figure is beyond its limit, or is no number.
+        """
+        most = MOST_PROBABILITY_DIFFERENCE[precision]
+        for what, value in (
+            ("an engine that differs from ONNX Runtime by", self.probability_difference),
+            ("an engine that gives rows of one image results apart by", self.repeated_difference),
+            ("an engine whose results move with the order of rows by", self.permuted_difference),
+        ):
+            if not value <= most:  # NaN fails too
+                raise ParityError(
+                    where=where,
+                    found=f"{what} {value:.2e}, batches of {str(self.batch_sizes)[1:-1]}",
+                    expected=f"at most {most:.0e} in class probabilities",
+                    next_step="report this with the model and the version of TensorRT; nothing was"
+                    " written, and model.onnx runs in ONNX Runtime",
+                )
+
+
+def compare_engine(
+    engine: Backend,
+    reference: Backend,
+    images: NDArray[np.uint8],
+    least: int,
+    best: int,
+    most: int,
+) -> EngineReport:
+    """Run an engine and its reference on the same batches.
+
+    Args:
+        reference: the same graph in ONNX Runtime.
+        images: uint8 [n, height, width, 3]; at least two, or an order of rows means nothing.
+        least, best, most: of the engine's profile.
+    """
+    if len(images) < 2:
+        raise AssertionError("an engine is compared on two images or more")
+    sizes = tuple(sorted({least, min(max(_ODD, least), most), best, most}))
+    expected = softmax(reference.run(images)[0])
+    generator = np.random.default_rng(0)
+    apart, repeated, permuted = [], [], []
+    for size in sizes:
+        # more rows than images repeat them; fewer rows still hold one image twice
+        rows = np.arange(size) % max(1, min(len(images), size - 1))
+        found = softmax(engine.run(images[rows])[0])
+        order = generator.permutation(size)
+        moved = softmax(engine.run(images[rows[order]])[0])
+        first = {int(row): i for i, row in reversed(list(enumerate(rows)))}
+        twins = [first[int(row)] for row in rows]
+        apart.append(_difference(found, expected[rows]))
+        repeated.append(_difference(found, found[twins]))
+        permuted.append(_difference(moved, found[order]))
+    return EngineReport(sizes, _largest(apart), _largest(repeated), _largest(permuted))
+
+
+def _largest(differences: list[float]) -> float:
+    """The largest; NaN where one is."""
+    return float(np.max(differences))
+
+
+def _difference(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:
+    return float(np.abs(left - right).max())

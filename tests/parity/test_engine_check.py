@@ -1,0 +1,99 @@
+"""The comparison of an engine with ONNX Runtime, shown on graphs that are wrong in known ways."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from fedapt.core.errors import ParityError
+from fedapt_export.engine_check import EngineReport, compare_engine
+from fedapt_runtime.backends.ort import OrtBackend
+
+Rows = NDArray[np.float32]
+
+
+class Wrong:
+    """ONNX Runtime's own results, spoiled in one way."""
+
+    def __init__(self, backend: OrtBackend, kind: str, at: int) -> None:
+        self._backend, self._kind, self._at = backend, kind, at
+        self.manifest, self.description = backend.manifest, kind
+        self.sizes: list[int] = []
+
+    def run(self, images: NDArray[np.uint8]) -> tuple[Rows, Rows]:
+        self.sizes.append(len(images))
+        logits, weights = self._backend.run(images)[:2]
+        logits = logits.copy()
+        if len(images) == self._at:
+            if self._kind == "last row":  # a row read from its neighbour's place
+                logits[-1] = -logits[-1]
+            elif self._kind == "nan":
+                logits[0, 0] = np.nan
+            elif self._kind == "all":
+                logits = -logits
+        return logits, weights
+
+
+@pytest.fixture(scope="module")
+def backend(tiny_model: Path) -> OrtBackend:
+    return OrtBackend(tiny_model, "cpu")
+
+
+@pytest.fixture(scope="module")
+def images() -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
+
+
+def test_a_right_engine_passes_at_every_size(
+    backend: OrtBackend, images: NDArray[np.uint8]
+) -> None:
+    engine = Wrong(backend, "right", 0)
+    report = compare_engine(engine, backend, images, 1, 4, 9)
+    report.check("fp32", "model.engine")
+    assert report.batch_sizes == (1, 3, 4, 9)
+    assert engine.sizes == [1, 1, 3, 3, 4, 4, 9, 9]
+    assert report.probability_difference < 1e-5
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 9])
+@pytest.mark.parametrize("kind", ["all", "nan"])
+def test_an_engine_that_is_wrong_at_one_size_is_refused(
+    backend: OrtBackend, images: NDArray[np.uint8], kind: str, size: int
+) -> None:
+    report = compare_engine(Wrong(backend, kind, size), backend, images, 1, 4, 9)
+    with pytest.raises(ParityError, match=r"differs from ONNX Runtime by .*batches of 1, 3, 4, 9"):
+        report.check("fp16", "model.engine")
+
+
+def test_one_wrong_row_shows_in_every_figure(
+    backend: OrtBackend, images: NDArray[np.uint8]
+) -> None:
+    report = compare_engine(Wrong(backend, "last row", 4), backend, images, 1, 4, 9)
+    assert report.probability_difference > 1e-3
+    assert report.repeated_difference > 1e-3  # the last row repeats the first
+    assert report.permuted_difference > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("figures", "text"),
+    [
+        ((1e-6, 0.1, 0.0), "gives rows of one image results apart by 1.00e-01"),
+        ((1e-6, 0.0, 0.1), "whose results move with the order of rows by 1.00e-01"),
+        ((1e-6, float("nan"), 0.0), "results apart by nan"),
+    ],
+)
+def test_each_figure_has_its_limit(figures: tuple[float, float, float], text: str) -> None:
+    EngineReport((1,), 1e-6, 1e-6, 1e-6).check("fp32", "model.engine")
+    with pytest.raises(ParityError, match=text) as caught:
+        EngineReport((1,), *figures).check("fp16", "model.engine")
+    assert caught.value.exit_code == 7
+
+
+def test_the_limit_follows_the_precision() -> None:
+    report = EngineReport((1,), 1e-2, 0.0, 0.0)
+    report.check("fp16", "model.engine")
+    with pytest.raises(ParityError, match="expected at most 1e-03 in class probabilities"):
+        report.check("fp32", "model.engine")
