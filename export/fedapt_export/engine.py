@@ -89,7 +89,7 @@ class EngineSettings:
             )
         flavour = self.flavour
         if flavour == "auto":
-            native = _is_installed("tensorrt") and has_gpu() and not self.capabilities
+            native = _is_installed("tensorrt") and find_gpu() and not self.capabilities
             flavour = "tensorrt" if native else "rtx"
         if not _is_installed(flavour):
             raise DependencyError(
@@ -136,7 +136,7 @@ class EngineSettings:
             )
 
     def _check_tensorrt(self) -> None:
-        if not has_gpu():
+        if not find_gpu():
             raise ExportError(
                 where="--trt-flavour tensorrt",
                 found="no NVIDIA GPU (nvidia-smi finds none)",
@@ -152,12 +152,14 @@ class EngineSettings:
             )
 
 
-def has_gpu() -> bool:
-    """Whether this machine has an NVIDIA GPU with a driver."""
+def find_gpu() -> str:
+    """Compute capability of the first NVIDIA GPU with a driver, such as `sm90`; empty without."""
     if shutil.which("nvidia-smi") is None:
-        return False
-    done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return done.returncode == 0 and "GPU" in done.stdout
+        return ""
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = done.stdout.split()
+    return f"sm{found[0].replace('.', '')}" if done.returncode == 0 and found else ""
 
 
 def _is_installed(flavour: str) -> bool:
@@ -185,10 +187,11 @@ def build_engine(model: Path, out: Path, settings: EngineSettings) -> dict[str, 
     with replace_file(out) as temporary:
         built = _run_builder(model, temporary, settings)
         engine_sha256 = hash_file(temporary)
+    target = "default" if settings.flavour == "rtx" else find_gpu()
     sidecar = {
         "flavour": settings.flavour,
         "library": {"name": built["library"], "version": built["version"]},
-        "compute_capabilities": list(settings.capabilities) or [built["target"]],
+        "compute_capabilities": list(settings.capabilities) or [target],
         "batch": [settings.least_batch, settings.best_batch, settings.most_batch],
         "refit": settings.refit,
         "onnx_sha256": hash_file(model),

@@ -61,8 +61,7 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
     Path(request["out"]).write_bytes(memoryview(plan))
     if cache is not None:
         _write_whole(Path(request["timing_cache"]), config.get_timing_cache().serialize())
-    target = "default" if flavour == "rtx" else "this GPU"
-    return {"library": _NAMES[flavour], "version": trt.__version__, "target": target}
+    return {"library": _NAMES[flavour], "version": trt.__version__}
 
 
 def _attach_timing_cache(config: Any, path: str) -> Any:

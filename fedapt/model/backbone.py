@@ -199,7 +199,7 @@ def _build_open_clip(name: str, pretrained: str) -> tuple[nn.Module, Any]:
             where=f"model {name}",
             found=f"no usable tokenizer ({_say(error)})",
             expected="the files of its tokenizer, and the package transformers that reads them",
-            next_step="pip install transformers sentencepiece, and check the network",
+            next_step="pip install 'fedapt[transformers]', and check the network",
         ) from error
 
 

@@ -126,13 +126,13 @@ def test_an_unknown_flavour_is_refused() -> None:
 
 def test_tensorrt_takes_its_gpu_and_no_targets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "find_spec", lambda _: object())
-    monkeypatch.setattr(engine_module, "has_gpu", lambda: False)
+    monkeypatch.setattr(engine_module, "find_gpu", lambda: "")
     native = EngineSettings("tensorrt", refit=True)
     with pytest.raises(ExportError, match=r"no NVIDIA GPU .*use --trt-flavour rtx") as caught:
         native.settle()
     assert caught.value.exit_code == 6
     assert EngineSettings().settle().flavour == "rtx"
-    monkeypatch.setattr(engine_module, "has_gpu", lambda: True)
+    monkeypatch.setattr(engine_module, "find_gpu", lambda: "sm90")
     assert native.settle() == native
     assert EngineSettings().settle().flavour == "tensorrt"
     assert EngineSettings(capabilities=("sm89",)).settle().flavour == "rtx"
