@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedapt_runtime.backends.base import Backend
-from fedapt_runtime.backends.ort import OrtBackend
+from fedapt_runtime.backends.choose import load_backend
 from fedapt_runtime.errors import ImageError, InputError
 from fedapt_runtime.manifest import Manifest
 from fedapt_runtime.pipeline import Decoded, Image, decode_ahead, split_batches
@@ -58,21 +58,27 @@ class Classifier:
 
     @classmethod
     def load(
-        cls, path: str | Path, device: str = "auto", head: str | Path | None = None
+        cls,
+        path: str | Path,
+        backend: str = "auto",
+        device: str = "auto",
+        head: str | Path | None = None,
     ) -> Classifier:
         """Load a model that `fedapt export` wrote.
 
         Args:
-            path: the .onnx file.
-            device: `auto` (CUDA where ONNX Runtime has it), `cpu` or `cuda`.
+            path: the .onnx file, or an .engine file with its .engine.json beside it.
+            backend: `onnxruntime`, `openvino`, `tensorrt-ep` (TensorRT inside ONNX Runtime) or
+                `tensorrt` (engines); `auto` chooses, and `description` says what and why.
+            device: `auto`, `cpu` or `cuda`.
             head: a head that `fedapt export --head-only` wrote, in place of the model's own.
 
         Raises:
             ModelFileError: missing, damaged, not a fedapt model, or a head of another CLIP.
-            MissingDependency: ONNX Runtime is missing, or installed twice.
-            RuntimeFailure: the device is not available.
+            MissingDependency: the backend's package is missing, or installed twice.
+            RuntimeFailure: the backend or the device is not available, or does not fit the file.
         """
-        return cls(OrtBackend(path, device, head))
+        return cls(load_backend(path, backend, device, head))
 
     @property
     def backend(self) -> Backend:
@@ -143,7 +149,7 @@ class Classifier:
         good = [d.pixels for d in batch if d.pixels is not None]
         rows: Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]] = iter(())
         if good:
-            logits, weights = self._backend.run(np.stack(good))
+            logits, weights, _ = self._backend.run(np.stack(good))
             rows = iter(zip(softmax(logits), weights, strict=True))
         for item in batch:
             if item.pixels is None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fedapt_runtime import Classifier, Prediction, Preprocessing
+from fedapt_runtime.backends.base import Outputs
 from fedapt_runtime.classifier import softmax
 from fedapt_runtime.errors import InputError
 from fedapt_runtime.pipeline import Decoded, decode_one, split_batches
@@ -39,7 +40,7 @@ class FakeBackend:
         self.batches: list[int] = []
         self.manifest = make_manifest(("cat", "dog", "eel"), ("day", "night"))
 
-    def run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def run(self, images: NDArray[np.uint8]) -> Outputs:
         assert images.dtype == np.uint8
         assert images.shape[1:] == (2, 2, 3)
         self.batches.append(len(images))
@@ -55,7 +56,8 @@ class FakeBackend:
                 p, w = TABLE[colour]
                 logits.append([math.log(value) + 3.0 for value in p])
                 weights.append(list(w))
-        return np.array(logits, np.float32), np.array(weights, np.float32)
+        rows = np.array(logits, np.float32)
+        return Outputs(rows, np.array(weights, np.float32), rows)
 
 
 def plain(colour: int) -> NDArray[np.uint8]:
