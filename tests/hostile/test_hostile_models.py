@@ -145,6 +145,14 @@ def rename_output(model: ModelProto) -> None:
     model.graph.output[0].name = "scores"
 
 
+def cast_output(model: ModelProto) -> None:
+    for node in model.graph.node:
+        node.output[:] = ["narrow" if name == "logits" else name for name in node.output]
+    cast = helper.make_node("Cast", ["narrow"], ["logits"], to=TensorProto.DOUBLE)
+    model.graph.node.append(cast)
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.DOUBLE
+
+
 def add_input(model: ModelProto) -> None:
     model.graph.input.append(helper.make_tensor_value_info("more", TensorProto.FLOAT, [1]))
 
@@ -156,6 +164,7 @@ def add_input(model: ModelProto) -> None:
             rename_output,
             r"inputs .+ and outputs \{'scores': .+'domain_weights'.*\}; expected images",
         ),
+        (cast_output, r"outputs .+'logits': \('tensor\(double\)', .+; expected images"),
         (add_input, r"inputs .+'more': \('float32', \[\]\).+; expected images uint8"),
     ],
 )
