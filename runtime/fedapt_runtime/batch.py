@@ -18,6 +18,9 @@ from fedapt_runtime.journal import Journal
 from fedapt_runtime.output import check_output_name, write_output
 from fedapt_runtime.sources import Member
 
+# images -> their rows, in order
+Engine = Callable[[Iterable[Image]], Iterator[dict[str, Any]]]
+
 
 @dataclass
 class Summary:
@@ -68,6 +71,7 @@ def classify_files(
     fast: bool = False,
     resume: bool = False,
     progress: Callable[[Summary], None] = lambda summary: None,
+    engine: Engine | None = None,
 ) -> Summary:
     """Classify images and write one row each, in order; a bad file is a row with its error.
 
@@ -78,6 +82,8 @@ def classify_files(
         fast: see `Classifier.stream`.
         resume: go on behind the rows of a job that was stopped (`OUT.part`).
         progress: called after every row.
+        engine: what turns images into rows, where that is not the classifier here;
+            `batch_size` and `workers` are then its own matter.
 
     Raises:
         OutputError: the output cannot be written; finished rows are kept in `OUT.part`.
@@ -87,6 +93,9 @@ def classify_files(
     options: dict[str, Any] = {"top_k": top_k, "fast": fast}
 
     def predict(rest: Iterable[Image]) -> Iterator[dict[str, Any]]:
+        if engine is not None:
+            yield from engine(rest)
+            return
         for prediction in classifier.stream(
             rest, batch_size=batch_size, workers=workers, **options
         ):

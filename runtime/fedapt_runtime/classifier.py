@@ -63,6 +63,7 @@ class Classifier:
         backend: str = "auto",
         device: str = "auto",
         head: str | Path | None = None,
+        threads: int = 0,
     ) -> Classifier:
         """Load a model that `fedapt export` wrote.
 
@@ -72,13 +73,14 @@ class Classifier:
                 `tensorrt` (engines); `auto` chooses, and `description` says what and why.
             device: `auto`, `cpu` or `cuda`.
             head: a head that `fedapt export --head-only` wrote, in place of the model's own.
+            threads: threads of inference on a CPU; 0 takes every core.
 
         Raises:
             ModelFileError: missing, damaged, not a fedapt model, or a head of another CLIP.
             MissingDependency: the backend's package is missing, or installed twice.
             RuntimeFailure: the backend or the device is not available, or does not fit the file.
         """
-        return cls(load_backend(path, backend, device, head))
+        return cls(load_backend(path, backend, device, head, threads))
 
     @property
     def backend(self) -> Backend:
@@ -143,9 +145,10 @@ class Classifier:
             fast,
         )
         for batch in split_batches(decoded, batch_size):
-            yield from self._classify(batch, top_k)
+            yield from self.classify(batch, top_k)
 
-    def _classify(self, batch: Sequence[Decoded], top_k: int) -> Iterator[Prediction]:
+    def classify(self, batch: Sequence[Decoded], top_k: int = 5) -> Iterator[Prediction]:
+        """Yield one prediction per decoded image of one batch, in order."""
         good = [d.pixels for d in batch if d.pixels is not None]
         rows: Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]] = iter(())
         if good:

@@ -9,18 +9,20 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import fedapt_runtime
 from fedapt_runtime.backends.choose import BACKENDS, DEVICES, load_backend
-from fedapt_runtime.batch import Summary, classify_files
+from fedapt_runtime.batch import Engine, Summary, classify_files
 from fedapt_runtime.bench import bench, choose_batch_size
 from fedapt_runtime.classifier import Classifier
 from fedapt_runtime.doctor import examine
 from fedapt_runtime.errors import EXIT_INTERRUPTED, OutputError, ReportedError
 from fedapt_runtime.journal import part_path
 from fedapt_runtime.output import check_output_name
+from fedapt_runtime.pipeline import Image
 from fedapt_runtime.sources import count_images, find_images
 
 
@@ -61,10 +63,18 @@ def build_parser() -> argparse.ArgumentParser:
         help="fast decodes large JPEGs at a fraction of their size [exact]",
     )
     classify.add_argument("--top-k", type=_positive, default=5, metavar="K")
-    classify.add_argument("--workers", type=_positive, metavar="N", help="decoding threads")
+    classify.add_argument(
+        "--workers", type=_positive, metavar="N", help="decoding threads; of ray, models"
+    )
     classify.add_argument("--head", type=Path, help="a head file to use instead of the model's own")
     classify.add_argument("--backend", default="auto", choices=("auto", *BACKENDS), help="[auto]")
     classify.add_argument("--device", default="auto", choices=("auto", *DEVICES), help="[auto]")
+    classify.add_argument(
+        "--engine", default="local", choices=("local", "ray"), help="where the job runs [local]"
+    )
+    classify.add_argument(
+        "--gpus-per-worker", type=float, default=0.0, metavar="N", help="of --engine ray [0]"
+    )
     classify.add_argument(
         "--json", action="store_true", help="print the summary as JSON on stdout (needs --out)"
     )
@@ -131,6 +141,7 @@ def run_classify(options: argparse.Namespace) -> None:
         fast=options.preprocess == "fast",
         resume=options.resume,
         progress=show,
+        engine=_ray_engine(options, classifier, batch_size) if options.engine == "ray" else None,
     )
     show.finish(summary)
     if options.json:
@@ -139,6 +150,26 @@ def run_classify(options: argparse.Namespace) -> None:
                 dataclasses.asdict(summary) | {"images_per_second": summary.images_per_second}
             )
         )
+
+
+def _ray_engine(options: argparse.Namespace, classifier: Classifier, batch_size: int) -> Engine:
+    from fedapt_runtime.ray_engine import RaySettings, predict_on_ray
+
+    def predict(images: Iterable[Image]) -> Iterator[dict[str, Any]]:
+        return predict_on_ray(
+            options.model,
+            images,
+            classifier.manifest.preprocessing,
+            RaySettings(options.workers, options.gpus_per_worker),
+            backend=options.backend,
+            device=options.device,
+            head=options.head,
+            batch_size=batch_size,
+            top_k=options.top_k,
+            fast=options.preprocess == "fast",
+        )
+
+    return predict
 
 
 def _positives(text: str) -> tuple[int, ...]:

@@ -164,7 +164,10 @@ def add_input(model: ModelProto) -> None:
             rename_output,
             r"inputs .+ and outputs \{'scores': .+'domain_weights'.*\}; expected images",
         ),
-        (cast_output, r"inputs .+ and outputs .+'logits': \('tensor\(double\)', .+; expected images"),
+        (
+            cast_output,
+            r"inputs .+ and outputs .+'logits': \('tensor\(double\)', .+; expected images",
+        ),
         (add_input, r"inputs .+'more': \('float32', \[\]\).+; expected images uint8"),
     ],
 )

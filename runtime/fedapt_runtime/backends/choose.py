@@ -24,6 +24,7 @@ def load_backend(
     backend: str = "auto",
     device: str = "auto",
     head: str | Path | None = None,
+    threads: int = 0,
 ) -> Backend:
     """Load a model into a backend; only that backend's library is imported.
 
@@ -33,6 +34,7 @@ def load_backend(
             OpenVINO where that alone is installed.
         device: `cpu` or `cuda`; `auto` takes what the backend has.
         head: a head file to use in place of the model's own head.
+        threads: threads of inference on a CPU; 0 takes every core.
 
     Raises:
         RuntimeFailure: an unknown backend, or one that has no such device or reads no such file;
@@ -44,7 +46,7 @@ def load_backend(
     if backend == "auto":
         backend, why = _choose(is_engine)
     _check_choice(path, is_engine, backend, device)
-    loaded = _load(path, backend, device, head)
+    loaded = _load(path, backend, device, head, threads)
     loaded.description += why
     return loaded
 
@@ -82,15 +84,15 @@ def _check_choice(path: Path, is_engine: bool, backend: str, device: str) -> Non
         )
 
 
-def _load(path: Path, backend: str, device: str, head: str | Path | None) -> Backend:
+def _load(path: Path, backend: str, device: str, head: str | Path | None, threads: int) -> Backend:
     if backend == "openvino":
         from fedapt_runtime.backends.openvino import OpenVinoBackend
 
-        return OpenVinoBackend(path, head)
+        return OpenVinoBackend(path, head, threads)
     if backend == "tensorrt":
         from fedapt_runtime.backends.tensorrt import TensorRtBackend
 
         return TensorRtBackend(path, head)
     from fedapt_runtime.backends.ort import OrtBackend
 
-    return OrtBackend(path, "tensorrt-ep" if backend == "tensorrt-ep" else device, head)
+    return OrtBackend(path, "tensorrt-ep" if backend == "tensorrt-ep" else device, head, threads)

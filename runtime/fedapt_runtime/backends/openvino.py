@@ -52,13 +52,14 @@ class OpenVinoBackend:
     Args:
         path: the .onnx file.
         head: a head file to use in place of the model's own head.
+        threads: of inference; 0 takes every core.
 
     Raises:
         ModelFileError: no such file, not ONNX, not a fedapt model, or a head of another CLIP.
         MissingDependency: OpenVINO is not installed.
     """
 
-    def __init__(self, path: str | Path, head: str | Path | None = None) -> None:
+    def __init__(self, path: str | Path, head: str | Path | None = None, threads: int = 0) -> None:
         path = Path(path)
         check_model_file(path)
         openvino = import_openvino()
@@ -77,7 +78,8 @@ class OpenVinoBackend:
             _put_head(openvino, model, head_file.feeds(), path)
         try:
             model.validate_nodes_and_infer_types()  # a head may have changed sizes
-            self._compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+            options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+            self._compiled = core.compile_model(model, "CPU", options)
         except Exception as error:
             raise _unreadable(path, error) from error
         self.description = f"OpenVINO {version('openvino')} on cpu"

@@ -136,6 +136,7 @@ class OrtBackend:
         path: the .onnx file.
         device: `cpu`, `cuda` or `tensorrt-ep`; `auto` takes CUDA where it starts, else the CPU.
         head: a head file to use in place of the model's own head.
+        threads: threads of one operator on the CPU; 0 takes every core.
 
     Raises:
         ModelFileError: no such file, not ONNX, not a fedapt model, or a head of another CLIP.
@@ -144,12 +145,16 @@ class OrtBackend:
     """
 
     def __init__(
-        self, path: str | Path, device: str = "auto", head: str | Path | None = None
+        self,
+        path: str | Path,
+        device: str = "auto",
+        head: str | Path | None = None,
+        threads: int = 0,
     ) -> None:
         path = Path(path)
         check_model_file(path)
         onnxruntime = import_onnxruntime()
-        self._session, device, why = _open_on(onnxruntime, path, device)
+        self._session, device, why = _open_on(onnxruntime, path, device, threads)
         self.manifest = parse_manifest(
             self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), path
         )
@@ -168,12 +173,12 @@ class OrtBackend:
         return Outputs(*self._session.run(Outputs._fields, {"images": images, **self._head}))
 
 
-def _open_on(onnxruntime: Any, path: Path, device: str) -> tuple[Any, str, str]:
+def _open_on(onnxruntime: Any, path: Path, device: str, threads: int) -> tuple[Any, str, str]:
     """A session, the device that it is on, and how that came where it was not asked for."""
     available = onnxruntime.get_available_providers()
     if device != "auto":
         check_device(device, available)
-        return open_session(onnxruntime, str(path), device, path), device, ""
+        return open_session(onnxruntime, str(path), device, path, threads), device, ""
     why = "no CUDA provider"
     if PROVIDERS["cuda"] in available:
         try:
@@ -182,7 +187,8 @@ def _open_on(onnxruntime: Any, path: Path, device: str) -> tuple[Any, str, str]:
             why = "CUDA did not start"
         else:
             return session, "cuda", " (auto: CUDA is there)"
-    return open_session(onnxruntime, str(path), "cpu", path), "cpu", f" (auto: {why})"
+    session = open_session(onnxruntime, str(path), "cpu", path, threads)
+    return session, "cpu", f" (auto: {why})"
 
 
 def _slots(nodes: Any) -> dict[str, Slot]:
