@@ -109,6 +109,7 @@ def test_options_reach_the_job(
         "workers": 3,
         "fast": True,
         "resume": True,
+        "engine": None,
         "paths": [str(images / "a.png")],
         "out": Path("x.csv"),
     }
