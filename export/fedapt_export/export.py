@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import onnx
@@ -16,6 +17,7 @@ from fedapt_export.head import fedapt_head
 from fedapt_export.images import collect_images
 from fedapt_export.parity import Parity, measure_parity
 from fedapt_export.swap import write_head
+from fedapt_export.unknown import calibrate_unknown
 from fedapt_runtime import Manifest
 
 _MOST_MODEL_BYTES = 2_000_000_000
@@ -62,7 +64,10 @@ def export(
     reporter.message(f"comparing on {source}")
     parity = measure_parity(model.SerializeToString(), global_model, backbone, images, source)
     parity.check(least_agreement, out)
-    manifest = build_manifest(checkpoint, hash_file(checkpoint_path), parity.to_dict())
+    manifest = dataclasses.replace(
+        build_manifest(checkpoint, hash_file(checkpoint_path), parity.to_dict()),
+        unknown=calibrate_unknown(checkpoint, checkpoint_path, data, backbone, reporter),
+    )
     if head_only:
         write_head(head, manifest, out)
     else:

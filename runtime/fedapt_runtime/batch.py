@@ -69,6 +69,7 @@ def classify_files(
     top_k: int = 5,
     workers: int | None = None,
     fast: bool = False,
+    flag_unknown: bool = False,
     resume: bool = False,
     progress: Callable[[Summary], None] = lambda summary: None,
     engine: Engine | None = None,
@@ -79,7 +80,7 @@ def classify_files(
         images: paths, or what `find_images` yields.
         out: a .jsonl, .csv or .parquet file, replaced only when the job has ended well; None: JSON
             lines on stdout.
-        fast: see `Classifier.stream`.
+        fast, flag_unknown: see `Classifier.stream`.
         resume: go on behind the rows of a job that was stopped (`OUT.part`).
         progress: called after every row.
         engine: what turns images into rows, where that is not the classifier here;
@@ -90,7 +91,7 @@ def classify_files(
         InputError: `OUT.part` belongs to another job, or to other images.
     """
     check_output_name(out)
-    options: dict[str, Any] = {"top_k": top_k, "fast": fast}
+    options: dict[str, Any] = {"top_k": top_k, "fast": fast, "flag_unknown": flag_unknown}
 
     def predict(rest: Iterable[Image]) -> Iterator[dict[str, Any]]:
         if engine is not None:
@@ -99,7 +100,7 @@ def classify_files(
         for prediction in classifier.stream(
             rest, batch_size=batch_size, workers=workers, **options
         ):
-            yield prediction.to_dict()
+            yield prediction.to_dict(flag_unknown)
 
     summary = Summary()
     started = time.monotonic()
@@ -126,7 +127,7 @@ def classify_files(
                 journal.write(row)
                 advance(row)
             with replace_file(out) as temporary:
-                write_output(journal, temporary, out.suffix)
+                write_output(journal, temporary, out.suffix, flag_unknown)
         except BaseException:
             journal.close()
             raise

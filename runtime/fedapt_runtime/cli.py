@@ -62,6 +62,11 @@ def build_parser() -> argparse.ArgumentParser:
         choices=("exact", "fast"),
         help="fast decodes large JPEGs at a fraction of their size [exact]",
     )
+    classify.add_argument(
+        "--flag-unknown",
+        action="store_true",
+        help="add how unlike the known domains an image is, and whether that is beyond the usual",
+    )
     classify.add_argument("--top-k", type=_positive, default=5, metavar="K")
     classify.add_argument(
         "--workers", type=_positive, metavar="N", help="decoding threads; of ray, models"
@@ -139,6 +144,7 @@ def run_classify(options: argparse.Namespace) -> None:
         top_k=options.top_k,
         workers=options.workers,
         fast=options.preprocess == "fast",
+        flag_unknown=options.flag_unknown,
         resume=options.resume,
         progress=show,
         engine=_ray_engine(options, classifier, batch_size) if options.engine == "ray" else None,
@@ -167,6 +173,7 @@ def _ray_engine(options: argparse.Namespace, classifier: Classifier, batch_size:
             batch_size=batch_size,
             top_k=options.top_k,
             fast=options.preprocess == "fast",
+            flag_unknown=options.flag_unknown,
         )
 
     return predict
@@ -209,7 +216,10 @@ def run_bench(options: argparse.Namespace) -> None:
 def run_describe(options: argparse.Namespace) -> None:
     """`fedapt-runtime describe`."""
     classifier = Classifier.load(options.model)
-    print(json.dumps(dataclasses.asdict(classifier.manifest), indent=2, ensure_ascii=False))
+    fields = dataclasses.asdict(classifier.manifest)
+    if fields["unknown"] is not None:
+        del fields["unknown"]["adaptive_network"]  # kilobytes that nobody reads
+    print(json.dumps(fields, indent=2, ensure_ascii=False))
 
 
 def run_doctor(options: argparse.Namespace) -> None:

@@ -57,6 +57,7 @@ class _Job:
     device: str
     threads: int
     top_k: int
+    flag_unknown: bool
 
 
 def predict_on_ray(
@@ -71,6 +72,7 @@ def predict_on_ray(
     batch_size: int = 32,
     top_k: int = 5,
     fast: bool = False,
+    flag_unknown: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of all images, in order.
 
@@ -80,7 +82,7 @@ def predict_on_ray(
         preprocessing: of the model.
         settings: how the job is spread; the cluster is that of RAY_ADDRESS, else this machine.
         backend, device, head: see `Classifier.load`.
-        batch_size, top_k, fast: see `Classifier.stream`.
+        batch_size, top_k, fast, flag_unknown: see `Classifier.stream`.
 
     Raises:
         InputError: an image in an archive, or an array.
@@ -99,6 +101,7 @@ def predict_on_ray(
                 device="cuda" if settings.gpus and device == "auto" else device,
                 threads=0 if settings.gpus else 1,
                 top_k=top_k,
+                flag_unknown=flag_unknown,
             )
         )
         workers, share = _share_cluster(ray.cluster_resources(), settings)
@@ -219,7 +222,7 @@ class _Worker:
         import ray
 
         told: _Job = ray.get(job[0])
-        self._top_k = told.top_k
+        self._told = told
         with tempfile.TemporaryDirectory() as folder:
             for name, data in told.files.items():
                 Path(folder, name).write_bytes(data)
@@ -245,7 +248,9 @@ class _Worker:
                     where=where, found=found, expected=expected, next_step=next_step
                 )
                 decoded.append(Decoded(os.fsdecode(name), error=reason))
-        rows = (p.to_dict() for p in self._classifier.classify(decoded, self._top_k))
+        flag_unknown = self._told.flag_unknown
+        predictions = self._classifier.classify(decoded, self._told.top_k, flag_unknown)
+        rows = (prediction.to_dict(flag_unknown) for prediction in predictions)
         return {
             "row": [
                 json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogateescape")

@@ -107,6 +107,8 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
+    # threads that wait for work by spinning take the processor from those that decode
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers = [PROVIDERS[device]]
     if device == "tensorrt-ep":
         providers.append(PROVIDERS["cuda"])

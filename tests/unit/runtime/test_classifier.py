@@ -252,9 +252,10 @@ def test_a_generator_is_read_only_a_few_batches_ahead(classifier: Classifier) ->
         assert prediction.label == "dog"
         ahead.append(read - given)
     assert read == len(ahead) == 1000
-    # 4 batches of 2 are decoding; the first row comes when 2 more, less one, have been asked for
-    assert ahead[0] == 8
-    assert max(ahead) == 8
+    # 4 batches of 2 are decoding and 2 are inferred; the first row comes when a third of them is
+    # full, for which 2 more, less one, have been asked for
+    assert ahead[0] == 12
+    assert max(ahead) == 12
 
 
 def test_a_stream_that_is_dropped_stops_reading(classifier: Classifier) -> None:
@@ -269,7 +270,7 @@ def test_a_stream_that_is_dropped_stops_reading(classifier: Classifier) -> None:
     rows = classifier.stream(images(), batch_size=2)
     assert next(rows).path == "#0"
     rows.close()
-    assert read == 9
+    assert read == 13
 
 
 def test_bad_images_do_not_pile_up_in_a_batch() -> None:

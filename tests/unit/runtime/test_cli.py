@@ -110,6 +110,7 @@ def test_options_reach_the_job(
         "fast": True,
         "resume": True,
         "engine": None,
+        "flag_unknown": False,
         "paths": [str(images / "a.png")],
         "out": Path("x.csv"),
     }
