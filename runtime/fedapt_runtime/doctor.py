@@ -48,7 +48,6 @@ def examine() -> list[Finding]:
         look_for("OpenVINO", _openvino, "pip install 'fedapt-runtime[openvino]'"),
         look_for("engines", _engines, "pip install 'fedapt-runtime[rtx]', or '[tensorrt]'"),
         look_for("Ray", _ray, "pip install 'fedapt-runtime[ray]'"),
-        look_for("fast JPEG", _simplejpeg, "pip install 'fedapt-runtime[fast]'"),
         look_for("Parquet", _parquet, "pip install 'fedapt-runtime[parquet]'"),
     ]
 
@@ -103,11 +102,6 @@ def _engines() -> str:
 def _ray() -> str:
     importlib.import_module("ray.data")
     return version("ray")
-
-
-def _simplejpeg() -> str:
-    importlib.import_module("simplejpeg")
-    return f"simplejpeg {version('simplejpeg')}, for --preprocess fast"
 
 
 def _parquet() -> str:

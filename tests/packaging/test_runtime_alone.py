@@ -112,7 +112,6 @@ def test_the_wheel_needs_numpy_and_pillow_and_leaves_the_rest_to_extras(wheel: P
         "rtx": {"cuda-bindings", "tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu13-libs"},
         "tensorrt": {"cuda-bindings", "tensorrt"},
         "ray": {"pyarrow", "ray[data]"},
-        "fast": {"simplejpeg"},
         "parquet": {"pyarrow"},
     }
     assert "# fedapt-runtime" in metadata.get_payload()
