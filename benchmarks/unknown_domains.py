@@ -4,10 +4,10 @@
 
 Each domain of Office-Caltech10 is left out in turn: `lite`, the recommended settings, 15 rounds.
 The threshold is set on the validation images of the three others, as an export does it; measured
-are their test images against all images of the one that was left out. Beside the signal stand two
-that were not taken: the entropy of the domain weights, and the distance to the centre of the routed
-domain's validation features. Writes benchmarks/results/unknown_domains.json and
-docs/unknown_domains.png.
+are their test images against all images of the one that was left out, and against drawings, the
+demo's emoji. Beside the signal stand its two parts alone, and two that were not taken: the entropy
+of the domain weights, and the distance to the one centre of the routed domain. Writes
+benchmarks/results/unknown_domains.json and docs/unknown_domains.png.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from photos import RESULTS, ROOT, machine, photos_root
 
 from fedapt.core.config import read_config
 from fedapt.core.report import Reporter
+from fedapt.data.emoji import build_emoji_set
 from fedapt.data.features import extract_features
 from fedapt.data.folders import Sample, scan_folders
 from fedapt.data.splits import split_as_configured
@@ -31,8 +32,8 @@ from fedapt.model.backbone import load_backbone
 from fedapt.model.checkpoint import load_checkpoint
 from fedapt.model.image_encoder import image_encoder
 from fedapt.run.train import train
-from fedapt_export.unknown import KEEP
-from fedapt_runtime.unknown import calibrate_signal
+from fedapt_export.unknown import KEEP, calibrate_on
+from fedapt_runtime.unknown import measure_features
 
 Scores = NDArray[np.float64]
 SIGNAL, ENTROPY, CENTRE = "signal", "entropy_of_weights", "distance_to_centre"
@@ -56,7 +57,9 @@ def unit(features: NDArray[np.float32]) -> NDArray[np.float32]:
     return features / np.linalg.norm(features, axis=-1, keepdims=True)
 
 
-def measure(domain: str, folder: Path) -> tuple[dict[str, object], tuple[Scores, Scores]]:
+def measure(
+    domain: str, folder: Path, drawings: list[Path]
+) -> tuple[dict[str, object], tuple[Scores, Scores]]:
     """Figures and the curve of one domain that is left out."""
     config = read_config(
         ROOT / "configs" / "office_caltech10.toml",
@@ -84,20 +87,25 @@ def measure(domain: str, folder: Path) -> tuple[dict[str, object], tuple[Scores,
     known = np.concatenate([features(split.test[name]) for name in names])
     unknown = features((*split.train[domain], *split.validation[domain], *split.test[domain]))
     network = checkpoint.learned["adaptive_network"].numpy()
-    signal = calibrate_signal(network, np.concatenate([*validation.values()]), KEEP)
+    signal = calibrate_on(checkpoint, network, folders, encoder)
+    assert signal is not None
     centres = unit(np.stack([unit(validation[name]).mean(0) for name in names]))
 
     def score(values: NDArray[np.float32]) -> dict[str, Scores]:
         with torch.inference_mode():
             weights = model.weights(torch.from_numpy(values)).double().numpy()
         routed = centres[weights.argmax(-1)]
+        entropy, distance = measure_features(values, signal.network, signal.centres, signal.domains)
         return {
             SIGNAL: signal.score(values).astype(np.float64),
+            "entropy_of_scores_alone": entropy,
+            "distance_to_class_centres_alone": distance,
             ENTROPY: -(weights * np.log(np.maximum(weights, 1e-300))).sum(-1),
             CENTRE: 1.0 - (unit(values) * routed).sum(-1).astype(np.float64),
         }
 
-    of_known, of_unknown = score(known), score(unknown)
+    drawn = np.asarray(extract_features(drawings, encoder).values)
+    of_known, of_unknown, of_drawings = score(known), score(unknown), score(drawn)
     curve = (of_known[SIGNAL], of_unknown[SIGNAL])
     flagged = [round(float((s > signal.threshold).mean()), 3) for s in curve]
     figures: dict[str, object] = {
@@ -106,7 +114,9 @@ def measure(domain: str, folder: Path) -> tuple[dict[str, object], tuple[Scores,
         "unknown_images": len(unknown),
         "flagged_of_known": flagged[0],
         "flagged_of_unknown": flagged[1],
+        "flagged_of_drawings": round(float((of_drawings[SIGNAL] > signal.threshold).mean()), 3),
         "auc": {name: area(of_known[name], of_unknown[name]) for name in of_known},
+        "auc_of_drawings": {name: area(of_known[name], of_drawings[name]) for name in of_known},
     }
     return figures, roc(*curve)
 
@@ -129,7 +139,10 @@ def plot(curves: dict[str, tuple[Scores, Scores]], areas: dict[str, float]) -> N
 def main() -> None:
     domains = sorted(path.name for path in photos_root().iterdir() if path.is_dir())
     with tempfile.TemporaryDirectory() as temporary:
-        measured = {domain: measure(domain, Path(temporary)) for domain in domains}
+        folder = Path(temporary)
+        build_emoji_set(folder / "emoji", Reporter())
+        drawings = sorted((folder / "emoji").rglob("*.png"))[::4]
+        measured = {domain: measure(domain, folder, drawings) for domain in domains}
     figures = [found for found, _ in measured.values()]
     report = {
         "command": "python benchmarks/unknown_domains.py",

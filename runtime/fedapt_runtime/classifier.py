@@ -40,7 +40,8 @@ class Prediction:
         domain: the domain with the largest weight.
         domain_weights: weight of every domain's prompt in this image's own, they sum to 1.
         error: why the image could not be read.
-        unknown_score: where asked for, how unlike the known domains the image is, from 0 to 1.
+        unknown_score: where asked for, how unlike the known domains the image is, in standard
+            deviations beyond their usual; see `unknown.UnknownSignal`.
         unknown: where asked for, whether that is over the model's threshold.
     """
 

@@ -218,7 +218,8 @@ def run_describe(options: argparse.Namespace) -> None:
     classifier = Classifier.load(options.model)
     fields = dataclasses.asdict(classifier.manifest)
     if fields["unknown"] is not None:
-        del fields["unknown"]["adaptive_network"]  # kilobytes that nobody reads
+        for tensor in ("adaptive_network", "centres", "domains"):
+            fields["unknown"].pop(tensor, None)  # kilobytes that nobody reads
     print(json.dumps(fields, indent=2, ensure_ascii=False))
 
 
