@@ -9,7 +9,7 @@ every image, known or not. Two other things do, and neither sees what the other 
   routed to is high for images unlike all of training's, such as drawings among photos.
 
 Each is counted in standard deviations of held-out images of the known domains; the larger counts.
-docs/methods.md has how well this tells domains apart, and where it does not.
+docs/unknown.md has how well this tells domains apart, and where it does not.
 """
 
 from __future__ import annotations
