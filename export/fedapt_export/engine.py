@@ -25,12 +25,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from fedapt.core.errors import DependencyError, ExportError, UsageError
 from fedapt.core.files import hash_file, replace_file, write_text
 from fedapt_export.engine_builder import LIBRARIES
+from fedapt_export.engine_check import compare_engine
 from fedapt_export.fuse import read_manifest
+from fedapt_runtime.backends.ort import OrtBackend
+from fedapt_runtime.backends.tensorrt import TensorRtBackend
 
 FLAVOURS = ("auto", *LIBRARIES)
 # what TensorRT-RTX 1.7 names; H100 and B200 (sm90, sm100) are targets of plain TensorRT alone
@@ -166,40 +171,74 @@ def _is_installed(flavour: str) -> bool:
     return find_spec(LIBRARIES[flavour]) is not None
 
 
-def build_engine(model: Path, out: Path, settings: EngineSettings) -> dict[str, Any]:
+def build_engine(
+    model: Path, out: Path, settings: EngineSettings, images: NDArray[np.uint8] | None = None
+) -> dict[str, Any]:
     """Build `out` from a fused model, and write `out`.json beside it.
+
+    Where the GPU is here that the engine is for, it is run before it is written.
 
     Args:
         model: an .onnx file with a manifest.
         out: the .engine file.
         settings: with any flavour; they are settled here.
+        images: to run it on, uint8 [n, height, width, 3]; noise where None.
 
     Returns:
-        The sidecar: the model's manifest and hash, library, targets and batch profile.
+        The sidecar: the model's manifest and hash, library, targets, batch profile, and what was
+        measured of the engine, or None.
 
     Raises:
         DependencyError: the library is not installed.
         ExportError: a wrong setting, or the builder refused the graph or crashed.
+        ParityError: the engine does not compute what the model computes; `out` is untouched.
         FileError: the output cannot be written.
     """
     manifest = read_manifest(onnx.load(model), model)
     settings = settings.settle(manifest.precision)
+    gpu = find_gpu()
     with replace_file(out) as temporary:
         built = _run_builder(model, temporary, settings)
-        engine_sha256 = hash_file(temporary)
-    target = "default" if settings.flavour == "rtx" else find_gpu()
-    sidecar = {
-        "flavour": settings.flavour,
-        "library": {"name": built["library"], "version": built["version"]},
-        "compute_capabilities": list(settings.capabilities) or [target],
-        "batch": [settings.least_batch, settings.best_batch, settings.most_batch],
-        "refit": settings.refit,
-        "onnx_sha256": hash_file(model),
-        "engine_sha256": engine_sha256,
-        "manifest": dataclasses.asdict(manifest),
-    }
+        targets = list(settings.capabilities) or ["default" if settings.flavour == "rtx" else gpu]
+        sidecar = {
+            "flavour": settings.flavour,
+            "library": {"name": built["library"], "version": built["version"]},
+            "compute_capabilities": targets,
+            "batch": [settings.least_batch, settings.best_batch, settings.most_batch],
+            "refit": settings.refit,
+            "onnx_sha256": hash_file(model),
+            "engine_sha256": hash_file(temporary),
+            "verified": None,
+            "manifest": dataclasses.asdict(manifest),
+        }
+        if gpu and gpu in (*targets, *(CAPABILITIES if targets == ["default"] else ())):
+            sidecar["verified"] = _verify(temporary, sidecar, model, settings, images)
     write_text(out.with_name(out.name + ".json"), json.dumps(sidecar, indent=2) + "\n")
     return sidecar
+
+
+def _verify(
+    engine: Path,
+    sidecar: dict[str, Any],
+    model: Path,
+    settings: EngineSettings,
+    images: NDArray[np.uint8] | None,
+) -> dict[str, Any]:
+    """Run a new engine beside ONNX Runtime; what was measured."""
+    beside = engine.with_name(engine.name + ".json")
+    try:
+        beside.write_text(json.dumps(sidecar), "utf-8")
+        candidate, reference = TensorRtBackend(engine), OrtBackend(model, "cpu")
+        if images is None:
+            size = reference.manifest.preprocessing.size
+            generator = np.random.default_rng(0)
+            images = generator.integers(0, 256, (settings.most_batch, *size, 3), dtype=np.uint8)
+        sizes = (settings.least_batch, settings.best_batch, settings.most_batch)
+        report = compare_engine(candidate, reference, images, *sizes)
+    finally:
+        beside.unlink(missing_ok=True)
+    report.check(reference.manifest.precision, engine)
+    return report.to_dict()
 
 
 def _run_builder(model: Path, out: Path, settings: EngineSettings) -> dict[str, Any]:

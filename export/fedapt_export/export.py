@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from fedapt.core.errors import ExportError, ReportedError, UsageError
 from fedapt.core.files import hash_file, write_bytes
@@ -29,6 +31,7 @@ from fedapt_export.precision import (
     to_runnable,
 )
 from fedapt_export.swap import write_head
+from fedapt_export.unknown import calibrate_unknown
 from fedapt_runtime import Manifest
 
 MIXINGS = ("exact", "hard")
@@ -97,6 +100,7 @@ class Exported:
     manifest: Manifest
     parity: Parity
     precision: PrecisionReport | None
+    images: NDArray[np.uint8] = field(repr=False)  # that both were measured on
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: the parity report, and `against_fp32` for a lower precision."""
@@ -159,11 +163,13 @@ def export(
         precision=settings.precision,
         opset=read_opset(model),
     )
+    unknown = calibrate_unknown(checkpoint, checkpoint_path, settings.data, backbone, reporter)
+    manifest = dataclasses.replace(manifest, unknown=unknown)
     if settings.head_only:
         write_head(head, manifest, out)
     else:
         write_model(model, manifest, out)
-    return Exported(manifest, parity, comparison)
+    return Exported(manifest, parity, comparison, images)
 
 
 def _check_precision(

@@ -31,7 +31,7 @@ def collect_images(
     """
     preprocessing = Preprocessing.from_dict(checkpoint.info.preprocessing)
     if data is None:
-        data = _root_of_run(checkpoint_path)
+        data = root_of_run(checkpoint_path)
     if data is None:
         generator = np.random.default_rng(child_seed(0, "parity images"))
         shape = (min(count or 64, 64), *preprocessing.size, 3)
@@ -58,7 +58,7 @@ def collect_calibration(
     Raises:
         DataError: no folder, or no readable image in it.
     """
-    data = data or _root_of_run(checkpoint_path)
+    data = data or root_of_run(checkpoint_path)
     if data is None:
         raise DataError(
             where="--precision int8",
@@ -101,7 +101,8 @@ def _decode(checkpoint: Checkpoint, paths: list[Path], data: Path) -> tuple[NDAr
     return np.stack(pixels), len(paths) - len(pixels)
 
 
-def _root_of_run(checkpoint_path: Path) -> Path | None:
+def root_of_run(checkpoint_path: Path) -> Path | None:
+    """The images that the run folder of a checkpoint names, where they are still there."""
     config = checkpoint_path.parent / "config.toml"
     if not config.is_file():
         return None

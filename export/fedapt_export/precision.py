@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fedapt.core.errors import ExportError, ParityError, UsageError
 from fedapt_export.half import emulate_bfloat16, to_half
 from fedapt_export.int8 import to_int8
-from fedapt_runtime.backends.ort import choose_device, import_onnxruntime, open_session
+from fedapt_runtime.backends.ort import PROVIDERS, import_onnxruntime, open_session
 from fedapt_runtime.errors import ModelFileError
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
@@ -156,7 +156,7 @@ def compare_with_float32(
         images: uint8 [n, height, width, 3], at least one.
     """
     onnxruntime = import_onnxruntime()
-    device = choose_device("auto", onnxruntime.get_available_providers())
+    device = "cuda" if PROVIDERS["cuda"] in onnxruntime.get_available_providers() else "cpu"
     serialised, known = model.SerializeToString(), reference.SerializeToString()
     expected = open_session(onnxruntime, known, device, "the fp32 graph")
     try:

@@ -133,11 +133,15 @@ def export(
         served = out
         if trt:
             served = out.with_suffix(".engine")
-            sidecar = build_engine(out, served, engine_settings)
+            sidecar = build_engine(out, served, engine_settings, exported.images)
             library = " ".join(sidecar["library"].values())
+            verified = sidecar["verified"]
+            run = "not run, which takes its GPU"
+            if verified:
+                run = f"run here, probabilities within {verified['probability_difference']:.1e}"
             reporter.message(
                 f"written: {served} ({served.stat().st_size / 1e6:.1f} MB, {library},"
-                f" {', '.join(sidecar['compute_capabilities'])}); not run, which takes its GPU"
+                f" {', '.join(sidecar['compute_capabilities'])}); {run}"
             )
             if engine_settings.flavour == "rtx":
                 served = out  # Triton has no backend for TensorRT-RTX

@@ -18,6 +18,9 @@ from fedapt_runtime.journal import Journal
 from fedapt_runtime.output import check_output_name, write_output
 from fedapt_runtime.sources import Member
 
+# images -> their rows, in order
+Engine = Callable[[Iterable[Image]], Iterator[dict[str, Any]]]
+
 
 @dataclass
 class Summary:
@@ -66,8 +69,10 @@ def classify_files(
     top_k: int = 5,
     workers: int | None = None,
     fast: bool = False,
+    flag_unknown: bool = False,
     resume: bool = False,
     progress: Callable[[Summary], None] = lambda summary: None,
+    engine: Engine | None = None,
 ) -> Summary:
     """Classify images and write one row each, in order; a bad file is a row with its error.
 
@@ -75,22 +80,27 @@ def classify_files(
         images: paths, or what `find_images` yields.
         out: a .jsonl, .csv or .parquet file, replaced only when the job has ended well; None: JSON
             lines on stdout.
-        fast: see `Classifier.stream`.
+        fast, flag_unknown: see `Classifier.stream`.
         resume: go on behind the rows of a job that was stopped (`OUT.part`).
         progress: called after every row.
+        engine: what turns images into rows, where that is not the classifier here;
+            `batch_size` and `workers` are then its own matter.
 
     Raises:
         OutputError: the output cannot be written; finished rows are kept in `OUT.part`.
         InputError: `OUT.part` belongs to another job, or to other images.
     """
     check_output_name(out)
-    options: dict[str, Any] = {"top_k": top_k, "fast": fast}
+    options: dict[str, Any] = {"top_k": top_k, "fast": fast, "flag_unknown": flag_unknown}
 
     def predict(rest: Iterable[Image]) -> Iterator[dict[str, Any]]:
+        if engine is not None:
+            yield from engine(rest)
+            return
         for prediction in classifier.stream(
             rest, batch_size=batch_size, workers=workers, **options
         ):
-            yield prediction.to_dict()
+            yield prediction.to_dict(flag_unknown)
 
     summary = Summary()
     started = time.monotonic()
@@ -117,7 +127,7 @@ def classify_files(
                 journal.write(row)
                 advance(row)
             with replace_file(out) as temporary:
-                write_output(journal, temporary, out.suffix)
+                write_output(journal, temporary, out.suffix, flag_unknown)
         except BaseException:
             journal.close()
             raise

@@ -6,7 +6,7 @@ import io
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
@@ -35,18 +35,24 @@ class BatchTiming:
 
 
 @dataclass(frozen=True)
+class BackendTiming:
+    """Inference alone of one backend, from pixels in memory."""
+
+    backend: str
+    batches: tuple[BatchTiming, ...]
+
+
+@dataclass(frozen=True)
 class BenchReport:
     """Figures of one model on one machine.
 
     Attributes:
-        backend: what ran the graph, and where.
-        batches: inference alone, from pixels in memory.
+        backends: what ran the graph, and where, each with its figures.
         decode_ms: reading and preprocessing one 640 x 480 JPEG on one thread.
         machine: processor, cores and versions.
     """
 
-    backend: str
-    batches: tuple[BatchTiming, ...]
+    backends: tuple[BackendTiming, ...]
     decode_ms: float
     machine: dict[str, Any]
 
@@ -55,17 +61,22 @@ class BenchReport:
         return asdict(self)
 
 
-def bench(backend: Backend, batch_sizes: Sequence[int], seconds: float) -> BenchReport:
-    """Time a backend.
+def bench(backends: Iterable[Backend], batch_sizes: Sequence[int], seconds: float) -> BenchReport:
+    """Time backends of one model, one after the other.
 
     Args:
+        backends: at least one; each is loaded when its turn comes, so that none disturbs another.
         batch_sizes: each is timed for `seconds`, after one run that is not counted.
         seconds: of each batch size, and of decoding; at least five runs are timed in any case.
     """
-    preprocessing = backend.manifest.preprocessing
+    timed = []
+    for backend in backends:
+        preprocessing = backend.manifest.preprocessing
+        batches = tuple(_time_batch(backend, size, seconds) for size in batch_sizes)
+        timed.append(BackendTiming(backend.description, batches))
+        del backend  # its threads end before the next is loaded
     return BenchReport(
-        backend=backend.description,
-        batches=tuple(_time_batch(backend, size, seconds) for size in batch_sizes),
+        backends=tuple(timed),
         decode_ms=_time_decoding(preprocessing, seconds),
         machine={
             "processor": platform.processor() or platform.machine(),

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedapt_runtime.backends.base import Backend
-from fedapt_runtime.backends.ort import OrtBackend
+from fedapt_runtime.backends.choose import load_backend
 from fedapt_runtime.errors import ImageError, InputError
 from fedapt_runtime.manifest import Manifest
 from fedapt_runtime.pipeline import Decoded, Image, decode_ahead, split_batches
+from fedapt_runtime.unknown import UnknownSignal, read_signal
+
+_IN_FLIGHT = 2
+# probabilities, domain weights, and the score of the unknown where asked for
+_Row = tuple[NDArray[np.float32], NDArray[np.float32], np.float32 | None]
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,9 @@ class Prediction:
         domain: the domain with the largest weight.
         domain_weights: weight of every domain's prompt in this image's own, they sum to 1.
         error: why the image could not be read.
+        unknown_score: where asked for, how unlike the known domains the image is, in standard
+            deviations beyond their usual; see `unknown.UnknownSignal`.
+        unknown: where asked for, whether that is over the model's threshold.
     """
 
     path: str
@@ -40,10 +52,15 @@ class Prediction:
     domain: str | None = None
     domain_weights: dict[str, float] = dataclasses.field(default_factory=dict)
     error: str | None = None
+    unknown_score: float | None = None
+    unknown: bool | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return dataclasses.asdict(self)
+    def to_dict(self, flag_unknown: bool = False) -> dict[str, Any]:
+        """Plain values for JSON; with `unknown_score` and `unknown` only where asked for."""
+        fields = dataclasses.asdict(self)
+        if not flag_unknown:
+            del fields["unknown_score"], fields["unknown"]
+        return fields
 
 
 class Classifier:
@@ -58,21 +75,29 @@ class Classifier:
 
     @classmethod
     def load(
-        cls, path: str | Path, device: str = "auto", head: str | Path | None = None
+        cls,
+        path: str | Path,
+        backend: str = "auto",
+        device: str = "auto",
+        head: str | Path | None = None,
+        threads: int = 0,
     ) -> Classifier:
         """Load a model that `fedapt export` wrote.
 
         Args:
-            path: the .onnx file.
-            device: `auto` (CUDA where ONNX Runtime has it), `cpu` or `cuda`.
+            path: the .onnx file, or an .engine file with its .engine.json beside it.
+            backend: `onnxruntime`, `openvino`, `tensorrt-ep` (TensorRT inside ONNX Runtime) or
+                `tensorrt` (engines); `auto` chooses, and `description` says what and why.
+            device: `auto`, `cpu` or `cuda`.
             head: a head that `fedapt export --head-only` wrote, in place of the model's own.
+            threads: threads of inference on a CPU; 0 takes every core.
 
         Raises:
             ModelFileError: missing, damaged, not a fedapt model, or a head of another CLIP.
-            MissingDependency: ONNX Runtime is missing, or installed twice.
-            RuntimeFailure: the device is not available.
+            MissingDependency: the backend's package is missing, or installed twice.
+            RuntimeFailure: the backend or the device is not available, or does not fit the file.
         """
-        return cls(OrtBackend(path, device, head))
+        return cls(load_backend(path, backend, device, head, threads))
 
     @property
     def backend(self) -> Backend:
@@ -103,6 +128,7 @@ class Classifier:
         top_k: int = 5,
         workers: int | None = None,
         fast: bool = False,
+        flag_unknown: bool = False,
     ) -> Iterator[Prediction]:
         """Yield one prediction per image, in order, decoding in threads beside inference.
 
@@ -113,12 +139,14 @@ class Classifier:
             top_k: how many classes to report.
             workers: decoding threads; by default one per core.
             fast: decode large JPEGs at a fraction of their size; no longer bit-exact.
+            flag_unknown: also say how unlike the known domains each image is.
 
         Yields:
             Predictions; an image that cannot be read yields one whose `error` says why.
 
         Raises:
             InputError: an array that is no uint8 RGB image, or a size below 1.
+            RuntimeFailure: `flag_unknown` with a model that has no such signal.
         """
         if isinstance(images, str | os.PathLike):
             images = [images]  # one path is an iterable of characters, which nobody means
@@ -129,6 +157,8 @@ class Classifier:
                 expected="whole numbers of at least 1",
                 next_step="pass larger numbers",
             )
+        if flag_unknown:
+            _ = self._signal  # what the model lacks is told before any work
         decoded = decode_ahead(
             images,
             self.manifest.preprocessing,
@@ -136,26 +166,49 @@ class Classifier:
             4 * batch_size,
             fast,
         )
-        for batch in split_batches(decoded, batch_size):
-            yield from self._classify(batch, top_k)
+        # two batches at once: while one waits for its slowest thread, or is copied to a GPU, the
+        # other computes
+        pool = ThreadPoolExecutor(_IN_FLIGHT, thread_name_prefix="fedapt-infer")
+        pending: deque[Future[list[Prediction]]] = deque()
+        try:
+            for batch in split_batches(decoded, batch_size):
+                pending.append(pool.submit(self.classify, batch, top_k, flag_unknown))
+                if len(pending) > _IN_FLIGHT:
+                    yield from pending.popleft().result()
+            while pending:
+                yield from pending.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
-    def _classify(self, batch: Sequence[Decoded], top_k: int) -> Iterator[Prediction]:
+    def classify(
+        self, batch: Sequence[Decoded], top_k: int = 5, flag_unknown: bool = False
+    ) -> list[Prediction]:
+        """One prediction for each decoded image of one batch, in order; see `stream`."""
         good = [d.pixels for d in batch if d.pixels is not None]
-        rows: Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]] = iter(())
+        rows: Iterator[_Row] = iter(())
         if good:
-            logits, weights = self._backend.run(np.stack(good))
-            rows = iter(zip(softmax(logits), weights, strict=True))
-        for item in batch:
-            if item.pixels is None:
-                yield Prediction(path=item.name, error=str(item.error))
-            else:
-                yield self._to_prediction(item.name, *next(rows), top_k)
+            outputs = self._backend.run(np.stack(good))
+            scores: Iterable[np.float32 | None] = itertools.repeat(None, len(good))
+            if flag_unknown:
+                scores = self._signal.score(outputs.features)
+            rows = zip(softmax(outputs.logits), outputs.domain_weights, scores, strict=True)
+        return [
+            Prediction(path=item.name, error=str(item.error))
+            if item.pixels is None
+            else self._to_prediction(item.name, *next(rows), top_k)
+            for item in batch
+        ]
+
+    @functools.cached_property
+    def _signal(self) -> UnknownSignal:
+        return read_signal(self.manifest, "flag_unknown")
 
     def _to_prediction(
         self,
         name: str,
         probabilities: NDArray[np.float32],
         weights: NDArray[np.float32],
+        score: np.float32 | None,
         top_k: int,
     ) -> Prediction:
         if not (np.isfinite(probabilities).all() and np.isfinite(weights).all()):
@@ -171,6 +224,8 @@ class Classifier:
             domain_weights={
                 d: float(w) for d, w in zip(self.manifest.domains, weights, strict=True)
             },
+            unknown_score=None if score is None else float(score),
+            unknown=None if score is None else bool(score > self._signal.threshold),
         )
 
 

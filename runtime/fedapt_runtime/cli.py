@@ -9,18 +9,20 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import fedapt_runtime
-from fedapt_runtime.backends.ort import OrtBackend
-from fedapt_runtime.batch import Summary, classify_files
+from fedapt_runtime.backends.choose import BACKENDS, DEVICES, load_backend
+from fedapt_runtime.batch import Engine, Summary, classify_files
 from fedapt_runtime.bench import bench, choose_batch_size
 from fedapt_runtime.classifier import Classifier
 from fedapt_runtime.doctor import examine
 from fedapt_runtime.errors import EXIT_INTERRUPTED, OutputError, ReportedError
 from fedapt_runtime.journal import part_path
 from fedapt_runtime.output import check_output_name
+from fedapt_runtime.pipeline import Image
 from fedapt_runtime.sources import count_images, find_images
 
 
@@ -33,7 +35,9 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     classify = commands.add_parser("classify", help="classify images")
-    classify.add_argument("model", type=Path, help="a model.onnx written by `fedapt export`")
+    classify.add_argument(
+        "model", type=Path, help="a model.onnx, or a model.engine, written by `fedapt export`"
+    )
     classify.add_argument(
         "paths",
         nargs="+",
@@ -58,10 +62,24 @@ def build_parser() -> argparse.ArgumentParser:
         choices=("exact", "fast"),
         help="fast decodes large JPEGs at a fraction of their size [exact]",
     )
+    classify.add_argument(
+        "--flag-unknown",
+        action="store_true",
+        help="add how unlike the known domains an image is, and whether that is beyond the usual",
+    )
     classify.add_argument("--top-k", type=_positive, default=5, metavar="K")
-    classify.add_argument("--workers", type=_positive, metavar="N", help="decoding threads")
+    classify.add_argument(
+        "--workers", type=_positive, metavar="N", help="decoding threads; of ray, models"
+    )
     classify.add_argument("--head", type=Path, help="a head file to use instead of the model's own")
-    classify.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    classify.add_argument("--backend", default="auto", choices=("auto", *BACKENDS), help="[auto]")
+    classify.add_argument("--device", default="auto", choices=("auto", *DEVICES), help="[auto]")
+    classify.add_argument(
+        "--engine", default="local", choices=("local", "ray"), help="where the job runs [local]"
+    )
+    classify.add_argument(
+        "--gpus-per-worker", type=float, default=0.0, metavar="N", help="of --engine ray [0]"
+    )
     classify.add_argument(
         "--json", action="store_true", help="print the summary as JSON on stdout (needs --out)"
     )
@@ -70,7 +88,14 @@ def build_parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="time inference and decoding on this machine")
     bench.add_argument("model", type=Path)
     bench.add_argument("--head", type=Path, help="a head file to use instead of the model's own")
-    bench.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    bench.add_argument(
+        "--backend",
+        type=_backends,
+        default=("auto",),
+        metavar="B,B",
+        help=f"auto, or any of {', '.join(BACKENDS)} [auto]",
+    )
+    bench.add_argument("--device", default="auto", choices=("auto", *DEVICES), help="[auto]")
     bench.add_argument(
         "--batch-sizes", type=_positives, default=(1, 8, 32), metavar="N,N", help="[1,8,32]"
     )
@@ -105,7 +130,7 @@ def run_classify(options: argparse.Namespace) -> None:
     if options.resume and options.out is None:
         build_parser().error("--resume goes on with a file: name it with --out")
     check_output_name(options.out)
-    classifier = Classifier.load(options.model, device=options.device, head=options.head)
+    classifier = Classifier.load(options.model, options.backend, options.device, options.head)
     total = count_images(options.paths)
     batch_size = options.batch_size or choose_batch_size(classifier.backend)
     chosen = "" if options.batch_size else f", batches of {batch_size}"
@@ -119,8 +144,10 @@ def run_classify(options: argparse.Namespace) -> None:
         top_k=options.top_k,
         workers=options.workers,
         fast=options.preprocess == "fast",
+        flag_unknown=options.flag_unknown,
         resume=options.resume,
         progress=show,
+        engine=_ray_engine(options, classifier, batch_size) if options.engine == "ray" else None,
     )
     show.finish(summary)
     if options.json:
@@ -131,31 +158,69 @@ def run_classify(options: argparse.Namespace) -> None:
         )
 
 
+def _ray_engine(options: argparse.Namespace, classifier: Classifier, batch_size: int) -> Engine:
+    from fedapt_runtime.ray_engine import RaySettings, predict_on_ray
+
+    def predict(images: Iterable[Image]) -> Iterator[dict[str, Any]]:
+        return predict_on_ray(
+            options.model,
+            images,
+            classifier.manifest.preprocessing,
+            RaySettings(options.workers, options.gpus_per_worker),
+            backend=options.backend,
+            device=options.device,
+            head=options.head,
+            batch_size=batch_size,
+            top_k=options.top_k,
+            fast=options.preprocess == "fast",
+            flag_unknown=options.flag_unknown,
+        )
+
+    return predict
+
+
 def _positives(text: str) -> tuple[int, ...]:
     return tuple(_positive(part) for part in text.split(","))
 
 
+def _backends(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    for name in names:
+        if name not in ("auto", *BACKENDS):
+            raise argparse.ArgumentTypeError(
+                f"found {name}, expected auto or any of {', '.join(BACKENDS)}"
+            )
+    return names
+
+
 def run_bench(options: argparse.Namespace) -> None:
     """`fedapt-runtime bench`."""
-    backend = OrtBackend(options.model, options.device, options.head)
-    report = bench(backend, options.batch_sizes, options.seconds)
+    backends = (
+        load_backend(options.model, name, options.device, options.head) for name in options.backend
+    )
+    report = bench(backends, options.batch_sizes, options.seconds)
     if options.json:
         print(json.dumps(report.to_dict(), indent=2))
         return
-    print(f"{options.model}: {report.backend}, {report.machine['cores']} cores")
-    print(f"{'batch':>6} {'images/s':>9} {'p50 ms':>8} {'p95 ms':>8} {'p99 ms':>8}")
-    for t in report.batches:
-        print(
-            f"{t.batch:6} {t.images_per_second:9.1f} {t.p50_ms:8.1f} {t.p95_ms:8.1f}"
-            f" {t.p99_ms:8.1f}"
-        )
+    for timed in report.backends:
+        print(f"{options.model}: {timed.backend}, {report.machine['cores']} cores")
+        print(f"{'batch':>6} {'images/s':>9} {'p50 ms':>8} {'p95 ms':>8} {'p99 ms':>8}")
+        for t in timed.batches:
+            print(
+                f"{t.batch:6} {t.images_per_second:9.1f} {t.p50_ms:8.1f} {t.p95_ms:8.1f}"
+                f" {t.p99_ms:8.1f}"
+            )
     print(f"decoding a 640 x 480 JPEG: {report.decode_ms:.1f} ms on one thread")
 
 
 def run_describe(options: argparse.Namespace) -> None:
     """`fedapt-runtime describe`."""
-    classifier = Classifier.load(options.model, device="cpu")
-    print(json.dumps(dataclasses.asdict(classifier.manifest), indent=2, ensure_ascii=False))
+    classifier = Classifier.load(options.model)
+    fields = dataclasses.asdict(classifier.manifest)
+    if fields["unknown"] is not None:
+        for tensor in ("adaptive_network", "centres", "domains"):
+            fields["unknown"].pop(tensor, None)  # kilobytes that nobody reads
+    print(json.dumps(fields, indent=2, ensure_ascii=False))
 
 
 def run_doctor(options: argparse.Namespace) -> None:

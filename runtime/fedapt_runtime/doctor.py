@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import Any
 
+from fedapt_runtime.backends.cuda import import_cuda
+from fedapt_runtime.backends.engine_file import FLAVOURS
+from fedapt_runtime.backends.openvino import import_openvino
 from fedapt_runtime.backends.ort import import_onnxruntime
+from fedapt_runtime.backends.tensorrt import MODULES, import_library
 from fedapt_runtime.errors import ReportedError
 
 
@@ -39,6 +45,9 @@ def examine() -> list[Finding]:
     return [
         look_for("NVIDIA GPU", _gpus, "an NVIDIA driver; nothing that pip could bring"),
         look_for("ONNX Runtime", _onnxruntime, "pip install 'fedapt-runtime[cpu]', or '[gpu]'"),
+        look_for("OpenVINO", _openvino, "pip install 'fedapt-runtime[openvino]'"),
+        look_for("engines", _engines, "pip install 'fedapt-runtime[rtx]', or '[tensorrt]'"),
+        look_for("Ray", _ray, "pip install 'fedapt-runtime[ray]'"),
         look_for("Parquet", _parquet, "pip install 'fedapt-runtime[parquet]'"),
     ]
 
@@ -72,6 +81,27 @@ def _onnxruntime() -> str:
     onnxruntime = import_onnxruntime()
     providers = [p.removesuffix("ExecutionProvider") for p in onnxruntime.get_available_providers()]
     return f"{onnxruntime.__version__}, {', '.join(providers)}"
+
+
+def _openvino() -> str:
+    import_openvino()
+    return version("openvino")
+
+
+def _engines() -> str:
+    found = []
+    for flavour, module in MODULES.items():
+        if find_spec(module) is not None:
+            found.append(f"{FLAVOURS[flavour]} {import_library(flavour).__version__}")
+    if not found:
+        raise ImportError(f"none of {', '.join(MODULES.values())}")
+    import_cuda()
+    return f"{', '.join(found)}, cuda-bindings {version('cuda-bindings')}"
+
+
+def _ray() -> str:
+    importlib.import_module("ray.data")
+    return version("ray")
 
 
 def _parquet() -> str:

@@ -36,6 +36,8 @@ class Manifest:
         checkpoint_sha256: hash of the checkpoint file that was fused.
         parity: figures of the parity report of the export.
         versions: versions of the software that exported the model.
+        unknown: the signal for images from no known domain, see `unknown.UnknownSignal`; None where
+            the export had no images to calibrate it on.
     """
 
     classes: tuple[str, ...]
@@ -52,10 +54,14 @@ class Manifest:
     parity: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
+    unknown: dict[str, Any] | None = None
 
     def to_json(self) -> str:
         """One line of JSON with sorted keys: the same manifest gives the same bytes."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True, ensure_ascii=False)
+        fields = dataclasses.asdict(self)
+        if self.unknown is None:
+            del fields["unknown"]
+        return json.dumps(fields, sort_keys=True, ensure_ascii=False)
 
 
 def parse_manifest(text: str | None, where: object) -> Manifest:

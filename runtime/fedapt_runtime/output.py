@@ -13,17 +13,19 @@ from fedapt_runtime.errors import MissingDependency, OutputError
 from fedapt_runtime.journal import Journal
 
 CSV_COLUMNS = ("path", "label", "score", "domain", "top_k", "domain_weights", "error")
+UNKNOWN_COLUMNS = ("unknown_score", "unknown")
 _ROW_GROUP = 10_000
 
 
-def _write_jsonl(journal: Journal, path: Path) -> None:
+def _write_jsonl(journal: Journal, path: Path, flag_unknown: bool) -> None:
     with path.open("wb") as stream:
         stream.writelines(journal.lines())
 
 
-def _write_csv(journal: Journal, path: Path) -> None:
+def _write_csv(journal: Journal, path: Path, flag_unknown: bool) -> None:
+    columns = CSV_COLUMNS + (UNKNOWN_COLUMNS if flag_unknown else ())
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
-        table = csv.DictWriter(stream, CSV_COLUMNS)
+        table = csv.DictWriter(stream, columns)
         table.writeheader()
         for row in journal.rows():
             for key in ("top_k", "domain_weights"):
@@ -31,11 +33,12 @@ def _write_csv(journal: Journal, path: Path) -> None:
             table.writerow(row)
 
 
-def _write_parquet(journal: Journal, path: Path) -> None:
+def _write_parquet(journal: Journal, path: Path, flag_unknown: bool) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
     share = pa.float32()
+    unknown = {"unknown_score": share, "unknown": pa.bool_()} if flag_unknown else {}
     schema = pa.schema(
         {
             "path": pa.string(),
@@ -45,6 +48,7 @@ def _write_parquet(journal: Journal, path: Path) -> None:
             "top_k": pa.list_(pa.struct({"label": pa.string(), "score": share})),
             "domain_weights": pa.map_(pa.string(), share),
             "error": pa.string(),
+            **unknown,
         }
     )
     rows = (_to_arrow(row) for row in journal.rows())
@@ -64,7 +68,7 @@ def _to_arrow(row: dict[str, Any]) -> dict[str, Any]:
     return row | texts | {"top_k": top_k, "domain_weights": [*row["domain_weights"].items()]}
 
 
-WRITERS: dict[str, Callable[[Journal, Path], None]] = {
+WRITERS: dict[str, Callable[[Journal, Path, bool], None]] = {
     ".jsonl": _write_jsonl,
     ".csv": _write_csv,
     ".parquet": _write_parquet,
@@ -100,10 +104,13 @@ def check_output_name(out: Path | None) -> None:
             ) from error
 
 
-def write_output(journal: Journal, path: Path, suffix: str) -> None:
+def write_output(journal: Journal, path: Path, suffix: str, flag_unknown: bool = False) -> None:
     """Write every row of a journal to `path` in the format of `suffix`.
+
+    Args:
+        flag_unknown: the rows have the columns of `UNKNOWN_COLUMNS` too.
 
     Raises:
         OSError: the folder cannot be written, or the disk is full.
     """
-    WRITERS[suffix.lower()](journal, path)
+    WRITERS[suffix.lower()](journal, path, flag_unknown)

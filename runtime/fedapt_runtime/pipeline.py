@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from fedapt_runtime.errors import ImageError, InputError
-from fedapt_runtime.preprocess import Preprocessing
+from fedapt_runtime.preprocess import ImageSource, Preprocessing
+from fedapt_runtime.remote import is_uri, read_remote
 from fedapt_runtime.sources import Member
 
-# a path, an image in an archive, or uint8 RGB [height, width, 3] of any size
+# a path or URI, an image in an archive, or uint8 RGB [height, width, 3] of any size
 Image = str | os.PathLike[str] | Member | NDArray[np.uint8]
 
 
@@ -33,6 +34,13 @@ class Decoded:
     name: str
     pixels: NDArray[np.uint8] | None = None
     error: ImageError | None = None
+
+
+def name_of(image: Image, index: int) -> str:
+    """What to call an image in rows and messages; an array by its place."""
+    if isinstance(image, np.ndarray):
+        return f"#{index}"
+    return image.name if isinstance(image, Member) else os.fspath(image)
 
 
 def decode_one(
@@ -58,7 +66,9 @@ def decode_one(
     try:
         if isinstance(image, np.ndarray):
             return Decoded(name, preprocessing.load(PillowImage.fromarray(image), name))
-        source = io.BytesIO(image.read()) if isinstance(image, Member) else image
+        source: ImageSource = io.BytesIO(image.read()) if isinstance(image, Member) else image
+        if isinstance(image, str) and is_uri(image):
+            source = io.BytesIO(read_remote(image))
         return Decoded(name, preprocessing.load(source, name, fast=fast))
     except ImageError as error:
         # a copy has no traceback, whose frames would keep the decoded pixels in memory
@@ -77,10 +87,7 @@ def decode_ahead(
     pool = ThreadPoolExecutor(workers, thread_name_prefix="fedapt-decode")
     try:
         for index, image in enumerate(images):
-            if isinstance(image, np.ndarray):
-                name = f"#{index}"
-            else:
-                name = image.name if isinstance(image, Member) else os.fspath(image)
+            name = name_of(image, index)
             pending.append(pool.submit(decode_one, image, name, preprocessing, fast))
             if len(pending) >= ahead:
                 yield pending.popleft().result()

@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from fedapt_runtime.errors import ImageError, InputError
+from fedapt_runtime.errors import ImageError, InputError, MissingDependency
 from fedapt_runtime.preprocess import IMAGE_SUFFIXES, MOST_FILE_BYTES
+from fedapt_runtime.remote import find_remote, is_uri
 
 STDIN = "-"
+PARQUET_SUFFIX = ".parquet"
 LIST_SUFFIXES = (".txt", ".lst")
 ZIP_SUFFIXES = (".zip",)
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
@@ -56,7 +58,8 @@ def find_images(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Found]:
 
     A file stands for itself; a folder for every image file below it, sorted; an archive for every
     image file in it, in its order; a .txt or .lst file, and `-` for standard input, for the paths
-    on its lines; a pattern with * for the files that it matches, sorted. A file that turns out to
+    on its lines; a .parquet file for its column `path`; a URI for itself, or for every image file
+    below it; a pattern with * for the files that it matches, sorted. A file that turns out to
     be no image is a matter of its row.
 
     Raises:
@@ -66,6 +69,8 @@ def find_images(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Found]:
         path = os.fspath(given)
         if path == STDIN:
             yield from _read_lines(sys.stdin.buffer)
+        elif is_uri(path):
+            yield from _read_uri(path)
         elif os.path.isdir(path):
             yield from _not_empty(path, "a folder", _walk(path))
         elif not os.path.lexists(path):
@@ -75,6 +80,8 @@ def find_images(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Found]:
             yield from _not_empty(path, "a pattern", files)
         elif path.lower().endswith(LIST_SUFFIXES):
             yield from _read_list(path)
+        elif path.lower().endswith(PARQUET_SUFFIX):
+            yield from _read_parquet(path)
         elif path.lower().endswith(ZIP_SUFFIXES):
             yield from _not_empty(path, "an archive", _read_zip(path))
         elif path.lower().endswith(TAR_SUFFIXES):
@@ -93,7 +100,7 @@ def count_images(paths: Iterable[str | os.PathLike[str]]) -> int | None:
     for given in paths:
         path = os.fspath(given)
         is_stream = path == STDIN or path.lower().endswith(TAR_SUFFIXES)
-        if is_stream and (path == STDIN or os.path.isfile(path)):
+        if is_uri(path) or (is_stream and (path == STDIN or os.path.isfile(path))):
             total = None
             continue
         count = sum(1 for _ in find_images([path]))
@@ -119,6 +126,33 @@ def _read_list(path: str) -> Iterator[str]:
             yield from _read_lines(stream)
     except OSError as error:
         raise _refuse(path, f"a list that cannot be read ({error.strerror})") from error
+
+
+def _read_uri(uri: str) -> Iterator[str]:
+    for found in find_remote(uri):
+        if found == uri or _is_image(found):
+            yield found
+
+
+def _read_parquet(path: str) -> Iterator[str]:
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise MissingDependency(
+            where=path,
+            found=f"no pyarrow ({error})",
+            expected="pyarrow, which reads Parquet",
+            next_step="pip install 'fedapt-runtime[parquet]'",
+        ) from error
+    try:
+        with ParquetFile(path) as table:
+            if "path" not in table.schema_arrow.names:
+                raise _refuse(path, "a table without the column path")
+            for batch in table.iter_batches(columns=["path"]):
+                yield from (str(name) for name in batch.column(0).to_pylist() if name)
+    except (ArrowException, OSError) as error:
+        raise _refuse(path, f"a table that cannot be read ({error})") from error
 
 
 def _read_lines(stream: BinaryIO) -> Iterator[str]:

@@ -116,8 +116,9 @@ def test_a_size_that_is_not_the_graphs(tiny_model: Path, target: Path, size: lis
     edit_manifest(tiny_model, target, preprocessing=preprocessing)
     assert_refused(
         target,
-        r"inputs \{'images': \('tensor\(uint8\)', \[64, 64, 3\]\)\} and outputs .+; "
-        rf"expected images uint8 \[batch, {size[0]}, {size[1]}, 3\], logits, domain_weights",
+        r"inputs \{'images': \('uint8', \[64, 64, 3\]\)\} and outputs .+; "
+        rf"expected images uint8 \[batch, {size[0]}, {size[1]}, 3\] and, float32, logits,"
+        " domain_weights, features",
     )
 
 
@@ -144,6 +145,14 @@ def rename_output(model: ModelProto) -> None:
     model.graph.output[0].name = "scores"
 
 
+def cast_output(model: ModelProto) -> None:
+    for node in model.graph.node:
+        node.output[:] = ["narrow" if name == "logits" else name for name in node.output]
+    cast = helper.make_node("Cast", ["narrow"], ["logits"], to=TensorProto.DOUBLE)
+    model.graph.node.append(cast)
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.DOUBLE
+
+
 def add_input(model: ModelProto) -> None:
     model.graph.input.append(helper.make_tensor_value_info("more", TensorProto.FLOAT, [1]))
 
@@ -151,8 +160,15 @@ def add_input(model: ModelProto) -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (rename_output, r"inputs .+ and outputs \['scores', 'domain_weights'.*\]; expected images"),
-        (add_input, r"inputs .+'more': \('tensor\(float\)', \[\]\).+; expected images uint8"),
+        (
+            rename_output,
+            r"inputs .+ and outputs \{'scores': .+'domain_weights'.*\}; expected images",
+        ),
+        (
+            cast_output,
+            r"inputs .+ and outputs .+'logits': \('tensor\(double\)', .+; expected images",
+        ),
+        (add_input, r"inputs .+'more': \('float32', \[\]\).+; expected images uint8"),
     ],
 )
 def test_another_signature(

@@ -101,8 +101,19 @@ def test_the_wheel_needs_numpy_and_pillow_and_leaves_the_rest_to_extras(wheel: P
         metadata = message_from_bytes(archive.read(name))
     needs = metadata.get_all("Requires-Dist", [])
     assert sorted(n.split(">")[0] for n in needs if "extra" not in n) == ["numpy", "pillow"]
-    extras = {n.split(">")[0]: n.split("extra == ")[1].strip("'\"") for n in needs if "extra" in n}
-    assert extras == {"onnxruntime": "cpu", "onnxruntime-gpu": "gpu", "pyarrow": "parquet"}
+    extras: dict[str, set[str]] = {}
+    for need in (n for n in needs if "extra" in n):
+        name, extra = need.split(">")[0], need.split("extra == ")[1].strip("'\"")
+        extras.setdefault(extra, set()).add(name)
+    assert extras == {
+        "cpu": {"onnxruntime"},
+        "gpu": {"onnxruntime-gpu"},
+        "openvino": {"openvino"},
+        "rtx": {"cuda-bindings", "tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu13-libs"},
+        "tensorrt": {"cuda-bindings", "tensorrt"},
+        "ray": {"pyarrow", "ray[data]"},
+        "parquet": {"pyarrow"},
+    }
     assert "# fedapt-runtime" in metadata.get_payload()
 
 

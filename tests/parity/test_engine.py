@@ -22,6 +22,10 @@ from fedapt_export.engine_builder import LIBRARIES
 from fedapt_export.export import write_model
 from fedapt_export.fuse import build_zero_shot_manifest, fuse
 from fedapt_export.head import zero_shot_head
+from fedapt_runtime.backends.engine_file import read_engine_file
+from fedapt_runtime.backends.tensorrt import import_library, load_engine
+from fedapt_runtime.cli import main as runtime_main
+from fedapt_runtime.errors import ModelFileError
 
 needs_rtx = pytest.mark.skipif(
     engine_module.find_spec(LIBRARIES["rtx"]) is None, reason="needs TensorRT-RTX (the extra `rtx`)"
@@ -179,3 +183,42 @@ def test_an_engine_without_its_description_or_with_anothers_is_refused(tmp_path:
     beside.write_text(json.dumps({"engine_sha256": "0" * 64, "manifest": {}}))
     with pytest.raises(FileError, match=r"expected 000000000000, which model\.engine\.json"):
         describe(out)
+
+
+@needs_rtx
+def test_an_engine_where_there_is_no_gpu_is_8_with_a_line(
+    tiny_model: Path,
+    tiny_images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
+    if runtime.cudaGetDeviceCount()[0] == runtime.cudaError_t.cudaSuccess:
+        pytest.skip("there is a GPU")
+    out = tmp_path / "model.engine"
+    build_engine(tiny_model, out, EngineSettings("rtx", ("sm89",), 1, 4, 16))
+    image = str(tiny_images / "photo" / "stripes" / "000.png")
+    assert runtime_main(["classify", str(out), image]) == 8
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: CUDA: found ")
+    assert "expected an NVIDIA GPU with its driver" in captured.err
+    assert len(captured.err.splitlines()) == 1
+    head = tmp_path / "head.safetensors"
+    assert runtime_main(["classify", str(out), image, "--head", str(head)]) == 8
+    assert "found a head for an engine" in capsys.readouterr().err
+
+
+@needs_rtx
+def test_a_plan_that_is_none_is_refused_by_the_library_itself(
+    tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "model.engine"
+    build_engine(tiny_model, out, EngineSettings("rtx", ("sm89",)))
+    engine_file = read_engine_file(out)
+    assert (engine_file.flavour, engine_file.capabilities) == ("rtx", ("sm89",))
+    out.write_bytes(b"no plan" * 100)
+    capfd.readouterr()
+    with pytest.raises(ModelFileError, match=r"TensorRT-RTX \S+ refuses \(.*MALFORMED_ENGINE"):
+        load_engine(import_library("rtx"), engine_file)
+    assert capfd.readouterr() == ("", "")  # the library's own words are in the error, once

@@ -9,10 +9,11 @@ import pytest
 from numpy.typing import NDArray
 
 from fedapt.core.errors import ParityError
+from fedapt_export import engine as engine_module
+from fedapt_export.engine import EngineSettings, build_engine
 from fedapt_export.engine_check import EngineReport, compare_engine
+from fedapt_runtime.backends.base import Outputs
 from fedapt_runtime.backends.ort import OrtBackend
-
-Rows = NDArray[np.float32]
 
 
 class Wrong:
@@ -23,9 +24,9 @@ class Wrong:
         self.manifest, self.description = backend.manifest, kind
         self.sizes: list[int] = []
 
-    def run(self, images: NDArray[np.uint8]) -> tuple[Rows, Rows]:
+    def run(self, images: NDArray[np.uint8]) -> Outputs:
         self.sizes.append(len(images))
-        logits, weights = self._backend.run(images)[:2]
+        logits, *others = self._backend.run(images)
         logits = logits.copy()
         if len(images) == self._at:
             if self._kind == "last row":  # a row read from its neighbour's place
@@ -34,7 +35,7 @@ class Wrong:
                 logits[0, 0] = np.nan
             elif self._kind == "all":
                 logits = -logits
-        return logits, weights
+        return Outputs(logits, *others)
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +98,41 @@ def test_the_limit_follows_the_precision() -> None:
     report.check("fp16", "model.engine")
     with pytest.raises(ParityError, match="expected at most 1e-03 in class probabilities"):
         report.check("fp32", "model.engine")
+
+
+# before an engine is written
+
+
+@pytest.mark.parametrize(("kind", "is_wrong"), [("right", False), ("all", True)])
+def test_where_its_gpu_is_here_an_engine_is_run_before_it_is_written(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, is_wrong: bool
+) -> None:
+    asked: list[Path] = []
+
+    def load(path: Path) -> Wrong:
+        asked.append(path)
+        assert path.with_name(path.name + ".json").is_file()  # the backend reads it
+        return Wrong(OrtBackend(tiny_model, "cpu"), kind, 4)
+
+    def build(model: Path, out: Path, settings: EngineSettings) -> dict[str, str]:
+        out.write_bytes(b"plan")
+        return {"library": "tensorrt", "version": "11.4.0"}
+
+    monkeypatch.setattr(engine_module, "find_gpu", lambda: "sm90")
+    monkeypatch.setattr(engine_module, "find_spec", lambda _: object())
+    monkeypatch.setattr(engine_module, "TensorRtBackend", load)
+    monkeypatch.setattr(engine_module, "_run_builder", build)
+    out = tmp_path / "model.engine"
+    settings = EngineSettings("tensorrt", least_batch=1, best_batch=4, most_batch=9)
+    if is_wrong:
+        out.write_bytes(b"older")
+        with pytest.raises(ParityError, match="differs from ONNX Runtime"):
+            build_engine(tiny_model, out, settings)
+        assert out.read_bytes() == b"older"
+        assert [path.name for path in tmp_path.iterdir()] == ["model.engine"]
+    else:
+        sidecar = build_engine(tiny_model, out, settings)
+        assert sidecar["verified"]["batch_sizes"] == (1, 3, 4, 9)
+        assert sidecar["compute_capabilities"] == ["sm90"]
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["model.engine", "model.engine.json"]
+    assert len(asked) == 1

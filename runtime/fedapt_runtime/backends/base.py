@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,17 +10,32 @@ from numpy.typing import NDArray
 from fedapt_runtime.manifest import Manifest
 
 
+class Outputs(NamedTuple):
+    """What the graph says of a batch.
+
+    Attributes:
+        logits: float32 [batch, C], times exp(s): softmax gives probabilities.
+        domain_weights: float32 [batch, N], sums to 1.
+        features: float32 [batch, D], not normalised.
+    """
+
+    logits: NDArray[np.float32]
+    domain_weights: NDArray[np.float32]
+    features: NDArray[np.float32]
+
+
 class Backend(Protocol):
-    """A loaded fused graph.
+    """A loaded fused graph. Calls of `run` from several threads are safe.
 
     Attributes:
         manifest: what the model is.
-        description: backend, version and device in a few words, for messages.
+        description: backend, version and device in a few words, for messages; where something was
+            chosen automatically, also why.
     """
 
     manifest: Manifest
     description: str
 
-    def run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """uint8 [batch, height, width, 3] -> logits [batch, C] and domain weights [batch, N]."""
+    def run(self, images: NDArray[np.uint8]) -> Outputs:
+        """uint8 [batch, height, width, 3] -> what the graph says of them."""
         ...

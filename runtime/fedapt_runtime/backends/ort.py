@@ -1,4 +1,4 @@
-"""ONNX Runtime, on the CPU or on a CUDA GPU."""
+"""ONNX Runtime: on the CPU, on a CUDA GPU, or through its own TensorRT provider."""
 
 from __future__ import annotations
 
@@ -9,11 +9,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedapt_runtime.backends.base import Outputs
+from fedapt_runtime.backends.border import (
+    Slot,
+    check_model_file,
+    check_signature,
+    probe,
+    tell,
+)
 from fedapt_runtime.errors import MissingDependency, ModelFileError, RuntimeFailure
 from fedapt_runtime.head import Tensor, read_head
 from fedapt_runtime.manifest import METADATA_KEY, parse_manifest
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt-ep": "TensorrtExecutionProvider",
+}
 _VARIANTS = ("onnxruntime", "onnxruntime-gpu")
 
 
@@ -55,29 +67,26 @@ def _is_installed(name: str) -> bool:
     return True
 
 
-def choose_device(device: str, available: list[str]) -> str:
-    """Turn `auto` into `cuda` where ONNX Runtime has it, else `cpu`; refuse what is not there.
+def check_device(device: str, available: list[str]) -> None:
+    """Refuse a device that this ONNX Runtime does not have.
+
+    Args:
+        device: a key of `PROVIDERS`.
+        available: the providers that ONNX Runtime names.
 
     Raises:
         RuntimeFailure: an unknown device, or one that this ONNX Runtime lacks.
     """
-    if device == "auto":
-        return "cuda" if PROVIDERS["cuda"] in available else "cpu"
-    if PROVIDERS.get(device) not in available:
-        have = [name for name, provider in PROVIDERS.items() if provider in available]
-        raise RuntimeFailure(
-            where="device",
-            found=repr(device),
-            expected=f"auto, {' or '.join(have)} with the ONNX Runtime that is installed",
-            next_step="choose one of these, or install 'fedapt-runtime[gpu]' in an environment"
-            " without onnxruntime for CUDA",
-        )
-    return device
-
-
-def _say(error: Exception) -> str:
-    """The first line of a message that may have none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    if PROVIDERS.get(device) in available:
+        return
+    have = [name for name, provider in PROVIDERS.items() if provider in available]
+    raise RuntimeFailure(
+        where="device",
+        found=repr(device),
+        expected=f"auto, {' or '.join(have)} with the ONNX Runtime that is installed",
+        next_step="choose one of these, or install 'fedapt-runtime[gpu]' in an environment"
+        " without onnxruntime for CUDA and TensorRT",
+    )
 
 
 def open_session(
@@ -87,7 +96,7 @@ def open_session(
 
     Args:
         model: path or serialised model.
-        device: `cpu` or `cuda`.
+        device: `cpu`, `cuda`, or `tensorrt-ep`: TensorRT, with CUDA for what it does not know.
         where: what to call the model in messages.
         threads: threads of one operator on the CPU; 0 takes every core.
 
@@ -98,13 +107,17 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
+    # threads that wait for work by spinning take the processor from those that decode
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers = [PROVIDERS[device]]
+    if device == "tensorrt-ep":
+        providers.append(PROVIDERS["cuda"])
     try:
         session = onnxruntime.InferenceSession(model, options, providers=providers)
     except Exception as error:  # ONNX Runtime's exceptions share no public base class
         raise ModelFileError(
             where=where,
-            found=f"a file that ONNX Runtime cannot load ({_say(error)})",
+            found=f"a file that ONNX Runtime cannot load ({tell(error)})",
             expected="a model written by `fedapt export`",
             next_step="check the path, or export the model again",
         ) from error
@@ -123,8 +136,9 @@ class OrtBackend:
 
     Args:
         path: the .onnx file.
-        device: `auto`, `cpu` or `cuda`.
+        device: `cpu`, `cuda` or `tensorrt-ep`; `auto` takes CUDA where it starts, else the CPU.
         head: a head file to use in place of the model's own head.
+        threads: threads of one operator on the CPU; 0 takes every core.
 
     Raises:
         ModelFileError: no such file, not ONNX, not a fedapt model, or a head of another CLIP.
@@ -133,72 +147,59 @@ class OrtBackend:
     """
 
     def __init__(
-        self, path: str | Path, device: str = "auto", head: str | Path | None = None
+        self,
+        path: str | Path,
+        device: str = "auto",
+        head: str | Path | None = None,
+        threads: int = 0,
     ) -> None:
         path = Path(path)
-        if not path.is_file():
-            raise ModelFileError(
-                where=path,
-                found="no such file" if not path.exists() else "not a file",
-                expected="a model written by `fedapt export`",
-                next_step="check the path",
-            )
+        check_model_file(path)
         onnxruntime = import_onnxruntime()
-        device = choose_device(device, onnxruntime.get_available_providers())
-        self._session = open_session(onnxruntime, str(path), device, path)
+        self._session, device, why = _open_on(onnxruntime, path, device, threads)
         self.manifest = parse_manifest(
             self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), path
         )
-        self.description = f"ONNX Runtime {onnxruntime.__version__} on {device}"
-        self._check_signature(path)
+        self.description = f"ONNX Runtime {onnxruntime.__version__} on {device}{why}"
+        inputs, outputs = _slots(self._session.get_inputs()), _slots(self._session.get_outputs())
+        check_signature(inputs, outputs, self.manifest, path)
         self._head: dict[str, Tensor] = {}
         if head is not None:
             head_file = read_head(head)
             head_file.check_fits(self.manifest, head)
             self.manifest = head_file.manifest_on(self.manifest)
             self._head = head_file.feeds()
-        self._probe(path if head is None else head)
+        probe(self, path if head is None else head)
 
-    def _check_signature(self, path: Path) -> None:
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        height, width = self.manifest.preprocessing.size
-        found = {i.name: (i.type, list(i.shape)[1:]) for i in inputs}
-        names = [o.name for o in outputs]
-        if found != {"images": ("tensor(uint8)", [height, width, 3])} or names[:2] != [
-            "logits",
-            "domain_weights",
-        ]:
-            raise ModelFileError(
-                where=path,
-                found=f"inputs {found} and outputs {names}",
-                expected=f"images uint8 [batch, {height}, {width}, 3], logits, domain_weights",
-                next_step="export the model again with `fedapt export`",
-            )
-
-    def _probe(self, where: object) -> None:
-        """Classify a black image: the first run allocates, and shows whether the names fit."""
-        height, width = self.manifest.preprocessing.size
-        counts = [len(self.manifest.classes), len(self.manifest.domains)]
-        try:
-            outputs = self.run(np.zeros((1, height, width, 3), dtype=np.uint8))
-        except Exception as error:  # ONNX Runtime's exceptions share no public base class
-            raise ModelFileError(
-                where=where,
-                found=f"a graph that does not run ({_say(error)})",
-                expected="a model, and a head of the same CLIP",
-                next_step="export both again with `fedapt export`",
-            ) from error
-        columns = [output.shape[-1] for output in outputs]
-        if columns != counts:
-            raise ModelFileError(
-                where=where,
-                found=f"a graph of {columns[0]} classes and {columns[1]} domains",
-                expected=f"{counts[0]} and {counts[1]}, as its manifest names them",
-                next_step="export the model again with `fedapt export`",
-            )
-
-    def run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def run(self, images: NDArray[np.uint8]) -> Outputs:
         """See `base.Backend.run`."""
-        feeds = {"images": images, **self._head}
-        logits, weights = self._session.run(["logits", "domain_weights"], feeds)
-        return logits, weights
+        return Outputs(*self._session.run(Outputs._fields, {"images": images, **self._head}))
+
+
+def _open_on(onnxruntime: Any, path: Path, device: str, threads: int) -> tuple[Any, str, str]:
+    """A session, the device that it is on, and how that came where it was not asked for."""
+    available = onnxruntime.get_available_providers()
+    if device != "auto":
+        check_device(device, available)
+        return open_session(onnxruntime, str(path), device, path, threads), device, ""
+    why = "no CUDA provider"
+    if PROVIDERS["cuda"] in available:
+        try:
+            session = open_session(onnxruntime, str(path), "cuda", path)
+        except RuntimeFailure:  # of a damaged model too: then the CPU says so as well
+            why = "CUDA did not start"
+        else:
+            return session, "cuda", " (auto: CUDA is there)"
+    session = open_session(onnxruntime, str(path), "cpu", path, threads)
+    return session, "cpu", f" (auto: {why})"
+
+
+def _slots(nodes: Any) -> dict[str, Slot]:
+    dtypes = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
+    return {
+        node.name: (
+            dtypes.get(node.type, node.type),
+            [size if isinstance(size, int) else None for size in node.shape[1:]],
+        )
+        for node in nodes
+    }

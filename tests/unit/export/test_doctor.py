@@ -67,6 +67,9 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert names == [
         "NVIDIA GPU",
         "ONNX Runtime",
+        "OpenVINO",
+        "engines",
+        "Ray",
         "Parquet",
         "torch",
         "OpenCLIP",
@@ -82,7 +85,9 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_runtimes_own_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [f["name"] for f in found] == ["NVIDIA GPU", "ONNX Runtime", "Parquet"]
+    names = [f["name"] for f in found]
+    assert names[:4] == ["NVIDIA GPU", "ONNX Runtime", "OpenVINO", "engines"]
+    assert names[4:] == ["Ray", "Parquet"]
     assert cli.main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].startswith("ONNX Runtime  yes  ")

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fedapt_runtime import Classifier
+from fedapt_runtime.backends.base import Outputs
 from fedapt_runtime.batch import Summary, classify_files
 from fedapt_runtime.errors import InputError, OutputError
 from fedapt_runtime.journal import part_path
@@ -31,12 +32,12 @@ class FakeBackend:
     description = "a fake"
     manifest = make_manifest(("dark, very", "bright"), ("nacht", "täglich"))
 
-    def run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def run(self, images: NDArray[np.uint8]) -> Outputs:
         bright = (images[:, 0, 0, 0] >= 100).astype(np.float32)
         first = (1 - bright)[:, None] * np.float32(math.log(3))
         second = bright[:, None] * np.float32(math.log(3))
         weights = np.stack([1 - bright, bright], 1)
-        return np.concatenate([first, second], 1), weights
+        return Outputs(np.concatenate([first, second], 1), weights, weights)
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fedapt_runtime import bench as bench_module
+from fedapt_runtime.backends.base import Outputs
 from fedapt_runtime.bench import bench
 from fedapt_runtime.cli import main
 from tests.support.manifests import make_manifest
@@ -35,11 +38,12 @@ class FakeBackend:
         self.clock = clock
         self.runs = 0
 
-    def run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def run(self, images: NDArray[np.uint8]) -> Outputs:
         assert images.dtype == np.uint8
         self.clock.now += 0.010 * len(images) * (2 if self.runs and self.runs % 10 == 0 else 1)
         self.runs += 1
-        return np.zeros((len(images), 2), np.float32), np.ones((len(images), 1), np.float32)
+        rows = np.zeros((len(images), 2), np.float32)
+        return Outputs(rows, rows[:, :1] + 1, rows)
 
 
 def test_rates_and_percentiles_are_those_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,8 +51,8 @@ def test_rates_and_percentiles_are_those_of_the_clock(monkeypatch: pytest.Monkey
     monkeypatch.setattr(bench_module.time, "perf_counter", clock.perf_counter)
     monkeypatch.setattr(bench_module, "_time_decoding", lambda *_: 1.5)
     backend = FakeBackend(clock)
-    report = bench(backend, [2], seconds=0.2199)
-    (timing,) = report.batches
+    report = bench([backend], [2], seconds=0.2199)
+    (timing,) = report.backends[0].batches
     # the first run is not counted; ten follow, of 20 ms but for the tenth, which takes 40
     assert timing.runs == 10
     assert backend.runs == 11
@@ -62,19 +66,49 @@ def test_a_slow_model_is_still_run_five_times(monkeypatch: pytest.MonkeyPatch) -
     clock = Clock()
     monkeypatch.setattr(bench_module.time, "perf_counter", clock.perf_counter)
     monkeypatch.setattr(bench_module, "_time_decoding", lambda *_: 1.5)
-    assert bench(FakeBackend(clock), [1], seconds=0).batches[0].runs == 5
+    assert bench([FakeBackend(clock)], [1], seconds=0).backends[0].batches[0].runs == 5
 
 
 def test_the_command(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["bench", str(tiny_model), "--seconds", "0.01", "--batch-sizes", "1,3"]
     assert main([*command, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert [t["batch"] for t in report["batches"]] == [1, 3]
+    (timed,) = report["backends"]
+    assert timed["backend"].startswith("ONNX Runtime")
+    assert [t["batch"] for t in timed["batches"]] == [1, 3]
     assert report["decode_ms"] > 0
     assert main(command) == 0
     shown = capsys.readouterr().out
     assert "images/s" in shown
     assert "decoding a 640 x 480 JPEG" in shown
+
+
+def test_backends_side_by_side(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    command = ["bench", str(tiny_model), "--seconds", "0", "--batch-sizes", "2"]
+    assert main([*command, "--backend", "onnxruntime,openvino", "--json"]) == 0
+    timed = json.loads(capsys.readouterr().out)["backends"]
+    assert [t["backend"].split()[0] for t in timed] == ["ONNX", "OpenVINO"]
+    assert [t["batches"][0]["runs"] for t in timed] == [5, 5]
+    with pytest.raises(SystemExit) as caught:
+        main([*command, "--backend", "openvino,abacus"])
+    assert caught.value.code == 2
+    assert "found abacus, expected auto or any of onnxruntime" in capsys.readouterr().err
+
+
+def test_a_backend_is_gone_before_the_next_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_module, "_time_decoding", lambda *_: 1.5)
+    alive: list[weakref.ref[FakeBackend]] = []
+
+    def load() -> Iterator[FakeBackend]:
+        for _ in range(3):
+            assert not any(ref() for ref in alive)
+            backend = FakeBackend(Clock())
+            alive.append(weakref.ref(backend))
+            yield backend
+            del backend
+
+    assert len(bench(load(), [1], seconds=0).backends) == 3
 
 
 def test_wrong_sizes_are_2(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:

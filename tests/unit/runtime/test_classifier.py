@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fedapt_runtime import Classifier, Prediction, Preprocessing
+from fedapt_runtime.backends.base import Outputs
 from fedapt_runtime.classifier import softmax
 from fedapt_runtime.errors import InputError
 from fedapt_runtime.pipeline import Decoded, decode_one, split_batches
@@ -39,7 +40,7 @@ class FakeBackend:
         self.batches: list[int] = []
         self.manifest = make_manifest(("cat", "dog", "eel"), ("day", "night"))
 
-    def run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def run(self, images: NDArray[np.uint8]) -> Outputs:
         assert images.dtype == np.uint8
         assert images.shape[1:] == (2, 2, 3)
         self.batches.append(len(images))
@@ -55,7 +56,8 @@ class FakeBackend:
                 p, w = TABLE[colour]
                 logits.append([math.log(value) + 3.0 for value in p])
                 weights.append(list(w))
-        return np.array(logits, np.float32), np.array(weights, np.float32)
+        rows = np.array(logits, np.float32)
+        return Outputs(rows, np.array(weights, np.float32), rows)
 
 
 def plain(colour: int) -> NDArray[np.uint8]:
@@ -250,9 +252,10 @@ def test_a_generator_is_read_only_a_few_batches_ahead(classifier: Classifier) ->
         assert prediction.label == "dog"
         ahead.append(read - given)
     assert read == len(ahead) == 1000
-    # 4 batches of 2 are decoding; the first row comes when 2 more, less one, have been asked for
-    assert ahead[0] == 8
-    assert max(ahead) == 8
+    # 4 batches of 2 are decoding and 2 are inferred; the first row comes when a third of them is
+    # full, for which 2 more, less one, have been asked for
+    assert ahead[0] == 12
+    assert max(ahead) == 12
 
 
 def test_a_stream_that_is_dropped_stops_reading(classifier: Classifier) -> None:
@@ -267,7 +270,7 @@ def test_a_stream_that_is_dropped_stops_reading(classifier: Classifier) -> None:
     rows = classifier.stream(images(), batch_size=2)
     assert next(rows).path == "#0"
     rows.close()
-    assert read == 9
+    assert read == 13
 
 
 def test_bad_images_do_not_pile_up_in_a_batch() -> None:

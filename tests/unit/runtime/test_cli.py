@@ -109,6 +109,8 @@ def test_options_reach_the_job(
         "workers": 3,
         "fast": True,
         "resume": True,
+        "engine": None,
+        "flag_unknown": False,
         "paths": [str(images / "a.png")],
         "out": Path("x.csv"),
     }
@@ -281,6 +283,7 @@ def test_no_onnxruntime_is_9(
 ) -> None:
     monkeypatch.setattr(ort, "_is_installed", lambda name: False)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "openvino", None)
     code, out, err = run(capsys, "classify", tiny_model, images)
     assert (code, out) == (9, "")
     assert "error: onnxruntime: found no usable ONNX Runtime (" in err

@@ -1,0 +1,104 @@
+"""The signal for unknown domains, calibrated on images that training has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedapt.core.report import Reporter
+from fedapt.data.features import ImageEncoder, extract_features
+from fedapt.data.folders import ImageFolders, Sample, scan_folders
+from fedapt.data.splits import split_folders
+from fedapt.model.backbone import Backbone
+from fedapt.model.checkpoint import Checkpoint
+from fedapt.model.image_encoder import image_encoder
+from fedapt.train.methods.fedapt import ADAPTIVE_NETWORK
+from fedapt_export.images import root_of_run
+from fedapt_runtime.unknown import UnknownSignal, calibrate_signal
+
+KEEP = 0.95  # share of images of known domains that must not be flagged
+_LEAST_IMAGES = 20  # below that, a threshold at 95 % is one image's doing
+
+
+def calibrate_unknown(
+    checkpoint: Checkpoint,
+    checkpoint_path: Path,
+    data: Path | None,
+    backbone: Backbone,
+    reporter: Reporter,
+) -> dict[str, Any] | None:
+    """The manifest's block `unknown`; None, with a line that says why, where there is nothing.
+
+    Held-out images are the run's validation images, or its test images where it kept no others.
+
+    Args:
+        data: a folder of domains; None takes the one that the run folder names.
+    """
+    network = checkpoint.learned[ADAPTIVE_NETWORK].numpy()
+    info = checkpoint.info
+    if info.keys != info.domains or len(network) < 2:
+        reporter.message("no signal for unknown domains: that takes a key for each of two domains")
+        return None
+    data = data or root_of_run(checkpoint_path)
+    signal = None
+    if data is not None:
+        signal = calibrate_on(checkpoint, network, scan_folders(data), image_encoder(backbone))
+    if signal is None:
+        reporter.message(
+            "no signal for unknown domains: that takes training images of every known one, and"
+            f" {_LEAST_IMAGES} that were held out (--data)"
+        )
+        return None
+    reporter.message(
+        f"unknown domains: scores above {signal.threshold:.3g} are flagged, which keeps"
+        f" {100 * signal.kept:.1f} % of {signal.images} held-out images"
+    )
+    return signal.to_block()
+
+
+def calibrate_on(
+    checkpoint: Checkpoint,
+    network: NDArray[np.float32],
+    folders: ImageFolders,
+    encoder: ImageEncoder,
+) -> UnknownSignal | None:
+    """The signal from these images; None where they are too few, or of other domains.
+
+    Centres come from the training images of each domain and class, the scale and the threshold
+    from images that were held out of training.
+    """
+    config = checkpoint.info.config.data
+    split = split_folders(
+        folders,
+        config.test_fraction,
+        config.split_seed,
+        validation_fraction=config.validation_fraction,
+    )
+
+    def features(samples: Sequence[Sample]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Of the readable ones, with their classes."""
+        paths = [folders.root / sample.path for sample in samples]
+        found = extract_features(paths, encoder)
+        labels = np.array([sample.label for sample in samples], dtype=np.int64)
+        return np.asarray(found.values), labels[found.kept]
+
+    names = checkpoint.info.domains
+    if not {*names} <= {*folders.domains}:
+        return None
+    centres, domains, held_out = [], [], []
+    for number, name in enumerate(names):
+        values, labels = features(split.train[name])
+        unit = values / np.linalg.norm(values, axis=-1, keepdims=True)
+        for label in np.unique(labels):
+            centre = unit[labels == label].mean(axis=0)
+            centres.append(centre / np.linalg.norm(centre))
+            domains.append(number)
+        held_out.append(features(split.validation[name] or split.test[name])[0])
+    kept_out = np.concatenate(held_out)
+    if {*domains} != {*range(len(names))} or len(kept_out) < _LEAST_IMAGES:
+        return None
+    return calibrate_signal(network, np.stack(centres), np.array(domains), kept_out, KEEP)

@@ -1,0 +1,92 @@
+"""Checks where a model enters: its file, the names and types of its graph, and one black image.
+
+Every backend passes here once, when it is loaded; nothing is checked again while it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from fedapt_runtime.backends.base import Backend, Outputs
+from fedapt_runtime.errors import ModelFileError
+from fedapt_runtime.manifest import Manifest
+
+# dtype and shape of one image's part, None where the size is free
+Slot = tuple[str, list[int | None]]
+
+
+def check_model_file(path: Path) -> None:
+    """Refuse what is no file.
+
+    Raises:
+        ModelFileError: nothing is there, or a folder.
+    """
+    if not path.is_file():
+        raise ModelFileError(
+            where=path,
+            found="no such file" if not path.exists() else "not a file",
+            expected="a model written by `fedapt export`",
+            next_step="check the path",
+        )
+
+
+def check_signature(
+    inputs: Mapping[str, Slot], outputs: Mapping[str, Slot], manifest: Manifest, where: object
+) -> None:
+    """Refuse a graph whose inputs or outputs have other names, dtypes or ranks.
+
+    Args:
+        inputs: those that have no default value; the batch axis is left out of the shapes.
+        outputs: likewise.
+
+    Raises:
+        ModelFileError: the graph is none that `fedapt export` writes.
+    """
+    height, width = manifest.preprocessing.size
+    as_expected = dict(inputs) == {"images": ("uint8", [height, width, 3])}
+    for name in Outputs._fields:
+        dtype, shape = outputs.get(name, ("", []))
+        as_expected = as_expected and dtype == "float32" and len(shape) == 1
+    if not as_expected:
+        raise ModelFileError(
+            where=where,
+            found=f"inputs {dict(inputs)} and outputs {dict(outputs)}",
+            expected=f"images uint8 [batch, {height}, {width}, 3] and, float32,"
+            f" {', '.join(Outputs._fields)}",
+            next_step="export the model again with `fedapt export`",
+        )
+
+
+def probe(backend: Backend, where: object) -> None:
+    """Classify a black image: the first run allocates, and shows whether the sizes fit.
+
+    Raises:
+        ModelFileError: the graph does not run, or has other numbers of classes or domains.
+    """
+    manifest = backend.manifest
+    counts = [len(manifest.classes), len(manifest.domains)]
+    try:
+        outputs = backend.run(np.zeros((1, *manifest.preprocessing.size, 3), dtype=np.uint8))
+    except Exception as error:  # the libraries' exceptions share no public base class
+        raise ModelFileError(
+            where=where,
+            found=f"a graph that does not run ({tell(error)})",
+            expected="a model, and a head of the same CLIP",
+            next_step="export both again with `fedapt export`",
+        ) from error
+    columns = [output.shape[-1] for output in outputs[:2]]
+    if columns != counts:
+        raise ModelFileError(
+            where=where,
+            found=f"a graph of {columns[0]} classes and {columns[1]} domains",
+            expected=f"{counts[0]} and {counts[1]}, as its manifest names them",
+            next_step="export the model again with `fedapt export`",
+        )
+
+
+def tell(error: Exception) -> str:
+    """The first line of a message that may have none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -1,0 +1,259 @@
+"""The same job on a Ray cluster: decoding on its CPUs, inference in workers that load once.
+
+Names go out and rows come back in their order; the journal and the output stay with the driver.
+So a killed worker is Ray's matter, which runs its tasks again, and a killed driver is `--resume`'s.
+Decoding, classifying and a row are the local engine's own lines.
+
+Source: Ray Data, "Offline batch inference", `Dataset.map_batches` with a callable class.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedapt_runtime.classifier import Classifier
+from fedapt_runtime.errors import ImageError, InputError, MissingDependency
+from fedapt_runtime.pipeline import Decoded, Image, decode_one, name_of
+from fedapt_runtime.preprocess import Preprocessing
+from fedapt_runtime.sources import Member
+
+_PORTION = 50_000  # names that the driver holds at a time
+
+
+@dataclass(frozen=True)
+class RaySettings:
+    """How a job is spread.
+
+    Attributes:
+        workers: how many hold the model; by default one for each CPU of the cluster, or as many as
+            its GPUs take.
+        gpus: of each worker, a part of one too; 0 infers on CPUs, with one thread a worker.
+    """
+
+    workers: int | None = None
+    gpus: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What every worker is told."""
+
+    files: dict[str, bytes]
+    model: str
+    head: str | None
+    backend: str
+    device: str
+    threads: int
+    top_k: int
+    flag_unknown: bool
+
+
+def predict_on_ray(
+    model: Path,
+    images: Iterable[Image],
+    preprocessing: Preprocessing,
+    settings: RaySettings,
+    *,
+    backend: str = "auto",
+    device: str = "auto",
+    head: Path | None = None,
+    batch_size: int = 32,
+    top_k: int = 5,
+    fast: bool = False,
+    flag_unknown: bool = False,
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of all images, in order.
+
+    Args:
+        model: the driver's file; workers get its bytes and need no shared disk.
+        images: paths that every node can read, or URIs.
+        preprocessing: of the model.
+        settings: how the job is spread; the cluster is that of RAY_ADDRESS, else this machine.
+        backend, device, head: see `Classifier.load`.
+        batch_size, top_k, fast, flag_unknown: see `Classifier.stream`.
+
+    Raises:
+        InputError: an image in an archive, or an array.
+        MissingDependency: Ray is not installed.
+    """
+    ray = _import_ray()
+    with _connected(ray):
+        names = ["", ".json"] if model.suffix == ".engine" else [""]
+        beside = [model.with_name(model.name + suffix) for suffix in names]
+        job = ray.put(
+            _Job(
+                files={p.name: p.read_bytes() for p in [*beside, *([head] if head else [])]},
+                model=model.name,
+                head=head.name if head else None,
+                backend=backend,
+                device="cuda" if settings.gpus and device == "auto" else device,
+                threads=0 if settings.gpus else 1,
+                top_k=top_k,
+                flag_unknown=flag_unknown,
+            )
+        )
+        workers, share = _share_cluster(ray.cluster_resources(), settings)
+        names_left = (_encode_name(image) for image in images)
+        while portion := list(islice(names_left, _PORTION)):
+            n_blocks = math.ceil(len(portion) / batch_size)
+            rows = (
+                ray.data.from_items(
+                    [{"name": name} for name in portion],
+                    override_num_blocks=n_blocks,
+                )
+                .map_batches(
+                    _decode,
+                    fn_kwargs={"preprocessing": preprocessing, "fast": fast},
+                    batch_size=None,
+                )
+                .map_batches(
+                    _Worker,
+                    fn_constructor_args=([job],),
+                    batch_size=None,
+                    compute=ray.data.ActorPoolStrategy(size=min(workers, n_blocks)),
+                    num_cpus=share,
+                    num_gpus=settings.gpus or None,
+                )
+            )
+            for batch in rows.iter_batches(batch_size=None, batch_format="numpy"):
+                for row in batch["row"]:
+                    yield json.loads(row.decode("utf-8", "surrogateescape"))
+
+
+def _share_cluster(resources: Mapping[str, float], settings: RaySettings) -> tuple[int, float]:
+    """How many workers, and the CPUs that each takes for itself.
+
+    Raises:
+        InputError: the cluster has too few GPUs, for which Ray would wait without end.
+    """
+    cpus, gpus = resources.get("CPU", 1.0), resources.get("GPU", 0.0)
+    if settings.gpus:
+        workers = settings.workers or max(1, int(gpus / settings.gpus))
+        if workers * settings.gpus > gpus:
+            raise InputError(
+                where="--gpus-per-worker",
+                found=f"{workers} workers with {settings.gpus:g} GPUs each on {gpus:g} GPUs",
+                expected="a cluster that has them",
+                next_step="ask for fewer, or connect to another cluster with RAY_ADDRESS",
+            )
+        return workers, 0.0
+    workers = settings.workers or max(1, int(cpus))
+    # half of the CPUs stay free to decode, however many workers there are
+    return workers, min(1.0, cpus / (2 * workers))
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise MissingDependency(
+            where="--engine ray",
+            found=f"no usable Ray ({error})",
+            expected="Ray with Ray Data",
+            next_step="pip install 'fedapt-runtime[ray]'",
+        ) from error
+    return ray
+
+
+@contextlib.contextmanager
+def _connected(ray: Any) -> Iterator[None]:
+    """Inside, Ray is there, keeps the order and is quiet; what was connected before stays so."""
+    begun = not ray.is_initialized()
+    if begun:
+        # without announcements of what Ray is about to change, and of how actors are restarted
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    try:
+        yield
+    finally:
+        if begun:
+            ray.shutdown()
+
+
+def _encode_name(image: Image) -> bytes:
+    if isinstance(image, Member | np.ndarray):
+        raise InputError(
+            where=name_of(image, 0),
+            found="an image in an archive" if isinstance(image, Member) else "an array",
+            expected="paths or URIs, which every worker can read",
+            next_step="unpack it, or leave --engine ray out",
+        )
+    return os.fsencode(image)  # Arrow's strings are UTF-8, names need not be
+
+
+def _decode(
+    batch: dict[str, Any], preprocessing: Preprocessing, fast: bool
+) -> dict[str, list[bytes]]:
+    """The stage of the CPUs: names -> pixels, or the error that kept them away."""
+    found: dict[str, list[bytes]] = {"name": [], "pixels": [], "error": []}
+    for encoded in batch["name"]:
+        decoded = decode_one(os.fsdecode(encoded), os.fsdecode(encoded), preprocessing, fast=fast)
+        found["name"].append(encoded)
+        found["pixels"].append(b"" if decoded.pixels is None else decoded.pixels.tobytes())
+        error = decoded.error
+        parts = None if error is None else [error.where, error.found, error.expected]
+        text = json.dumps(parts and [*parts, error.next_step if error else ""])
+        found["error"].append(text.encode("utf-8", "surrogateescape"))
+    return found
+
+
+class _Worker:
+    """The stage of inference: loads the model once, then turns pixels into rows."""
+
+    def __init__(self, job: list[Any]) -> None:
+        import ray
+
+        told: _Job = ray.get(job[0])
+        self._told = told
+        with tempfile.TemporaryDirectory() as folder:
+            for name, data in told.files.items():
+                Path(folder, name).write_bytes(data)
+            self._classifier = Classifier.load(
+                Path(folder, told.model),
+                told.backend,
+                told.device,
+                Path(folder, told.head) if told.head else None,
+                threads=told.threads,
+            )
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
+        shape = (*self._classifier.manifest.preprocessing.size, 3)
+        decoded = []
+        for name, pixels, text in zip(batch["name"], batch["pixels"], batch["error"], strict=True):
+            error = json.loads(text)
+            if error is None:
+                array = np.frombuffer(pixels, dtype=np.uint8).reshape(shape)
+                decoded.append(Decoded(os.fsdecode(name), array))
+            else:
+                where, found, expected, next_step = error
+                reason = ImageError(
+                    where=where, found=found, expected=expected, next_step=next_step
+                )
+                decoded.append(Decoded(os.fsdecode(name), error=reason))
+        flag_unknown = self._told.flag_unknown
+        predictions = self._classifier.classify(decoded, self._told.top_k, flag_unknown)
+        rows = (prediction.to_dict(flag_unknown) for prediction in predictions)
+        return {
+            "row": [
+                json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogateescape")
+                for row in rows
+            ]
+        }

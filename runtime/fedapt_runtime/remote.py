@@ -1,0 +1,117 @@
+"""Images behind a URI, s3://, gs://, hdfs:// or file://, through pyarrow's file systems.
+
+Credentials and endpoints are found where each file system looks for them (for S3: the AWS
+variables, files and roles). Source: Apache Arrow, "Filesystem Interface".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+from fedapt_runtime.errors import ImageError, InputError, MissingDependency
+from fedapt_runtime.preprocess import MOST_FILE_BYTES
+
+_URI = re.compile(r"[a-z][a-z0-9+.-]+://", re.ASCII)
+
+
+def is_uri(path: object) -> bool:
+    """Whether this is a URI and no path: `s3://bucket/a.jpg`."""
+    return isinstance(path, str) and _URI.match(path) is not None
+
+
+@lru_cache(maxsize=64)
+def _open_file_system(root: str) -> Any:
+    """The file system of `scheme://bucket`, made once in a process."""
+    try:
+        from pyarrow.fs import FileSystem
+    except ImportError as error:
+        raise MissingDependency(
+            where=root,
+            found=f"no pyarrow ({error})",
+            expected="pyarrow, whose file systems read URIs",
+            next_step="pip install 'fedapt-runtime[parquet]'",
+        ) from error
+    return FileSystem.from_uri(root)[0]
+
+
+def _resolve(uri: str) -> tuple[Any, str]:
+    """A file system, and the path in it; characters that a URI would escape stay as they are."""
+    scheme, rest = uri.split("://", 1)
+    host, slash, path = rest.partition("/")
+    file_system = _open_file_system(f"{scheme}://{host}/")
+    # a path begins with the bucket, but for local files and HDFS, whose host is no part of it
+    return file_system, slash + path if scheme in ("file", "hdfs") else rest
+
+
+def find_remote(uri: str) -> Iterator[str]:
+    """URIs of all files below a folder or prefix, sorted; of a file, itself.
+
+    Raises:
+        InputError: there is nothing, or it cannot be listed.
+        MissingDependency: pyarrow is not installed.
+    """
+    try:
+        from pyarrow.fs import FileSelector, FileType
+
+        file_system, path = _resolve(uri)
+        kind = file_system.get_file_info(path).type
+        if kind == FileType.File:
+            yield uri
+            return
+        if kind == FileType.NotFound:
+            raise _refuse(uri, "no such file or folder")
+        infos = file_system.get_file_info(FileSelector(path, recursive=True))
+    except ImportError:
+        _open_file_system(uri)
+        raise
+    except (OSError, ValueError) as error:
+        raise _refuse(uri, _first_line(error)) from error
+    prefix = uri[: len(uri) - len(path)]
+    yield from sorted(prefix + info.path for info in infos if info.type == FileType.File)
+
+
+def read_remote(uri: str) -> bytes:
+    """The bytes of one image.
+
+    Raises:
+        ImageError: it is missing, too large, or cannot be read.
+        MissingDependency: pyarrow is not installed.
+    """
+    try:
+        file_system, path = _resolve(uri)
+        with file_system.open_input_file(path) as stream:
+            size = stream.size()
+            if size > MOST_FILE_BYTES:
+                found = f"a file of {size:,} bytes, over the limit of {MOST_FILE_BYTES:,}"
+                raise _unreadable(uri, found)
+            data: bytes = stream.read()
+            return data
+    except FileNotFoundError as error:
+        raise _unreadable(uri, "no such file") from error
+    except (OSError, ValueError) as error:
+        raise _unreadable(uri, f"a file that cannot be read ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def _unreadable(uri: str, found: str) -> ImageError:
+    return ImageError(
+        where=uri,
+        found=found,
+        expected="an image that can be read",
+        next_step="check the URI, the credentials and the network",
+    )
+
+
+def _refuse(uri: str, found: str) -> InputError:
+    return InputError(
+        where=uri,
+        found=found,
+        expected="a file, a folder or a prefix with images",
+        next_step="check the URI, the credentials and the network",
+    )

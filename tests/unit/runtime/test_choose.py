@@ -1,0 +1,166 @@
+"""Which backend runs what, and what is told of it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from fedapt_runtime import Classifier
+from fedapt_runtime.backends import choose, ort
+from fedapt_runtime.backends.choose import load_backend
+from fedapt_runtime.cli import main
+from fedapt_runtime.errors import MissingDependency, ModelFileError, RuntimeFailure
+
+needs_openvino = pytest.mark.skipif(
+    find_spec("openvino") is None, reason="OpenVINO is not installed"
+)
+
+
+def pretend_providers(monkeypatch: pytest.MonkeyPatch, *names: str, starts: Sequence[str]) -> None:
+    """An ONNX Runtime that names these providers, of which `starts` do start."""
+    real = ort.import_onnxruntime()
+    starting = [ort.PROVIDERS[name] for name in starts]
+
+    class Session(real.InferenceSession):  # type: ignore[misc,name-defined]
+        """On the CPU, whatever it says."""
+
+        def __init__(self, model: object, options: object, providers: list[str]) -> None:
+            super().__init__(model, options, providers=["CPUExecutionProvider"])
+            self.said = [p for p in providers if p in starting] or ["CPUExecutionProvider"]
+
+        def get_providers(self) -> list[str]:
+            return self.said
+
+    fake = SimpleNamespace(
+        __version__="9.9",
+        SessionOptions=real.SessionOptions,
+        InferenceSession=Session,
+        get_available_providers=lambda: [ort.PROVIDERS[name] for name in names],
+    )
+    monkeypatch.setattr(ort, "import_onnxruntime", lambda: fake)
+
+
+@pytest.mark.parametrize(
+    ("names", "starts", "told"),
+    [
+        (("cpu",), ("cpu",), "ONNX Runtime 9.9 on cpu (auto: no CUDA provider)"),
+        (("cuda", "cpu"), ("cuda",), "ONNX Runtime 9.9 on cuda (auto: CUDA is there)"),
+        (("cuda", "cpu"), ("cpu",), "ONNX Runtime 9.9 on cpu (auto: CUDA did not start)"),
+    ],
+)
+def test_auto_says_what_it_chose_and_why(
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    names: tuple[str, ...],
+    starts: tuple[str, ...],
+    told: str,
+) -> None:
+    pretend_providers(monkeypatch, *names, starts=starts)
+    assert Classifier.load(tiny_model).description == told
+
+
+def test_what_was_asked_for_needs_no_reason_and_has_no_fallback(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_providers(monkeypatch, "cuda", "cpu", starts=("cpu",))
+    assert load_backend(tiny_model, device="cpu").description == "ONNX Runtime 9.9 on cpu"
+    with pytest.raises(
+        RuntimeFailure,
+        match="device cuda: found ONNX Runtime running on CPUExecutionProvider; expected CUDA",
+    ):
+        load_backend(tiny_model, device="cuda")
+    with pytest.raises(RuntimeFailure, match="device: found 'tensorrt-ep'; expected auto, cpu or"):
+        load_backend(tiny_model, "tensorrt-ep")
+
+
+def test_tensorrt_inside_onnx_runtime_falls_back_to_cuda_alone(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_providers(monkeypatch, "tensorrt-ep", "cuda", "cpu", starts=("tensorrt-ep", "cuda"))
+    backend = load_backend(tiny_model, "tensorrt-ep")
+    assert backend.description == "ONNX Runtime 9.9 on tensorrt-ep"
+    providers = backend._session.get_providers()  # type: ignore[attr-defined]
+    assert providers == ["TensorrtExecutionProvider", "CUDAExecutionProvider"]
+
+
+def test_a_damaged_model_is_told_as_such_where_cuda_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_providers(monkeypatch, "cuda", "cpu", starts=("cuda",))
+    (tmp_path / "model.onnx").write_bytes(b"text")
+    with pytest.raises(ModelFileError, match="a file that ONNX Runtime cannot load"):
+        load_backend(tmp_path / "model.onnx")
+
+
+@needs_openvino
+def test_openvino_is_taken_where_it_alone_is_installed(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        choose, "find_spec", lambda name: None if name == "onnxruntime" else find_spec(name)
+    )
+    description = Classifier.load(tiny_model).description
+    assert description.startswith("OpenVINO 20")
+    assert description.endswith(" on cpu (auto: no ONNX Runtime)")
+
+
+def test_with_neither_the_first_choice_is_asked_for(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choose, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingDependency, match=r"pip install 'fedapt-runtime\[cpu\]'"):
+        Classifier.load(tiny_model)
+
+
+@pytest.mark.parametrize(
+    ("name", "backend", "device", "text"),
+    [
+        (
+            "m.onnx",
+            "abacus",
+            "auto",
+            "backend: found 'abacus'; expected auto or one of onnxruntime",
+        ),
+        ("m.onnx", "tensorrt", "auto", "m.onnx: found no engine for the backend tensorrt"),
+        (
+            "m.engine",
+            "onnxruntime",
+            "auto",
+            "found an engine for the backend onnxruntime; expected",
+        ),
+        ("m.engine", "openvino", "cpu", "found an engine for the backend openvino"),
+        (
+            "m.engine",
+            "auto",
+            "cpu",
+            "device: found 'cpu' for the backend tensorrt; expected auto or",
+        ),
+        ("m.onnx", "openvino", "cuda", "device: found 'cuda' for the backend openvino; expected"),
+        ("m.onnx", "tensorrt-ep", "cpu", "device: found 'cpu' for the backend tensorrt-ep"),
+        ("m.onnx", "auto", "tpu", "device: found 'tpu' for the backend onnxruntime; expected auto"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    name: str, backend: str, device: str, text: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RuntimeFailure, match=text):
+        load_backend(tmp_path / name, backend, device)
+
+
+def test_the_command_line_takes_a_backend(
+    tiny_model: Path, tiny_images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = str(tiny_images / "photo" / "stripes" / "000.png")
+    assert main(["classify", str(tiny_model), image, "--backend", "onnxruntime"]) == 0
+    assert "ONNX Runtime" in capsys.readouterr().err
+    assert main(["classify", str(tiny_model), image, "--backend", "tensorrt"]) == 8
+    assert "leave --backend out" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as caught:
+        main(["classify", str(tiny_model), image, "--backend", "abacus"])
+    assert caught.value.code == 2
