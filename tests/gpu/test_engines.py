@@ -16,6 +16,7 @@ from fedapt_runtime.backends.base import Backend, Outputs
 from fedapt_runtime.backends.choose import load_backend
 from fedapt_runtime.backends.ort import PROVIDERS, import_onnxruntime
 from fedapt_runtime.errors import RuntimeFailure
+from tests.support.fusing import export_run
 
 pytestmark = [
     pytest.mark.gpu,
@@ -96,3 +97,31 @@ def test_tensorrt_inside_onnx_runtime(tiny_model: Path, batch: int) -> None:
     images = noise(batch)
     found = load_backend(tiny_model, "tensorrt-ep").run(images)
     assert_same(found, load_backend(tiny_model, device="cpu").run(images))
+
+
+@pytest.mark.skipif(find_spec("tensorrt") is None, reason="needs TensorRT (the extra `gpu`)")
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_tensorrt_builds_on_this_gpu_and_what_it_built_is_right(
+    tiny_run: Path, tmp_path: Path, precision: str
+) -> None:
+    model, out = tmp_path / "model.onnx", tmp_path / "model.engine"
+    export_run(tiny_run, model, precision=precision, symmetric=True, force=True)
+    settings = EngineSettings(
+        "tensorrt", (), 1, 4, 8, timing_cache=tmp_path / "timings", refit=True
+    )
+    for _ in range(2):  # the second build reads the timings of the first
+        sidecar = build_engine(model, out, settings)
+        assert sidecar["compute_capabilities"] == [capability()]
+        assert sidecar["verified"]["batch_sizes"] == (1, 3, 4, 8)
+        assert (tmp_path / "timings").stat().st_size > 0
+    rows = load_backend(out).run(noise(5))
+    assert_same(rows, load_backend(model, device="cpu").run(noise(5)))
+
+
+@needs_rtx
+def test_an_rtx_engine_is_run_before_it_is_written(tiny_model: Path, tmp_path: Path) -> None:
+    if capability() not in CAPABILITIES:
+        pytest.skip(f"{capability()} is no target of TensorRT-RTX")
+    settings = EngineSettings("rtx", (capability(),), 1, 4, 8)
+    sidecar = build_engine(tiny_model, tmp_path / "model.engine", settings)
+    assert sidecar["verified"]["probability_difference"] < 1e-3
