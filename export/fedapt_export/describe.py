@@ -16,6 +16,7 @@ from fedapt.core.files import hash_file
 from fedapt.model.checkpoint import load_checkpoint
 from fedapt_export.fuse import read_manifest
 from fedapt_runtime.head import read_head
+from fedapt_runtime.manifest import parse_manifest
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def describe(path: Path) -> dict[str, Any]:
     if "text_banks" in names:
         head = read_head(path)
         shapes = {name: list(tensor.shape) for name, tensor in head.tensors.items()}
-        return {"kind": "head"} | facts | {"tensors": shapes} | dataclasses.asdict(head.manifest)
+        return {"kind": "head"} | facts | {"tensors": shapes} | head.manifest.describe()
     checkpoint = load_checkpoint(path)
     tensors = {name: list(tensor.shape) for name, tensor in sorted(checkpoint.tensors.items())}
     info = {"method": checkpoint.info.method} | dataclasses.asdict(checkpoint.info)
@@ -61,7 +62,7 @@ def _describe_engine(path: Path) -> dict[str, Any]:
             expected=f"{known[:12]}, which {beside.name} describes",
             next_step="copy both files together, or build both again",
         )
-    return {**facts, **sidecar, **manifest}
+    return {**facts, **sidecar, **parse_manifest(json.dumps(manifest), beside).describe()}
 
 
 def _size(path: Path) -> int:
@@ -92,7 +93,7 @@ def _describe_model(path: Path) -> dict[str, Any]:
         "swappable": sorted(v.name for v in model.graph.input if v.name in defaults),
         "weight_bytes": _bytes_by_type(model),
         "operators": dict(Counter(n.op_type for n in model.graph.node).most_common()),
-    } | dataclasses.asdict(manifest)
+    } | manifest.describe()
 
 
 def _type(value: onnx.ValueInfoProto) -> str:

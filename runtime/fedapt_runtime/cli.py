@@ -216,11 +216,7 @@ def run_bench(options: argparse.Namespace) -> None:
 def run_describe(options: argparse.Namespace) -> None:
     """`fedapt-runtime describe`."""
     classifier = Classifier.load(options.model)
-    fields = dataclasses.asdict(classifier.manifest)
-    if fields["unknown"] is not None:
-        for tensor in ("adaptive_network", "centres", "domains"):
-            fields["unknown"].pop(tensor, None)  # kilobytes that nobody reads
-    print(json.dumps(fields, indent=2, ensure_ascii=False))
+    print(json.dumps(classifier.manifest.describe(), indent=2, ensure_ascii=False))
 
 
 def run_doctor(options: argparse.Namespace) -> None:

@@ -63,6 +63,14 @@ class Manifest:
             del fields["unknown"]
         return json.dumps(fields, sort_keys=True, ensure_ascii=False)
 
+    def describe(self) -> dict[str, Any]:
+        """Plain values for people: all but the tensors of the signal, kilobytes of base64."""
+        fields = dataclasses.asdict(self)
+        tensors = ("adaptive_network", "centres", "domains")
+        if self.unknown is not None:
+            fields["unknown"] = {k: v for k, v in self.unknown.items() if k not in tensors}
+        return fields
+
 
 def parse_manifest(text: str | None, where: object) -> Manifest:
     """Read and check a manifest.

@@ -150,8 +150,9 @@ def _share_cluster(resources: Mapping[str, float], settings: RaySettings) -> tup
             )
         return workers, 0.0
     workers = settings.workers or max(1, int(cpus))
-    # half of the CPUs stay free to decode, however many workers there are
-    return workers, min(1.0, cpus / (2 * workers))
+    # half of the CPUs stay free to decode, however many workers there are; and never a whole CPU,
+    # the share of decoding, because Ray makes one stage of two that ask for the same
+    return workers, min(0.5, cpus / (2 * workers))
 
 
 def _import_ray() -> Any:

@@ -35,11 +35,11 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    """Two CPUs on this machine."""
+    """Four CPUs, as Ray counts them: one for two models, the others decode side by side."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         yield
         ray.shutdown()
 
@@ -78,12 +78,13 @@ def assert_same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> 
 
 
 def test_the_rows_are_those_of_the_local_engine(
-    cluster: None, tiny_model: Path, images: list[str]
+    cluster: None, tiny_model: Path, images: list[str], slow_images: list[str]
 ) -> None:
     options: dict[str, Any] = {"batch_size": 7, "top_k": 2}
-    found = list(run_on_ray(tiny_model, iter(images), **options))
-    expected = run_locally(tiny_model, images, **options)
-    assert len(found) == 60
+    paths = slow_images[:7] + images  # the first block is done long after the second
+    found = list(run_on_ray(tiny_model, iter(paths), **options))
+    expected = run_locally(tiny_model, paths, **options)
+    assert len(found) == 67
     assert_same(found, expected)
     assert [row["error"] is None for row in found].count(False) == 2
 
@@ -125,15 +126,16 @@ def test_killed_workers_lose_nothing(
     cluster: None, tiny_model: Path, slow_images: list[str]
 ) -> None:
     rows, killed = [], []
-    for row in run_on_ray(tiny_model, slow_images, batch_size=4):
+    paths = 3 * slow_images
+    for row in run_on_ray(tiny_model, paths, batch_size=4):
         rows.append(row)
-        if len(rows) == 8:
+        if len(rows) == 1:
             killed = processes(b"ray::MapWorker(MapBatches(_Worker))")[:1]
             killed += processes(b"ray::MapBatches(_decode)")[:1]
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
     assert len(killed) == 2, "nobody was there to be killed: the test proves nothing"
-    assert_same(rows, run_locally(tiny_model, slow_images, batch_size=4))
+    assert_same(rows, run_locally(tiny_model, paths, batch_size=4))
 
 
 def test_a_killed_driver_loses_nothing(
@@ -208,9 +210,10 @@ def test_images_that_only_the_driver_has_are_refused(
     ("cpus", "gpus", "settings", "expected"),
     [
         (8, 0, RaySettings(), (8, 0.5)),
-        (8, 0, RaySettings(workers=2), (2, 1.0)),
+        (8, 0, RaySettings(workers=2), (2, 0.5)),
         (2, 0, RaySettings(workers=2), (2, 0.5)),
         (1, 0, RaySettings(), (1, 0.5)),
+        (2, 0, RaySettings(workers=4), (4, 0.25)),
         (8, 2, RaySettings(gpus=1), (2, 0.0)),
         (8, 2, RaySettings(gpus=0.5), (4, 0.0)),
         (8, 2, RaySettings(workers=3, gpus=0.5), (3, 0.0)),

@@ -16,6 +16,7 @@ from fedapt.data.splits import split_folders
 from fedapt.model.backbone import load_backbone
 from fedapt.model.checkpoint import load_checkpoint
 from fedapt.model.image_tower import image_tower
+from fedapt_export.describe import describe
 from fedapt_runtime import Classifier
 from fedapt_runtime.cli import main as runtime_main
 from fedapt_runtime.head import read_head
@@ -138,3 +139,5 @@ def test_describe_shows_the_figures_and_not_the_tensor(
     block = json.loads(capsys.readouterr().out)["unknown"]
     assert block["kept"] >= 0.95
     assert {"adaptive_network", "centres"}.isdisjoint(block)
+    found = describe(line["model"])["unknown"]
+    assert found == block

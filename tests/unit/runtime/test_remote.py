@@ -110,6 +110,22 @@ def test_a_file_over_the_limit_is_not_read(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
+    ("uri", "root", "path"),
+    [
+        ("s3://bucket/in/a b#?.png", "s3://bucket/", "bucket/in/a b#?.png"),
+        ("gs://bucket", "gs://bucket/", "bucket"),
+        ("file:///in/a.png", "file:///", "/in/a.png"),
+        ("hdfs://node:8020/in/a.png", "hdfs://node:8020/", "/in/a.png"),
+    ],
+)
+def test_how_a_uri_is_taken_apart(
+    uri: str, root: str, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "_open_file_system", lambda root: f"of {root}")
+    assert remote._resolve(uri) == (f"of {root}", path)
+
+
+@pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("s3://bucket/a.png", True),

@@ -85,8 +85,9 @@ def test_no_direction_and_no_number() -> None:
 
 
 @pytest.mark.parametrize("keep", [0.95, 0.9, 0.5, 1.0])
-def test_the_threshold_keeps_the_share_that_was_asked_for(keep: float) -> None:
-    angles = np.linspace(0, 1, 101)
+@pytest.mark.parametrize("n", [101, 10])
+def test_the_threshold_keeps_the_share_that_was_asked_for(keep: float, n: int) -> None:
+    angles = np.linspace(0, 1, n)
     features = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
     centres, domains = rows((1, 0), (0, 1)), np.array([0, 1])
     signal = calibrate_signal(PLAIN, centres, domains, features, keep)
@@ -95,9 +96,9 @@ def test_the_threshold_keeps_the_share_that_was_asked_for(keep: float) -> None:
     np.testing.assert_allclose(signal.usual, usual, atol=1e-9)
     scores = signal.score(features)
     assert (scores <= signal.threshold).mean() == signal.kept
-    assert keep <= signal.kept <= keep + 1.01 / 101
+    assert keep <= signal.kept <= keep + 1.01 / n
     assert signal.threshold in scores
-    assert signal.images == 101
+    assert signal.images == n
 
 
 def test_features_that_are_all_alike_have_a_scale_all_the_same() -> None:
