@@ -100,6 +100,14 @@ class FederationConfig:
         sampled: clients of a round, drawn from all; 0 for every client.
         sampled_per_domain: clients of a round, drawn from each domain; 0 for every client.
         join: a federation's checkpoint to go on from; domains that are new to it get new keys.
+        aggregation: of the clients' replies, `mean`, `median`, `trimmed-mean` or `krum`.
+        trimmed: share of the replies that the trimmed mean drops at either end.
+        faulty: replies of a round that krum takes to be wrong.
+        clip: largest norm of a client's update in the aggregate, longer ones are shortened; 0 for
+            none.
+        least_replies: usable replies without which a round fails.
+        round_seconds: how long a round waits for replies from other machines.
+        largest_update: norm of an update above which a reply from another machine is refused.
     """
 
     clients_per_domain: int = 1
@@ -108,6 +116,13 @@ class FederationConfig:
     sampled: int = 0
     sampled_per_domain: int = 0
     join: str = ""
+    aggregation: str = "mean"
+    trimmed: float = 0.2
+    faulty: int = 1
+    clip: float = 0.0
+    least_replies: int = 1
+    round_seconds: float = 3600.0
+    largest_update: float = 1000.0
 
 
 @dataclass(frozen=True)
@@ -192,6 +207,12 @@ _RANGES: dict[str, tuple[float, float]] = {
     "federation.least_images": (1, 1_000_000),
     "federation.sampled": (0, 1_000_000),
     "federation.sampled_per_domain": (0, 1_000_000),
+    "federation.trimmed": (0.0, 0.49),
+    "federation.faulty": (0, 1_000_000),
+    "federation.clip": (0.0, 1e9),
+    "federation.least_replies": (1, 1_000_000),
+    "federation.round_seconds": (0.1, 1e7),
+    "federation.largest_update": (1e-9, 1e12),
     "train.rounds": (1, 1_000_000),
     "train.local_epochs": (1, 10_000),
     "train.batch_size": (1, 1_000_000),
@@ -212,6 +233,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 }
 _CHOICES: dict[str, tuple[str, ...]] = {
     "train.method": METHODS,
+    "federation.aggregation": ("mean", "median", "trimmed-mean", "krum"),
     "train.weighting": ("uniform", "samples"),
     "train.schedule": ("constant", "cosine"),
     "train.precision": ("float32", "bfloat16", "float16"),
@@ -354,6 +376,15 @@ def flatten(config: Config) -> dict[str, Any]:
         for section, values in dataclasses.asdict(config).items()
         for name, value in values.items()
     }
+
+
+def remove_folders(config: Config) -> Config:
+    """Settings for others: where images and checkpoints stand is nobody else's business."""
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, root=""),
+        federation=dataclasses.replace(config.federation, join=""),
+    )
 
 
 def config_to_toml(config: Config) -> str:

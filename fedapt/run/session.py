@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import torch
 
-from fedapt.core.config import Config
+from fedapt.core.config import Config, remove_folders
 from fedapt.core.errors import CheckpointError, DataError
 from fedapt.core.records import read_records, write_records
 from fedapt.core.report import Reporter
@@ -22,7 +21,7 @@ from fedapt.model.checkpoint import Checkpoint, CheckpointInfo, load_checkpoint
 from fedapt.model.image_encoder import image_encoder
 from fedapt.run.folder import RunFolder
 from fedapt.train.evaluate import Evaluation, evaluate, measure
-from fedapt.train.loop import Measured, Progress, run_rounds
+from fedapt.train.loop import Engine, Measured, Progress, run_rounds
 from fedapt.train.methods import METHODS, Learned, Method, Setting
 from fedapt.train.methods.base import n_parameters
 from fedapt.train.methods.fedapt import ADAPTIVE_NETWORK
@@ -54,7 +53,7 @@ class Session:
         self.config, self.backbone, self.domains = config, backbone, domains
         self._folders, self._joined = folders, joined
         trained = _order_domains(config, domains, joined)
-        self._trained = tuple(domain.name for domain in trained)
+        self.trained = tuple(domain.name for domain in trained)
         n_keys = config.prompt.n_keys or len(trained)
         clients = divide_domains(trained, config.federation, n_keys, config.train.seed)
         check_sampling(config.federation, len(clients))
@@ -77,7 +76,7 @@ class Session:
             known_keys=None if joined is None else joined.keys,
         )
         self.method: Method = METHODS[config.train.method](setting)
-        self.engine = LocalEngine(self.method, config.train)
+        self.engine: Engine = LocalEngine(self.method, config.train)
 
     def count_parameters(self, progress: Progress) -> tuple[int, float]:
         """Values that a client trains, and their share of all values of the CLIP."""
@@ -105,7 +104,7 @@ class Session:
         checkpoint.check_backbone(self.backbone)
         info = checkpoint.info
         names = (info.domains, info.classes)
-        now = (self._trained, self._folders.class_names)
+        now = (self.trained, self._folders.class_names)
         if names != now:
             raise DataError(
                 where=self._folders.root,
@@ -138,14 +137,14 @@ class Session:
     def run(
         self, start: Progress, save: Callable[[Progress], None], reporter: Reporter
     ) -> Progress:
-        """Train from `start` to the end."""
+        """Train from `start` to the end, by this process or by what `engine` is set to."""
         return run_rounds(
             self.engine, self.method, start, self.config, self.measure, save, reporter
         )
 
     def measure(self, learned: Learned) -> Measured:
         """Accuracy of every domain that has test or validation images."""
-        return measure(self.method.predictor(learned), self.domains, self._trained)
+        return measure(self.method.predictor(learned), self.domains, self.trained)
 
     def evaluate(self, progress: Progress) -> Evaluation:
         """Test accuracy with zero-shot CLIP and routing beside it."""
@@ -154,7 +153,7 @@ class Session:
             self.method,
             progress.learned,
             self.domains,
-            self._trained,
+            self.trained,
             self._key_names,
             known=last.get("accuracy"),
         )
@@ -167,11 +166,11 @@ class Session:
             pretrained=backbone.pretrained,
             clip_sha256=backbone.sha256,
             classes=self._folders.class_names,
-            domains=self._trained,
+            domains=self.trained,
             keys=self._key_names,
             clients=tuple(client.domain for client in self.method.setting.clients),
             rounds=progress.rounds,
-            config=_without_paths(config),
+            config=remove_folders(config),
             preprocessing=backbone.preprocessing.to_dict(),
             versions=software_versions(),
         )
@@ -190,15 +189,6 @@ class Session:
             checkpoint.save(run.checkpoint)
 
         return save
-
-
-def _without_paths(config: Config) -> Config:
-    """Where images and other checkpoints stand is nobody else's business."""
-    return dataclasses.replace(
-        config,
-        data=dataclasses.replace(config.data, root=""),
-        federation=dataclasses.replace(config.federation, join=""),
-    )
 
 
 def _order_domains(

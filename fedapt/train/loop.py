@@ -26,6 +26,10 @@ class Engine(Protocol):
         """Each of these clients trains from its share of `start`; replies in a fixed order."""
         ...
 
+    def describe_round(self) -> Record:
+        """What else the record of the round should say, after its last reply."""
+        ...
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -119,6 +123,7 @@ def run_rounds(
             # each client receives what is learned and sends it back
             "bytes_sent": 2 * sum(sent) if method.sends else 0,
         }
+        record |= engine.describe_round()
         note = f"loss {record['loss']:.3f}"
         if (number + 1) % train.evaluate_every == 0 or number + 1 == n_rounds:
             measured = measure(learned)

@@ -12,6 +12,7 @@ import torch
 from fedapt.core.config import Config, read_config
 from fedapt.core.errors import FederationError
 from fedapt.core.records import Record
+from fedapt.core.records import Record
 from fedapt.core.report import Reporter
 from fedapt.data.domains import ImageSet, ImageTable
 from fedapt.data.partition import Client
@@ -52,6 +53,9 @@ class AddingEngine:
         self.method = method or Adding()
         self.rounds: list[int] = []
         self.clients: list[list[int]] = []
+
+    def describe_round(self) -> Record:
+        return {}
 
     def train_round(
         self, start: Learned, clients: Sequence[Client], round_number: int
