@@ -12,11 +12,16 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_origin, get_type_hints
 
 import tomli_w
 
 from fedapt.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    Settings = TypeVar("Settings", bound=DataclassInstance)
 
 # each stands in one file of fedapt/train/methods
 METHODS = (
@@ -274,6 +279,29 @@ def read_config(
     return config_from_dict(tables, str(path) if path is not None else "-o")
 
 
+def read_settings(kind: type[Settings], path: Path) -> Settings:
+    """A TOML file as any frozen dataclass of settings, with the checks of a run's configuration.
+
+    Raises:
+        ConfigError: unreadable, not TOML, an unknown or missing name, or a wrong type.
+    """
+    tables = _read_toml(path)
+    needed = {
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.default is field.default_factory is dataclasses.MISSING
+    }
+    if missing := sorted(needed - set(tables)):
+        raise ConfigError(
+            where=path,
+            found=f"no {', '.join(missing)}",
+            expected=f"a value for each of {', '.join(sorted(needed))}",
+            next_step="add it",
+        )
+    settings: Settings = _build(kind, tables, str(path), "")
+    return settings
+
+
 def config_from_dict(tables: Any, where: str) -> Config:
     """Settings from nested tables, as `dataclasses.asdict` gives them; others have their defaults.
 
@@ -348,11 +376,13 @@ def _check(name: str, value: Any, hint: Any, where: str) -> Any:
     expected = ""
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 1 << 1000 else math.inf
+    if kind is tuple and isinstance(value, list) and all(isinstance(v, str) for v in value):
+        value = tuple(value)
     if kind is Mapping:
         if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
             expected = "a table of names"
     elif type(value) is not kind:
-        expected = f"a value of type {kind.__name__}"
+        expected = "a list of names" if kind is tuple else f"a value of type {kind.__name__}"
     if not expected and name in _RANGES:
         low, high = _RANGES[name]
         if not (low <= value <= high and math.isfinite(value)):

@@ -64,18 +64,23 @@ def divide_domains(
         )
     clients: list[Client] = []
     for d, domain in enumerate(domains):
-        own_keys = range(d % n_keys, n_keys, n_domains)
         for i, share in enumerate(deal_domain(domain, d, config, seed)):
             clients.append(
                 Client(
                     index=len(clients),
                     name=domain.name if per_domain == 1 else f"{domain.name}/{i + 1}",
                     domain=d,
-                    key=own_keys[i % len(own_keys)],
+                    key=choose_key(d, i, n_keys, n_domains),
                     data=share,
                 )
             )
     return tuple(clients)
+
+
+def choose_key(domain: int, place: int, n_keys: int, n_domains: int) -> int:
+    """The key of a domain's client, of which `place` come before it; see `divide_domains`."""
+    own_keys = range(domain % n_keys, n_keys, n_domains)
+    return own_keys[place % len(own_keys)]
 
 
 def deal_domain(

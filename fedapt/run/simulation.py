@@ -49,6 +49,7 @@ def simulate_nodes(session: Session, device: str, reporter: Reporter) -> Iterato
     from fedapt.federation.flower.engine import FlowerEngine
     from fedapt.federation.flower.simulation import simulate
     from fedapt.federation.flower.task import Plan, remove_paths
+    from fedapt.federation.flower.watch import Watch
 
     config, method = session.config, session.method
     clients = method.setting.clients
@@ -67,5 +68,5 @@ def simulate_nodes(session: Session, device: str, reporter: Reporter) -> Iterato
         plan = Plan(
             remove_paths(config), method.setting.class_names, backbone.sha256, method.setting.n_keys
         )
-        session.engine = FlowerEngine(method, plan, grid, find_nodes, reporter)
+        session.engine = FlowerEngine(method, plan, grid, find_nodes, Watch(reporter))
         yield

@@ -27,7 +27,7 @@ class Engine(Protocol):
         ...
 
     def describe_round(self) -> Record:
-        """What else the record of the round should say, after its last reply."""
+        """What else the record of the round should say, when it has been measured."""
         ...
 
 
@@ -123,13 +123,13 @@ def run_rounds(
             # each client receives what is learned and sends it back
             "bytes_sent": 2 * sum(sent) if method.sends else 0,
         }
-        record |= engine.describe_round()
         note = f"loss {record['loss']:.3f}"
         if (number + 1) % train.evaluate_every == 0 or number + 1 == n_rounds:
             measured = measure(learned)
             record |= measured.to_record()
             record["evaluation_seconds"] = round(time.monotonic() - trained, 4)
             note += f", mean {100 * mean(measured.validation or measured.test):.1f} %"
+        record |= engine.describe_round()
         progress = Progress(learned, number + 1, (*progress.records, record))
         save(progress)
         reporter.progress("rounds", number + 1, n_rounds, note)

@@ -50,8 +50,9 @@ def build_client_app(find_node: FindNode) -> ClientApp:
         """Say which domain this node has images of."""
 
         def work(node: Node) -> RecordDict:
-            name = str(context.node_config.get("name", node.party.domain))
-            return RecordDict({REPLY: ConfigRecord({"domain": node.party.domain, "name": name})})
+            party = node.party
+            name = party.name or party.domain
+            return RecordDict({REPLY: ConfigRecord({"domain": party.domain, "name": name})})
 
         return answer(message, context, work)
 
@@ -114,7 +115,7 @@ def read_party(context: Context) -> Party:
                 expected='--node-config \'data="ROOT" domain="NAME"\'',
                 next_step="start the node with both",
             )
-    text = {name: str(config[name]) for name in ("domain", "model", "pretrained") if name in config}
-    return Party(root=Path(str(config["data"])), device=str(config.get("device", "cpu")), **text)
+    others = ("domain", "name", "model", "pretrained", "device")
+    return Party(Path(str(config["data"])), **{n: str(config[n]) for n in others if n in config})
 
 

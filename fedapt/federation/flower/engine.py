@@ -18,14 +18,14 @@ from torch import Tensor
 from fedapt.core.config import FederationConfig
 from fedapt.core.errors import FederationError
 from fedapt.core.records import Record
-from fedapt.core.report import Reporter
 from fedapt.data.partition import Client
 from fedapt.federation.flower.client_app import KEYS, LEARNED, TASK
 from fedapt.federation.flower.exchange import Answer, exchange
-from fedapt.federation.flower.replies import read_score, read_update
 from fedapt.federation.flower.node import Score
+from fedapt.federation.flower.replies import read_score, read_update
 from fedapt.federation.flower.task import Place, Plan, task_to_record
 from fedapt.federation.flower.tensors import to_arrays
+from fedapt.federation.flower.watch import Watch
 from fedapt.train.client import ClientUpdate
 from fedapt.train.methods.base import Learned, Method
 
@@ -38,7 +38,9 @@ FindNodes = Callable[[Sequence[Client]], Mapping[int, int]]
 class _Round:
     """What one round's record says beyond the loop's own fields."""
 
+    number: int = 0
     n_bytes: int = 0
+    evaluation_bytes: int = 0
     replies: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
@@ -52,7 +54,7 @@ class FlowerEngine:
         plan: what nodes are told of the run.
         grid: Flower's, connected.
         find_nodes: client -> node.
-        reporter: told of nodes that are late or refused.
+        watch: told of every reply, and of nodes that are late or refused.
     """
 
     def __init__(
@@ -61,10 +63,10 @@ class FlowerEngine:
         plan: Plan,
         grid: Grid,
         find_nodes: FindNodes,
-        reporter: Reporter,
+        watch: Watch,
     ) -> None:
         self._method, self._plan, self._grid = method, plan, grid
-        self._find_nodes, self._reporter = find_nodes, reporter
+        self._find_nodes, self._watch = find_nodes, watch
         self._last = _Round()
 
     def train_round(
@@ -75,19 +77,21 @@ class FlowerEngine:
         Raises:
             FederationError: fewer sound replies than `federation.least_replies`.
         """
-        self._last = _Round()
+        self._last = _Round(round_number)
         updates: dict[int, ClientUpdate] = {}
         shares = {c.index: self._method.share(start, c) for c in clients}
         contents = {c.index: self._fill(c, shares[c.index], round_number) for c in clients}
-        for client, answer in self._ask(MessageType.TRAIN, clients, contents, round_number):
+        for client, answer in self._ask(MessageType.TRAIN, clients, contents):
+            self._last.n_bytes += answer.n_bytes
             update = read_update(
                 answer, client, shares[client.index], self._limits.largest_update
             )
             if isinstance(update, str):
-                self._refuse(client, update, round_number)
+                self._refuse(client, update)
             else:
                 updates[client.index] = update
                 self._last.seconds[client.name] = round(answer.seconds, 3)
+                self._watch.replied(client.name, update.n_samples, answer.seconds)
         self._last.replies = len(updates)
         least = min(self._limits.least_replies, len(clients))
         if len(updates) < least:
@@ -101,15 +105,16 @@ class FlowerEngine:
             )
         yield from (updates[index] for index in sorted(updates))
 
-    def measure_nodes(self, learned: Learned, round_number: int) -> dict[int, Score]:
+    def measure(self, learned: Learned) -> dict[int, Score]:
         """What each client's node reports of the aggregate; nodes that do not answer are absent."""
         clients = self._method.setting.clients
-        contents = {c.index: self._fill(c, learned, round_number) for c in clients}
+        contents = {c.index: self._fill(c, learned, self._last.number) for c in clients}
         scores = {}
-        for client, answer in self._ask(MessageType.EVALUATE, clients, contents, round_number):
+        for client, answer in self._ask(MessageType.EVALUATE, clients, contents):
+            self._last.evaluation_bytes += answer.n_bytes
             score = read_score(answer)
             if isinstance(score, str):
-                self._refuse(client, score, round_number)
+                self._refuse(client, score)
             else:
                 scores[client.index] = score
         return scores
@@ -122,6 +127,8 @@ class FlowerEngine:
             "replies": last.replies,
             "client_seconds": dict(sorted(last.seconds.items())),
         }
+        if last.evaluation_bytes:
+            record["evaluation_bytes"] = last.evaluation_bytes
         return record | ({"refused": last.refused} if last.refused else {})
 
     @property
@@ -143,31 +150,27 @@ class FlowerEngine:
         kind: str,
         clients: Sequence[Client],
         contents: Mapping[int, RecordDict],
-        round_number: int,
     ) -> Iterator[tuple[Client, Answer]]:
         """Send to the clients' nodes; answers as they come, until the round's time is over."""
         nodes = self._find_nodes(clients)
-        seconds = self._limits.round_seconds
-        messages = []
+        seconds, group = self._limits.round_seconds, str(self._last.number + 1)
+        messages: list[Message] = []
         waiting: dict[int, Client] = {}
         for client in clients:
             if (node := nodes.get(client.index)) is None:
-                self._refuse(client, "not connected", round_number)
+                self._refuse(client, "not connected")
                 continue
-            message = Message(
-                contents[client.index], node, kind, ttl=seconds, group_id=str(round_number + 1)
-            )
             waiting[len(messages)] = client
-            messages.append(message)
+            messages.append(
+                Message(contents[client.index], node, kind, ttl=seconds, group_id=group)
+            )
         started = time.monotonic()
         for place, answer in exchange(self._grid, messages, seconds):
-            client = waiting.pop(place)
-            self._last.n_bytes += answer.n_bytes
-            yield client, answer
+            yield waiting.pop(place), answer
         for client in waiting.values():
             waited = time.monotonic() - started
-            self._refuse(client, f"no reply within {waited:.0f} s", round_number)
+            self._refuse(client, f"no reply within {waited:.0f} s")
 
-    def _refuse(self, client: Client, reason: str, round_number: int) -> None:
+    def _refuse(self, client: Client, reason: str) -> None:
         self._last.refused[client.name] = reason
-        self._reporter.message(f"round {round_number + 1}: {client.name}: {reason}")
+        self._watch.refused(client.name, self._last.number + 1, reason)

@@ -54,12 +54,14 @@ class Party:
     Attributes:
         root: ROOT of ROOT/<domain>/<class>/<images>; other domains in it are not looked at.
         domain: the node's.
+        name: by which the server knows it from others of its domain.
         model, pretrained: its CLIP, where the server's is a folder.
         device: `cpu` or `cuda`.
     """
 
     root: Path
     domain: str
+    name: str = ""
     model: str = ""
     pretrained: str = ""
     device: str = "cpu"

@@ -45,7 +45,7 @@ def simulate(
     require_flower("ray")
 
     def find_node(task: ConfigRecord, context: Context) -> Node:
-        return _play(Party(root, domains[int(task["domain"])], model, pretrained, device))
+        return _play(Party(root, domains[int(task["domain"])], "", model, pretrained, device))
 
     grids: queue.Queue[Grid | BaseException] = queue.Queue()
     finished = threading.Event()
