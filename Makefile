@@ -23,7 +23,7 @@ $(READY): pyproject.toml runtime/pyproject.toml constraints.txt
 	@touch $@
 
 $(READY_DEV): $(READY)
-	$(INSTALL) -e './runtime[cpu]' -e '.[cpu,demo,dev,rtx]'
+	$(INSTALL) -e './runtime[cpu]' -e '.[cpu,demo,dev,flower,rtx]'
 	@touch $@
 
 demo: $(READY) ## data, train, export, classify; writes demo/report.html

@@ -83,9 +83,7 @@ def choose_key(domain: int, place: int, n_keys: int, n_domains: int) -> int:
     return own_keys[place % len(own_keys)]
 
 
-def deal_domain(
-    domain: Domain, index: int, config: FederationConfig, seed: int
-) -> list[ImageSet]:
+def deal_domain(domain: Domain, index: int, config: FederationConfig, seed: int) -> list[ImageSet]:
     """The training images of each client of one domain.
 
     Args:

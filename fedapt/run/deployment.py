@@ -6,6 +6,7 @@ checkpoint and resuming are those of `fedapt train`; a run that was stopped goes
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from fedapt.core.report import Reporter
 from fedapt.data.partition import Client, choose_key
 from fedapt.federation.flower.engine import FlowerEngine
 from fedapt.federation.flower.roster import Roster
-from fedapt.federation.flower.settings import ServerSettings, read_server
+from fedapt.federation.flower.settings import read_server
 from fedapt.federation.flower.task import Plan, remove_paths
 from fedapt.federation.flower.watch import Watch
 from fedapt.model.backbone import Backbone, load_backbone
@@ -55,9 +56,10 @@ def serve(grid: Grid, folder: Path, reporter: Reporter) -> None:
     try:
         backbone = load_backbone(config.model.name, config.model.pretrained)
         reporter.message(f"model: {backbone.label}")
-        roster = Roster(run.path / ROSTER, grid, watch, server.domains)
+        plan = Plan(remove_paths(config), server.classes, backbone.sha256, 0)
+        roster = Roster(run.path / ROSTER, grid, plan, watch, server.domains)
         roster.wait(server.least_nodes, server.wait_seconds)
-        while not _train(grid, config, server, backbone, roster, run, watch, reporter):
+        while not _train(grid, config, plan, backbone, roster, run, watch, reporter):
             reporter.message("a new node: it takes part from the next round on")
     except ReportedError as error:
         watch.failed(str(error))
@@ -68,7 +70,7 @@ def serve(grid: Grid, folder: Path, reporter: Reporter) -> None:
 def _train(
     grid: Grid,
     config: Config,
-    server: ServerSettings,
+    plan: Plan,
     backbone: Backbone,
     roster: Roster,
     run: RunFolder,
@@ -76,12 +78,9 @@ def _train(
     reporter: Reporter,
 ) -> bool:
     """Train to the end, True, or until a node joins that is new."""
-    members = tuple(roster.members)
     known = load_checkpoint(run.checkpoint) if run.checkpoint.is_file() else None
-    session = RemoteSession(config, backbone, server.classes, *_place(roster, config), known)
-    plan = Plan(
-        remove_paths(config), server.classes, backbone.sha256, session.method.setting.n_keys
-    )
+    session = RemoteSession(config, backbone, plan.classes, *_place(roster, config), known)
+    plan = dataclasses.replace(plan, n_keys=session.method.setting.n_keys)
     engine = FlowerEngine(session.method, plan, grid, roster.find_nodes, watch)
     session.engine, session.ask_nodes = engine, engine.measure
     start = session.resume(run) if known else session.begin()
@@ -93,7 +92,7 @@ def _train(
         write(progress)
         watch.finished_round(progress.records[-1], config.train.rounds)
         roster.connected()
-        if tuple(roster.members) != members and progress.rounds < config.train.rounds:
+        if progress.rounds < config.train.rounds and roster.admit():
             raise _Grown
 
     try:

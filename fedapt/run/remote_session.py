@@ -1,4 +1,4 @@
-"""A session without images: nodes train and measure, the server averages and keeps what is learned."""
+"""A session without images: nodes train and measure, the server averages and saves."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def check_engine(engine: str, config: Config) -> None:
                 where=f"--engine {FLOWER}",
                 found=f"the method {config.train.method}, whose clients send nothing",
                 expected="a federated method",
-                next_step=f"leave --engine out, or choose another --method",
+                next_step="leave --engine out, or choose another --method",
             )
         require_flower("ray")
 

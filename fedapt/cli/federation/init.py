@@ -13,8 +13,16 @@ from fedapt.core.config import read_config
 from fedapt.core.errors import UsageError
 
 
+def read_node_name(text: str) -> tuple[str, str]:
+    """NAME=DOMAIN, or a DOMAIN that is the name too."""
+    name, _, domain = text.partition("=")
+    return name, domain or name
+
+
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that does not exist yet.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A folder that does not exist yet.")
+    ],
     server: Annotated[str, typer.Option(help="HOST:PORT of the server, as nodes reach it.")],
     node: Annotated[
         list[str], typer.Option(metavar="DOMAIN|NAME=DOMAIN", help="A node; give one for each.")
@@ -30,10 +38,7 @@ def init(
     as_json: JsonOption = False,
 ) -> None:
     """Write a ready deployment: settings, certificates, keys, a compose file, the commands."""
-    nodes = {}
-    for text in node:
-        name, _, domain = text.partition("=")
-        nodes[name] = domain or name
+    nodes = dict(map(read_node_name, node))
     if folder.exists() or len(nodes) < len(node):
         raise UsageError(
             where=folder if folder.exists() else "--node",

@@ -24,6 +24,9 @@ _CHECK_S = 5.0
 
 def train(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder with server.toml.")],
+    wait: Annotated[
+        float, typer.Option(help="Seconds to wait for a server that does not answer.")
+    ] = 30.0,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print every event as a line of JSON.")
     ] = False,
@@ -41,17 +44,22 @@ def train(
     live = folder / settings.out / "live.jsonl"
     offset = live.stat().st_size if live.is_file() else 0
     federation = Federation()
-    try:
-        with Control(folder, settings) as control:
-            run_id = control.start_run(folder / APP)
-    except ConnectionError as error:
-        raise FederationError(
-            where=f"the server {settings.address}",
-            found=f"no answer ({error})",
-            expected="a server that runs",
-            next_step=f"start it: fedapt federation server {folder}",
-        ) from error
-    console = Console(stderr=True)
+    started = time.monotonic()
+    while True:
+        try:
+            with Control(folder, settings) as control:
+                run_id = control.start_run(folder / APP)
+            break
+        except ConnectionError as error:
+            if time.monotonic() - started > wait:
+                raise FederationError(
+                    where=f"the server {settings.address}",
+                    found=f"no answer ({error})",
+                    expected="a server that runs",
+                    next_step=f"start it: fedapt federation server {folder}",
+                ) from error
+            time.sleep(1.0)
+    console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
     try:
         with Live(console=console, auto_refresh=False, transient=False) as view:
             checked = time.monotonic()
@@ -69,6 +77,7 @@ def train(
                     break
     except KeyboardInterrupt as stop:
         raise Interrupted from stop
+    console.print()
     if federation.end == "failed":
         raise FederationError(
             where=f"run {run_id}",

@@ -19,7 +19,7 @@ from flwr.clientapp import ClientApp
 import fedapt
 from fedapt.core.errors import ReportedError, UsageError
 from fedapt.federation.flower.node import Node, Party
-from fedapt.federation.flower.task import PROTOCOL, check_protocol, record_to_task
+from fedapt.federation.flower.task import PROTOCOL, check_protocol, read_place, read_plan
 from fedapt.federation.flower.tensors import from_arrays, to_arrays
 
 TASK, LEARNED, KEYS = "task", "learned", "keys"
@@ -47,9 +47,10 @@ def build_client_app(find_node: FindNode) -> ClientApp:
 
     @app.query()
     def introduce(message: Message, context: Context) -> Message:
-        """Say which domain this node has images of."""
+        """Get everything ready for the run, and say which domain this node has images of."""
 
         def work(node: Node) -> RecordDict:
+            node.look_up(read_plan(message.content.config_records[TASK]))
             party = node.party
             name = party.name or party.domain
             return RecordDict({REPLY: ConfigRecord({"domain": party.domain, "name": name})})
@@ -62,7 +63,8 @@ def build_client_app(find_node: FindNode) -> ClientApp:
 
         def work(node: Node) -> RecordDict:
             records = message.content
-            plan, place = record_to_task(records.config_records[TASK])
+            task = records.config_records[TASK]
+            plan, place = read_plan(task), read_place(task)
             share = from_arrays(records.array_records[LEARNED], node.device)
             keys = from_arrays(records.array_records[KEYS], node.device).get(_KEYS_NAME)
             update = node.train(plan, place, share, keys)
@@ -81,7 +83,8 @@ def build_client_app(find_node: FindNode) -> ClientApp:
 
         def work(node: Node) -> RecordDict:
             records = message.content
-            plan, place = record_to_task(records.config_records[TASK])
+            task = records.config_records[TASK]
+            plan, place = read_plan(task), read_place(task)
             learned = from_arrays(records.array_records[LEARNED], node.device)
             keys = from_arrays(records.array_records[KEYS], node.device).get(_KEYS_NAME)
             score = node.evaluate(plan, place, learned, keys)
@@ -117,5 +120,3 @@ def read_party(context: Context) -> Party:
             )
     others = ("domain", "name", "model", "pretrained", "device")
     return Party(Path(str(config["data"])), **{n: str(config[n]) for n in others if n in config})
-
-

@@ -11,9 +11,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
-from torch import Tensor
 
 from fedapt.core.config import FederationConfig
 from fedapt.core.errors import FederationError
@@ -28,7 +27,6 @@ from fedapt.federation.flower.tensors import to_arrays
 from fedapt.federation.flower.watch import Watch
 from fedapt.train.client import ClientUpdate
 from fedapt.train.methods.base import Learned, Method
-
 
 # which Flower node plays each of these clients; clients whose node is away are left out
 FindNodes = Callable[[Sequence[Client]], Mapping[int, int]]
@@ -83,9 +81,7 @@ class FlowerEngine:
         contents = {c.index: self._fill(c, shares[c.index], round_number) for c in clients}
         for client, answer in self._ask(MessageType.TRAIN, clients, contents):
             self._last.n_bytes += answer.n_bytes
-            update = read_update(
-                answer, client, shares[client.index], self._limits.largest_update
-            )
+            update = read_update(answer, client, shares[client.index], self._limits.largest_update)
             if isinstance(update, str):
                 self._refuse(client, update)
             else:
@@ -138,12 +134,13 @@ class FlowerEngine:
     def _fill(self, client: Client, learned: Learned, round_number: int) -> RecordDict:
         siblings = [c.index for c in self._method.setting.clients if c.domain == client.domain]
         place = Place.of(client, siblings.index(client.index), round_number)
-        records: dict[str, ConfigRecord | ArrayRecord] = {
-            TASK: task_to_record(self._plan, place),
-            LEARNED: to_arrays(learned),
-            KEYS: to_arrays(self._method.frozen()),
-        }
-        return RecordDict(records)
+        return RecordDict(
+            {
+                TASK: task_to_record(self._plan, place),
+                LEARNED: to_arrays(learned),
+                KEYS: to_arrays(self._method.frozen()),
+            }
+        )
 
     def _ask(
         self,

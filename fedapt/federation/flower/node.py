@@ -77,7 +77,16 @@ class Node:
 
     def __init__(self, party: Party, reporter: Reporter | None = None) -> None:
         self.party, self._reporter = party, reporter or Reporter()
-        self._known: tuple[str, Method, list[ImageSet], Domain] | None = None
+        self._images: tuple[Plan, Backbone, Domain] | None = None
+        self._method: tuple[str, Method, list[ImageSet]] | None = None
+
+    def look_up(self, plan: Plan) -> int:
+        """Load CLIP and images, and compute features; how many images there are to train on.
+
+        Raises:
+            ReportedError: images, classes or CLIP are not those of the federation.
+        """
+        return len(self._load(plan)[1].train)
 
     def train(self, plan: Plan, place: Place, share: Learned, keys: Tensor | None) -> ClientUpdate:
         """One client's round.
@@ -137,18 +146,25 @@ class Node:
         self, plan: Plan, place: Place, keys: Tensor | None
     ) -> tuple[Method, list[ImageSet], Domain]:
         """Method, the domain's images as dealt out to its clients, and the domain."""
+        backbone, domain = self._load(plan)
         name = _name_setting(plan, place, keys)
-        if self._known is None or self._known[0] != name:
-            self._known = None  # what is not needed any more makes room first
-            self._known = (name, *self._build(plan, place, keys))
-        return self._known[1:]
+        if self._method is None or self._method[0] != name:
+            self._method = None  # what is not needed any more makes room first
+            self._method = (name, *self._build(plan, place, keys, backbone, domain))
+        return *self._method[1:], domain
+
+    def _load(self, plan: Plan) -> tuple[Backbone, Domain]:
+        """CLIP and images, as long as nothing changes that they depend on."""
+        if self._images is None or not _asks_the_same(self._images[0], plan):
+            self._images = self._method = None
+            backbone = self._load_backbone(plan)
+            self._images = (plan, backbone, self._load_domain(plan, backbone))
+        return self._images[1:]
 
     def _build(
-        self, plan: Plan, place: Place, keys: Tensor | None
-    ) -> tuple[Method, list[ImageSet], Domain]:
+        self, plan: Plan, place: Place, keys: Tensor | None, backbone: Backbone, domain: Domain
+    ) -> tuple[Method, list[ImageSet]]:
         config = plan.config
-        backbone = self._load_backbone(plan)
-        domain = self._load_domain(plan, backbone)
         shares = deal_domain(domain, place.domain, config.federation, config.train.seed)
         table = domain.train.table
         setting = Setting(
@@ -163,7 +179,7 @@ class Node:
             ),
             known_keys=keys,
         )
-        return METHODS[config.train.method](setting), shares, domain
+        return METHODS[config.train.method](setting), shares
 
     def _load_backbone(self, plan: Plan) -> Backbone:
         model, party = plan.config.model, self.party
@@ -174,7 +190,7 @@ class Node:
                 expected=f"the folder of the CLIP of hash {plan.clip_sha256[:12]} on this machine",
                 next_step="name it in the node's configuration: model=FOLDER",
             )
-        backbone = _load(name, party.pretrained or model.pretrained, party.device)
+        backbone = _load_clip(name, party.pretrained or model.pretrained, party.device)
         if backbone.sha256 != plan.clip_sha256:
             raise CheckpointError(
                 where="the node's CLIP",
@@ -224,7 +240,12 @@ def _name_setting(plan: Plan, place: Place, keys: Tensor | None) -> str:
     return f"{plan} {place.domain} {digest.hexdigest()}"
 
 
+def _asks_the_same(one: Plan, other: Plan) -> bool:
+    """Whether two plans need the same CLIP and images; a key more or less changes neither."""
+    return dataclasses.replace(one, n_keys=0) == dataclasses.replace(other, n_keys=0)
+
+
 @lru_cache(maxsize=1)
-def _load(name: str, pretrained: str, device: str) -> Backbone:
+def _load_clip(name: str, pretrained: str, device: str) -> Backbone:
     """One CLIP of a process, however many parties are played in it."""
     return load_backbone(name, pretrained, device)

@@ -53,7 +53,8 @@ def read_update(
         return f"{broken[0]} with NaN or infinity"
     moved = measure_update(learned, share)
     if moved > largest_update:
-        return f"an update of norm {moved:.3g}, more than {largest_update:g} (federation.largest_update)"
+        most = f"{largest_update:g} (federation.largest_update)"
+        return f"an update of norm {moved:.3g}, more than {most}"
     return ClientUpdate(client.index, learned, images, loss)
 
 
@@ -83,9 +84,13 @@ def _read_refusal(answer: Answer) -> str:
     """Why there is nothing to read; empty where there is."""
     reply = answer.reply
     if reply.has_error():
-        return f"Flower's error {reply.error.code}: {' '.join(str(reply.error.reason).split())[:300]}"
+        return (
+            f"Flower's error {reply.error.code}: {' '.join(str(reply.error.reason).split())[:300]}"
+        )
     if REFUSAL in reply.content.config_records:
-        return str(reply.content.config_records[REFUSAL].get("reason", ""))[:600] or "no reason given"
+        return (
+            str(reply.content.config_records[REFUSAL].get("reason", ""))[:600] or "no reason given"
+        )
     return ""
 
 

@@ -14,6 +14,7 @@ from fedapt.federation.flower.node import Party
 
 _TOLD = "FEDAPT_INSECURE"
 
+
 @dataclass(frozen=True)
 class ServerSettings:
     """A federation's server; paths are relative to the file.
@@ -94,7 +95,10 @@ def read_server(folder: Path) -> ServerSettings:
     if not settings.insecure:
         _check_files(
             path,
-            {name: folder / getattr(settings, name) for name in ("authority", "certificate", "key")},
+            {
+                name: folder / getattr(settings, name)
+                for name in ("authority", "certificate", "key")
+            },
         )
     return settings
 
@@ -111,7 +115,9 @@ def read_node(folder: Path) -> NodeSettings:
     host, _ = split_address(settings.server, path)
     _check_encrypted(path, host, settings.insecure)
     if not settings.insecure:
-        _check_files(path, {name: folder / getattr(settings, name) for name in ("authority", "key")})
+        _check_files(
+            path, {name: folder / getattr(settings, name) for name in ("authority", "key")}
+        )
     return settings
 
 

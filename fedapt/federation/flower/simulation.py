@@ -1,4 +1,4 @@
-"""Flower's simulation runtime: as many nodes as there are clients, in Ray's processes on this machine.
+"""Flower's simulation runtime: as many nodes as a round has clients, in Ray's processes.
 
 A simulated node reads its party's images where the run reads them, and is told which party to play
 by the message; apart from that it is the node of a deployment.
@@ -23,6 +23,7 @@ from fedapt.core.errors import FederationError
 from fedapt.federation.flower import require_flower
 from fedapt.federation.flower.client_app import build_client_app
 from fedapt.federation.flower.node import Node, Party
+from fedapt.federation.flower.task import read_place
 
 _START_S = 300.0
 
@@ -45,7 +46,7 @@ def simulate(
     require_flower("ray")
 
     def find_node(task: ConfigRecord, context: Context) -> Node:
-        return _play(Party(root, domains[int(task["domain"])], "", model, pretrained, device))
+        return _play(Party(root, domains[read_place(task).domain], "", model, pretrained, device))
 
     grids: queue.Queue[Grid | BaseException] = queue.Queue()
     finished = threading.Event()

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+from flwr.supercore.logger import FLOWER_LOGGER, set_logger_propagation
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.superlink.cli import flower_superlink
 
@@ -62,6 +63,8 @@ def flower_process(folder: Path, arguments: list[str]) -> Iterator[None]:
     # Flower starts its own programs by their names
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     os.chdir(folder)
+    # a library that has set up logging would print Flower's own lines once more
+    set_logger_propagation(FLOWER_LOGGER, False)
     sys.argv = arguments
     try:
         yield

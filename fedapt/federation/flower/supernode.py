@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import ssl
 import threading
 import time
 import traceback
@@ -30,15 +29,14 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.cli import flower_supernode
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
-from fedapt.core.errors import FederationError
 from fedapt.core.report import Reporter
+from fedapt.federation.flower.admission import wait_for_admission
 from fedapt.federation.flower.client_app import build_client_app
 from fedapt.federation.flower.node import Node
-from fedapt.federation.flower.settings import NodeSettings, split_address
-from fedapt.federation.flower.superlink import flower_process
+from fedapt.federation.flower.settings import NodeSettings
+from fedapt.federation.flower.superlink import STATE, flower_process
 
 _POLL_S = 0.1
-_RETRY_S = 2.0
 
 
 def run_supernode(
@@ -56,7 +54,7 @@ def run_supernode(
     """
     folder = folder.resolve()
     node = Node(settings.to_party(folder), reporter)
-    wait_for_server(folder, settings, wait_seconds, reporter)
+    wait_for_admission(folder, folder / STATE, settings, wait_seconds, reporter)
     address = f"127.0.0.1:{_find_port()}"
     app = build_client_app(lambda task, context: node)
     threading.Thread(target=_work_off, args=(address, app), daemon=True).start()
@@ -69,51 +67,6 @@ def run_supernode(
         arguments += ["--auth-supernode-private-key", str(folder / settings.key)]
     with flower_process(folder, arguments):
         flower_supernode()
-
-
-def wait_for_server(
-    folder: Path, settings: NodeSettings, wait_seconds: float, reporter: Reporter
-) -> None:
-    """Until the server answers, with a certificate of the authority that this node trusts.
-
-    Raises:
-        FederationError: it does not, or its certificate is another's.
-    """
-    where = f"the server {settings.server}"
-    started, is_told = time.monotonic(), False
-    while True:
-        try:
-            _shake_hands(folder, settings)
-            return
-        except ssl.SSLError as error:
-            reason = getattr(error, "verify_message", "") or error.reason or str(error)
-            raise FederationError(
-                where=where,
-                found=f"no TLS certificate that this node trusts ({reason})",
-                expected=f"one for this address, signed by {settings.authority}",
-                next_step="copy the server's authority.pem here, and check the address",
-            ) from error
-        except OSError as error:
-            if time.monotonic() - started >= wait_seconds:
-                raise FederationError(
-                    where=where,
-                    found=f"no answer within {wait_seconds:g} s ({error.strerror or error})",
-                    expected="a server that runs",
-                    next_step="start the server first, and check address and firewall",
-                ) from error
-        if not is_told:
-            reporter.message(f"waiting for {where}")
-            is_told = True
-        time.sleep(_RETRY_S)
-
-
-def _shake_hands(folder: Path, settings: NodeSettings) -> None:
-    host, port = split_address(settings.server, folder)
-    with socket.create_connection((host, port), timeout=10.0) as connection:
-        if not settings.insecure:
-            trusted = ssl.create_default_context(cafile=str(folder / settings.authority))
-            with trusted.wrap_socket(connection, server_hostname=host):
-                pass
 
 
 def _find_port() -> int:

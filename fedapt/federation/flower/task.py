@@ -81,8 +81,8 @@ def _is_path(name: str) -> bool:
     return ("/" in name or "\\" in name) and not name.startswith("hf-hub:")
 
 
-def task_to_record(plan: Plan, place: Place) -> ConfigRecord:
-    """The record of a message to a node."""
+def task_to_record(plan: Plan, place: Place | None = None) -> ConfigRecord:
+    """The record of a message to a node; without a place, to one that introduces itself."""
     return ConfigRecord(
         {
             "protocol": PROTOCOL,
@@ -91,13 +91,13 @@ def task_to_record(plan: Plan, place: Place) -> ConfigRecord:
             "classes": list(plan.classes),
             "clip_sha256": plan.clip_sha256,
             "n_keys": plan.n_keys,
-            **dataclasses.asdict(place),
+            **({} if place is None else dataclasses.asdict(place)),
         }
     )
 
 
-def record_to_task(record: ConfigRecord) -> tuple[Plan, Place]:
-    """Read what the server sent.
+def read_plan(record: ConfigRecord) -> Plan:
+    """What the server says of the run.
 
     Raises:
         FederationError: of another protocol, or damaged.
@@ -106,8 +106,7 @@ def record_to_task(record: ConfigRecord) -> tuple[Plan, Place]:
     values: dict[str, Any] = dict(record)
     try:
         config = config_from_dict(json.loads(values["config"]), "the server's settings")
-        plan = Plan(config, tuple(values["classes"]), values["clip_sha256"], values["n_keys"])
-        place = Place(**{field.name: values[field.name] for field in dataclasses.fields(Place)})
+        return Plan(config, tuple(values["classes"]), values["clip_sha256"], values["n_keys"])
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         found = error.found if isinstance(error, ConfigError) else f"{type(error).__name__}"
         raise FederationError(
@@ -116,7 +115,23 @@ def record_to_task(record: ConfigRecord) -> tuple[Plan, Place]:
             expected="a task of this version of fedapt",
             next_step="install the same version of fedapt on server and nodes",
         ) from error
-    return plan, place
+
+
+def read_place(record: ConfigRecord) -> Place:
+    """What the server says of this node's place in the round.
+
+    Raises:
+        FederationError: damaged.
+    """
+    values = {field.name: record.get(field.name) for field in dataclasses.fields(Place)}
+    if wrong := [name for name, value in values.items() if type(value) is not int or value < 0]:
+        raise FederationError(
+            where="the server's message",
+            found=f"{wrong[0]} = {values[wrong[0]]!r}",
+            expected="a task of this version of fedapt",
+            next_step="install the same version of fedapt on server and nodes",
+        )
+    return Place(**{name: int(str(value)) for name, value in values.items()})
 
 
 def check_protocol(record: ConfigRecord) -> None:
@@ -128,7 +143,7 @@ def check_protocol(record: ConfigRecord) -> None:
     if record.get("protocol") != PROTOCOL:
         raise FederationError(
             where="version",
-            found=f"protocol {record.get('protocol')} of fedapt {record.get('version')}",
+            found=f"protocol {record.get('protocol')!r} of fedapt {record.get('version')!r}",
             expected=f"protocol {PROTOCOL} of fedapt {fedapt.__version__}",
             next_step="install the same version of fedapt on server and nodes",
         )

@@ -19,7 +19,10 @@ _MOST_HEADER_BYTES = 1024
 def to_arrays(learned: Learned) -> ArrayRecord:
     """Tensors as a record, by their names."""
     return ArrayRecord(
-        {name: Array(tensor.detach().cpu().contiguous().numpy()) for name, tensor in learned.items()}
+        {
+            name: Array(tensor.detach().cpu().contiguous().numpy())
+            for name, tensor in learned.items()
+        }
     )
 
 

@@ -1,4 +1,4 @@
-"""What happens in a federation, as JSON lines for whoever watches: a terminal, a dashboard, a log."""
+"""What happens in a federation, as JSON lines for whoever watches: a terminal, a dashboard."""
 
 from __future__ import annotations
 

@@ -12,7 +12,6 @@ import torch
 from fedapt.core.config import Config, read_config
 from fedapt.core.errors import FederationError
 from fedapt.core.records import Record
-from fedapt.core.records import Record
 from fedapt.core.report import Reporter
 from fedapt.data.domains import ImageSet, ImageTable
 from fedapt.data.partition import Client
