@@ -110,6 +110,8 @@ class FederationConfig:
         faulty: replies of a round that krum takes to be wrong.
         clip: largest norm of a client's update in the aggregate, longer ones are shortened; 0 for
             none.
+        noise: of differential privacy, as a multiple of `clip`; 0 for none.
+        delta: of the epsilon that is reported with noise.
         least_replies: usable replies without which a round fails.
         round_seconds: how long a round waits for replies from other machines.
         largest_update: norm of an update above which a reply from another machine is refused.
@@ -125,6 +127,8 @@ class FederationConfig:
     trimmed: float = 0.2
     faulty: int = 1
     clip: float = 0.0
+    noise: float = 0.0
+    delta: float = 1e-5
     least_replies: int = 1
     round_seconds: float = 3600.0
     largest_update: float = 1000.0
@@ -215,6 +219,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "federation.trimmed": (0.0, 0.49),
     "federation.faulty": (0, 1_000_000),
     "federation.clip": (0.0, 1e9),
+    "federation.noise": (0.0, 1e6),
+    "federation.delta": (1e-15, 0.5),
     "federation.least_replies": (1, 1_000_000),
     "federation.round_seconds": (0.1, 1e7),
     "federation.largest_update": (1e-9, 1e12),

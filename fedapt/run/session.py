@@ -19,6 +19,7 @@ from fedapt.federation.local import LocalEngine
 from fedapt.model.backbone import Backbone
 from fedapt.model.checkpoint import Checkpoint, CheckpointInfo, load_checkpoint
 from fedapt.model.image_encoder import image_encoder
+from fedapt.run.aggregation import choose_aggregation
 from fedapt.run.folder import RunFolder
 from fedapt.train.evaluate import Evaluation, evaluate, measure
 from fedapt.train.loop import Engine, Measured, Progress, run_rounds
@@ -153,7 +154,14 @@ class Session:
     ) -> Progress:
         """Train from `start` to the end, by this process or by what `engine` is set to."""
         return run_rounds(
-            self.engine, self.method, start, self.config, self.measure, save, reporter
+            self.engine,
+            self.method,
+            start,
+            self.config,
+            self.measure,
+            save,
+            reporter,
+            choose_aggregation(self.method),
         )
 
     def measure(self, learned: Learned) -> Measured:

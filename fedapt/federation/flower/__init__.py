@@ -27,6 +27,6 @@ def require_flower(module: str = "flwr") -> None:
         raise DependencyError(
             where="federation over Flower",
             found=f"no {module} ({error})",
-            expected="the packages flwr and ray",
+            expected="the packages flwr, ray and dp-accounting",
             next_step="pip install 'fedapt[flower]'",
         ) from error

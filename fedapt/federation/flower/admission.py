@@ -12,6 +12,7 @@ from __future__ import annotations
 import socket
 import ssl
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -117,10 +118,9 @@ def _is_admitted(folder: Path, state: Path, settings: NodeSettings) -> bool:
 
 
 def _leave(client: FleetHttpClient, node_id: int) -> None:
-    try:
+    # an error: it was not connected, or is another server's number
+    with suppress(httpx.HTTPStatusError):
         client.DeactivateNode(DeactivateNodeRequest(node_id=node_id))
-    except httpx.HTTPStatusError:
-        pass  # it was not connected, or is another server's number
 
 
 def read_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
