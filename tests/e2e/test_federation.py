@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from fedapt.core.config import read_config
+from fedapt.cli.app import main
+from fedapt.core.config import Config, read_config
 from fedapt.core.records import read_records
 from fedapt.core.report import Reporter
+from fedapt.federation.flower.files import Deployment as Deployed
+from fedapt.federation.flower.files import write_deployment
 from fedapt.model.checkpoint import load_checkpoint
 from fedapt.run.train import train
-from tests.support.federation import Deployment, deploy, processes_of
+from tests.support.federation import FEDAPT, Deployment, deploy, processes_of
 from tests.support.tiny import CLASSES, write_tiny_images
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
@@ -101,3 +106,75 @@ def test_a_killed_server_goes_on_where_it_was(
     assert again == [1, 2, 3, 4, 5]  # no round was trained twice
     found = (deployment.run / "checkpoint.safetensors").read_bytes()
     assert found == train_locally(tmp_path / "local", images, tiny_clip, 5, 60)
+
+
+@pytest.mark.parametrize("deployment", [(1, 60)], indirect=True)
+def test_who_is_not_let_in_is_told_why(
+    deployment: Deployment, tmp_path: Path, images: Path
+) -> None:
+    nodes, server = deployment.folder / "nodes", deployment.folder / "server"
+    stranger = tmp_path / "stranger"
+    write_deployment(stranger, Deployed("127.0.0.1:1", NAMES, {"a": "a"}, "data", Config()))
+    shutil.copy(stranger / "server" / "authority.pem", nodes / "cartoon" / "authority.pem")
+    (server / "nodes" / "painting.pub").unlink()
+    toml = nodes / "photo" / "node.toml"
+    toml.write_text(toml.read_text().replace("127.0.0.1:", "127.0.0.1:1"))  # another port
+    renamed = tmp_path / "renamed"
+    for name in ("blue_disc", "red_square", "dots"):
+        shutil.copytree(images / "sketch" / "stripes", renamed / "sketch" / name)
+
+    deployment.start_server()
+    deployment.wait_until(lambda: "Uvicorn running" in deployment.say("server"))
+    for name in ("cartoon", "painting", "photo"):
+        deployment.start(name, "node", str(nodes / name), "--wait", "3")
+    deployment.start("sketch", "node", str(nodes / "sketch"), "--data", str(renamed))
+
+    assert deployment.wait_for_end("cartoon") == 5
+    assert "no TLS certificate that this node trusts" in deployment.say("cartoon")
+    assert "copy the server's authority.pem here" in deployment.say("cartoon")
+    assert deployment.wait_for_end("painting") == 5
+    assert "it does not know this node's key" in deployment.say("painting")
+    assert "put this node's .pub file into `nodes`" in deployment.say("painting")
+    assert "activate-node" in deployment.say("server")  # the server's log has the attempt
+    assert deployment.wait_for_end("photo") == 5
+    assert "no answer (Connection refused), for 3 s" in deployment.say("photo")
+    assert "Traceback" not in "".join(map(deployment.say, ("cartoon", "painting", "photo")))
+
+    settings = server / "server.toml"
+    settings.write_text(settings.read_text() + "wait_seconds = 20.0\n")
+    deployment.start_training()
+    assert deployment.wait_for_end("train") == 5
+    for said in (deployment.say("train"), deployment.say("server")):
+        assert "the node's classes: found blue disc, dots, red square" in said
+    assert "expected 4 (least_nodes) within 20 s" in deployment.say("train")
+    assert "the node's classes: found blue disc, dots, red square" in deployment.say("sketch")
+    assert not (deployment.run / "checkpoint.safetensors").exists()
+
+
+def test_flowers_simulation_trains_as_the_local_engine(
+    tmp_path: Path, tiny_images: Path, tiny_clip: Path
+) -> None:
+    same = ["--data", str(tiny_images), "--model", str(tiny_clip), "--rounds", "2"]
+    same += ["--lr", "0.1", "--batch-size", "8", "--context-length", "4"]
+    for engine in ("local", "flower"):
+        out = ["--out", str(tmp_path / engine), "--engine", engine]
+        command = [*FEDAPT, "train", *same, *out, "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+    one, other = (
+        (tmp_path / engine / "checkpoint.safetensors").read_bytes()
+        for engine in ("local", "flower")
+    )
+    assert one == other
+    records = read_records(tmp_path / "flower" / "records.jsonl")
+    assert [r["replies"] for r in records] == [2, 2]
+
+
+def test_an_engine_that_is_none(capsys: pytest.CaptureFixture[str], tiny_images: Path) -> None:
+    always = ["train", "--data", str(tiny_images), "--out", "never"]
+    assert main([*always, "--engine", "spark"]) == 2
+    assert "--engine: found 'spark'; expected local or flower" in capsys.readouterr().err
+    assert main([*always, "--engine", "flower", "--method", "local"]) == 2
+    assert "the method local, whose clients send nothing" in capsys.readouterr().err
+    assert not Path("never").exists()

@@ -7,6 +7,7 @@ by the message; apart from that it is the node of a deployment.
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import threading
 import time
@@ -44,6 +45,9 @@ def simulate(
         FederationError: the runtime does not start, or ends before the block.
     """
     require_flower("ray")
+    # Flower calls its one way to start a simulation from Python deprecated, at length; Ray has tips
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 
     def find_node(task: ConfigRecord, context: Context) -> Node:
         return _play(Party(root, domains[read_place(task).domain], "", model, pretrained, device))

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from flwr.supercore.logger import FLOWER_LOGGER, set_logger_propagation
@@ -107,7 +108,7 @@ def read_public_key(path: Path) -> bytes:
         key = load_ssh_public_key(path.read_bytes())
         if not isinstance(key, ec.EllipticCurvePublicKey):
             raise ValueError("no key of an elliptic curve")
-    except (ValueError, OSError) as error:
+    except (OSError, ValueError, UnsupportedAlgorithm) as error:
         raise FederationError(
             where=path,
             found=str(error) or type(error).__name__,

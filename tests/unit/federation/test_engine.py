@@ -66,9 +66,7 @@ def connect(
     def find_nodes(clients: Sequence[Client]) -> Mapping[int, int]:
         return {c.index: 10 + c.index for c in clients}
 
-    plan = Plan(
-        remove_paths(config), setting.class_names, session.backbone.sha256, setting.n_keys
-    )
+    plan = Plan(remove_paths(config), setting.class_names, session.backbone.sha256, setting.n_keys)
     session.engine = FlowerEngine(session.method, plan, grid, find_nodes, Watch(Reporter()))
     return grid
 
@@ -112,9 +110,7 @@ def test_several_clients_of_a_domain_learn_the_same(
         torch.testing.assert_close(flower.learned[name], tensor, rtol=0, atol=1e-6)
 
 
-def test_what_crosses_the_wire(
-    tiny_images: Path, tiny_clip: Path, tiny_backbone: Backbone
-) -> None:
+def test_what_crosses_the_wire(tiny_images: Path, tiny_clip: Path, tiny_backbone: Backbone) -> None:
     session = open_session(configure(tiny_images, tiny_clip), tiny_backbone)
     grid = connect(session)
     done = run(session)
@@ -263,9 +259,7 @@ def test_too_few_usable_replies_fail_the_round(
 def test_a_node_that_does_not_answer_is_waited_for_so_long_and_no_longer(
     tiny_images: Path, tiny_clip: Path, tiny_backbone: Backbone
 ) -> None:
-    config = configure(
-        tiny_images, tiny_clip, "federation.round_seconds=0.3", "train.rounds=1"
-    )
+    config = configure(tiny_images, tiny_clip, "federation.round_seconds=0.3", "train.rounds=1")
     session = open_session(config, tiny_backbone)
     connect(session, lambda node, reply: None if node == 10 else reply)
     (record,) = run(session).records
