@@ -110,7 +110,7 @@ def deploy(
     nodes: Sequence[str],
     classes: Sequence[str],
     images: Path,
-    clip: Path,
+    clip: Path | None,
     *settings: str,
 ) -> Iterator[Deployment]:
     """A deployment of these nodes on free ports, whose processes end with the block."""
@@ -119,13 +119,12 @@ def deploy(
     arguments = ["--server", f"127.0.0.1:{find_port()}", "--data", str(images)]
     for node in nodes:
         arguments += ["--node", node]
-    for setting in (f"model.name={clip}", *settings):
+    for setting in (*([f"model.name={clip}"] if clip else []), *settings):
         arguments += ["-o", setting]
     assert (
         main(["federation", "init", str(folder), "--classes", ",".join(classes), *arguments]) == 0
     )
-    for node in (folder / "nodes").iterdir():
-        path = node / "node.toml"
+    for path in (folder / "nodes").glob("*/node.toml") if clip else ():
         path.write_text(path.read_text() + f'model = "{clip}"\n')
     deployment = Deployment(folder)
     try:
