@@ -22,9 +22,9 @@ from fedapt.core.report import Reporter
 from fedapt.data.folders import scan_folders
 from fedapt.run.train import train
 
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "tests"))
 
-from tests.support.federation import deploy
+from support.federation import deploy
 
 ROUNDS, NODES = 10, ("amazon", "caltech", "dslr", "webcam")
 SETTINGS = (f"train.rounds={ROUNDS}", "federation.round_seconds=20.0")

@@ -30,9 +30,9 @@ from fedapt.model.backbone import load_backbone
 from fedapt.model.image_encoder import image_encoder
 from fedapt.run.session import Session
 
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "tests"))
 
-from tests.support.grid import DirectGrid
+from support.grid import DirectGrid
 
 ATTACKER, ROUNDS = 3, 20
 ATTACKS = ("none", "x 1000", "sign flipped", "NaN")
