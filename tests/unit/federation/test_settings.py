@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
 import stat
 import tomllib
 from pathlib import Path
@@ -13,7 +14,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedapt.cli.app import main
-from fedapt.core.errors import ConfigError, FederationError, UsageError
+from fedapt.core.errors import ConfigError, DependencyError, FederationError, UsageError
+from fedapt.federation.flower import require_flower
 from fedapt.federation.flower.admission import read_private_key
 from fedapt.federation.flower.certificates import draw_node_key, issue_certificates
 from fedapt.federation.flower.settings import is_loopback, read_node, read_server, split_address
@@ -157,6 +159,13 @@ def test_wrong_settings(folder: Path) -> None:
     path.write_text('address = "a:1"\n')
     with pytest.raises(ConfigError, match="no classes"):
         read_server(path.parent)
+
+
+def test_without_flower_there_is_a_way_out() -> None:
+    with pytest.raises(DependencyError, match=r"pip install 'fedapt\[flower\]'") as caught:
+        require_flower("no_such_package")
+    assert caught.value.exit_code == 9
+    assert os.environ["FLWR_TELEMETRY_ENABLED"] == "0"
 
 
 def test_keys_that_are_none(tmp_path: Path) -> None:
