@@ -13,13 +13,13 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedapt.core.config import Config, read_config
-from fedapt.core.errors import ReportedError
+from fedapt.core.config import Config, flatten, read_config
+from fedapt.core.errors import ConfigError, ReportedError
 from fedapt.core.report import Reporter
 from fedapt.data.partition import Client, choose_key
 from fedapt.federation.flower.engine import FlowerEngine
 from fedapt.federation.flower.roster import Roster
-from fedapt.federation.flower.settings import read_server
+from fedapt.federation.flower.settings import ServerSettings, read_server
 from fedapt.federation.flower.task import Plan, remove_paths
 from fedapt.federation.flower.watch import Watch
 from fedapt.model.backbone import Backbone, load_backbone
@@ -46,14 +46,11 @@ def serve(grid: Grid, folder: Path, reporter: Reporter) -> None:
     Raises:
         ReportedError: see `core.errors`; every file in the run folder is whole at any moment.
     """
-    server = read_server(folder)
-    config = read_config(folder / server.settings)
-    check_engine(FLOWER, config)
-    config = METHODS[config.train.method].settle(config)
+    server, config = read_deployment(folder)
     run = RunFolder(folder / server.out)
-    run.prepare(config, resume=True)
     watch = Watch(reporter, run.path / LIVE)
     try:
+        run.prepare(config, resume=True)
         backbone = load_backbone(config.model.name, config.model.pretrained)
         reporter.message(f"model: {backbone.label}")
         plan = Plan(remove_paths(config), server.classes, backbone.sha256, 0)
@@ -65,6 +62,20 @@ def serve(grid: Grid, folder: Path, reporter: Reporter) -> None:
         watch.failed(str(error))
         raise
     watch.finished()
+
+
+def read_deployment(folder: Path) -> tuple[ServerSettings, Config]:
+    """`server.toml` and the settings of the training, as its method settles them.
+
+    Raises:
+        ConfigError: a wrong name or value, or a setting for images on one machine.
+        UsageError: unencrypted where others can listen, or a method that sends nothing.
+    """
+    server = read_server(folder)
+    config = read_config(folder / server.settings)
+    check_engine(FLOWER, config)
+    _check_own_images(config)
+    return server, METHODS[config.train.method].settle(config)
 
 
 def _train(
@@ -113,6 +124,23 @@ def _place(roster: Roster, config: Config) -> tuple[tuple[str, ...], tuple[Clien
         key = choose_key(domain, place, n_keys, len(domains))
         clients.append(Client(index, member.name, domain, key, NO_IMAGES))
     return domains, tuple(clients)
+
+
+def _check_own_images(config: Config) -> None:
+    """Refuse settings that only one machine with everybody's images can follow.
+
+    Raises:
+        ConfigError: images to be dealt out, a domain to be left out, or a federation to be joined.
+    """
+    defaults = flatten(Config())
+    for name in ("federation.clients_per_domain", "federation.join", "data.leave_out"):
+        if (value := flatten(config)[name]) != defaults[name]:
+            raise ConfigError(
+                where=f"{name} = {value!r}",
+                found="a setting for images that are all on one machine",
+                expected=f"{defaults[name]!r}: every node has its own",
+                next_step="leave it out; nodes join and stay away by themselves",
+            )
 
 
 class _LogReporter(Reporter):

@@ -38,9 +38,9 @@ def train(
     from fedapt.federation.flower.control import Control
     from fedapt.federation.flower.files import APP
     from fedapt.federation.flower.follow import Federation, follow
-    from fedapt.federation.flower.settings import read_server
+    from fedapt.run.deployment import read_deployment
 
-    settings = read_server(folder)
+    settings, _ = read_deployment(folder)
     live = folder / settings.out / "live.jsonl"
     offset = live.stat().st_size if live.is_file() else 0
     federation = Federation()

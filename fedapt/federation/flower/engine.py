@@ -132,8 +132,11 @@ class FlowerEngine:
         return self._plan.config.federation
 
     def _fill(self, client: Client, learned: Learned, round_number: int) -> RecordDict:
-        siblings = [c.index for c in self._method.setting.clients if c.domain == client.domain]
-        place = Place.of(client, siblings.index(client.index), round_number)
+        share = 0  # a node's folder is its own, except where one is dealt out to several
+        if self._limits.clients_per_domain > 1:
+            siblings = [c.index for c in self._method.setting.clients if c.domain == client.domain]
+            share = siblings.index(client.index)
+        place = Place.of(client, share, round_number)
         return RecordDict(
             {
                 TASK: task_to_record(self._plan, place),

@@ -57,5 +57,6 @@ class Watch:
         if self._path is None:
             return
         line = {"time": round(time.time(), 3), "event": event} | values
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as stream:  # one line, one write
             stream.write(json.dumps(line, ensure_ascii=False) + "\n")

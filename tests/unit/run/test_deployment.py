@@ -199,6 +199,17 @@ def test_a_damaged_roster(tmp_path: Path, images: Path, tiny_clip: Path) -> None
         serve(DirectGrid({}), server, Reporter())
 
 
+@pytest.mark.parametrize(
+    "setting", ["federation.clients_per_domain=2", "data.leave_out='photo'", "federation.join='x'"]
+)
+def test_settings_for_one_machine(tmp_path: Path, tiny_clip: Path, setting: str) -> None:
+    server = write_server(tmp_path / "d", tiny_clip, 1, 1, setting)
+    with pytest.raises(ConfigError, match="every node has its own") as caught:
+        serve(DirectGrid({}), server, Reporter())
+    assert caught.value.where.startswith(setting.partition("=")[0])
+    assert not (server / "run").exists()
+
+
 def test_noise_has_to_be_bounded(tmp_path: Path, images: Path, tiny_clip: Path) -> None:
     server = write_server(tmp_path / "d", tiny_clip, 1, 1, "federation.noise=1.0")
     grid = DirectGrid({1: node_of(images, tiny_clip, "photo")})
