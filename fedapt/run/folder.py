@@ -10,7 +10,6 @@ from fedapt.core.errors import UsageError
 from fedapt.core.files import write_text
 from fedapt.core.versions import software_versions
 
-
 # what the operator of a federation may change while it lasts: it decides no sound reply's worth
 _OPERATION = ("least_replies", "round_seconds", "largest_update")
 
