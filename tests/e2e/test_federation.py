@@ -180,3 +180,19 @@ def test_an_engine_that_is_none(capsys: pytest.CaptureFixture[str], tiny_images:
     assert main([*always, "--engine", "flower", "--method", "local"]) == 2
     assert "the method local, whose clients send nothing" in capsys.readouterr().err
     assert not Path("never").exists()
+
+
+def test_training_without_a_server(tmp_path: Path) -> None:
+    address = f"127.0.0.1:{find_port()}"
+    write_deployment(tmp_path / "d", Deployed(address, NAMES, {"a": "a"}, "data", Config()))
+    server = tmp_path / "d" / "server"
+    command = [*FEDAPT, "federation", "train", str(server), "--wait", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 5
+    assert f"the server {address}: found no answer" in done.stderr
+    assert f"start it: fedapt federation server {server}" in done.stderr
+    assert "Traceback" not in done.stderr
+    (server / "settings.toml").write_text('[train]\nmethod = "local"\n')
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "the method local, whose clients send nothing" in done.stderr
