@@ -95,13 +95,15 @@ class Roster:
 
     def connected(self) -> dict[str, int]:
         """Name -> node of all that are here and ready; asks those that are new, waits for none."""
-        here = set(self._grid.get_node_ids())
+        names = {node.node_id: node.name for node in self._grid.get_nodes()}
+        here = set(names)
         self._seen &= here  # who goes and comes back introduces itself again
         self._ask(sorted(here - self._seen))
         if self._asked:
             for reply in self._grid.pull_messages(list(self._asked)):
                 node = self._asked.pop(reply.metadata.reply_to_message_id)
-                if (member := self._read_member(node, reply, here)) is not None:
+                admitted_as = names.get(node, "")
+                if (member := self._read_member(node, admitted_as, reply, here)) is not None:
                     self._nodes[member.name] = node
                     if member not in self.members and member not in self._new:
                         self._new.append(member)
@@ -124,9 +126,15 @@ class Roster:
                 self._asked[message_id] = node
                 self._seen.add(node)
 
-    def _read_member(self, node: int, reply: Message, here: set[int]) -> Member | None:
-        """Who this is; None, and told, where it cannot take part."""
-        member, reason = Member(f"node {node}", ""), ""
+    def _read_member(
+        self, node: int, admitted_as: str, reply: Message, here: set[int]
+    ) -> Member | None:
+        """Who this is; None, and told, where it cannot take part.
+
+        Args:
+            admitted_as: the name that the server's operator gave the node's key; empty without one.
+        """
+        member, reason = Member(admitted_as or f"node {node}", ""), ""
         records = {} if reply.has_error() else reply.content.config_records
         values = records.get(REPLY, ConfigRecord())
         name, domain = values.get("name"), values.get("domain")
@@ -139,6 +147,8 @@ class Roster:
         else:
             member = Member(str(name), str(domain))
             reason = self._find_conflict(member, here - {node})
+            if admitted_as and name != admitted_as:
+                reason = f"the key of {admitted_as}"
         if reason:
             self._reasons[member.name] = reason
             self._watch.turned_away(member.name, reason)

@@ -186,6 +186,12 @@ def lie(values: np.ndarray) -> Array:
     return Array(honest.dtype, honest.shape, honest.stype, honest.data[:-4])
 
 
+def disguise(values: np.ndarray) -> Array:
+    """Whole numbers that say they are float32, as many bytes as these are."""
+    inside = Array(np.ones(values.shape, np.int32))
+    return Array("float32", inside.shape, inside.stype, inside.data)
+
+
 def boast(values: np.ndarray) -> Array:
     """A few bytes that say they are as many values as fit into no memory."""
     honest = Array(values)
@@ -213,6 +219,7 @@ BROKEN = {
     "bytes": replace("meta_prompt", lambda v: Array(np.zeros((3, 4, 99), np.float32))),
     "meta_prompt that is no array": replace("meta_prompt", lie),
     " that is no array": replace("meta_prompt", boast),
+    "meta_prompt of float32 [3, 4, 32], not float32": replace("meta_prompt", disguise),
     "an update of norm": replace("meta_prompt", lambda v: Array(v + np.float32(100))),
     "tensors meta_prompt, not adaptive_network, meta_prompt": forget,
     "a reply without tensors": say_nothing,

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from flwr.app import Message
+from flwr.proto.node_pb2 import NodeInfo
 
 from fedapt.core.config import read_config
 from fedapt.core.errors import ConfigError, FederationError
@@ -180,6 +181,24 @@ def test_names_that_are_taken_or_strange(tmp_path: Path, images: Path, tiny_clip
     }
 
 
+def test_a_name_is_that_of_the_key(tmp_path: Path, images: Path, tiny_clip: Path) -> None:
+    class KeyedGrid(DirectGrid):
+        def get_nodes(self) -> list[NodeInfo]:
+            return [NodeInfo(node_id=1, name="north"), NodeInfo(node_id=2, name="west")]
+
+    server = write_server(tmp_path / "d", tiny_clip, 1, 1)
+    grid = KeyedGrid(
+        {
+            1: node_of(images, tiny_clip, "photo", "north"),
+            2: node_of(images, tiny_clip, "sketch", "east"),
+        }
+    )
+    serve(grid, server, Reporter())
+    assert [e["name"] for e in events(server, "joined")] == ["north"]
+    (away,) = events(server, "turned away")
+    assert (away["name"], away["reason"]) == ("east", "the key of west")
+
+
 def test_too_few_nodes(tmp_path: Path, images: Path, tiny_clip: Path) -> None:
     server = write_server(tmp_path / "d", tiny_clip, 3, 1)
     append(server, "wait_seconds = 0.5")
@@ -233,3 +252,6 @@ def test_the_live_view_adds_up(tmp_path: Path, images: Path, tiny_clip: Path) ->
     assert view.nodes["sketch"].refused == 2  # training and evaluation of the second round
     assert view.nodes["sketch"].reason.startswith("no reply within")
     assert view.accuracy.keys() == {"photo"}
+    # half of the domains choose no round
+    assert "mean_validation" not in view.records[1]
+    assert "mean_accuracy" in view.records[1]
