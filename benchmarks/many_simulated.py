@@ -23,10 +23,10 @@ from fedapt.core.config import read_config
 from fedapt.core.report import Reporter
 from fedapt.run.train import train
 
-DOMAINS, CLASSES, IMAGES, ROUNDS = 4, 10, 60, 40
+DOMAINS, CLASSES, IMAGES, ROUNDS = 4, 10, 60, 20
 SETTINGS = (
     f"train.rounds={ROUNDS}",
-    "train.evaluate_every=40",
+    "train.evaluate_every=20",
     "federation.clients_per_domain=250",
     "federation.least_images=1",
     "federation.alpha=100.0",
@@ -94,7 +94,7 @@ def main() -> None:
         "rounds": ROUNDS,
         "replies": sum(record["replies"] for record in records),
         "seconds_per_round": round(sum(seconds) / len(seconds), 2),
-        "resident_mb": {n: round(memory.rounds[n] / 1e6) for n in (5, 10, 20, 30, 40)},
+        "resident_mb": {n: round(memory.rounds[n] / 1e6) for n in (5, 10, 15, 20)},
         "bytes_per_round": records[-1]["bytes_sent"],
         "machine": machine(),
     }

@@ -2,7 +2,7 @@
 
     python benchmarks/privacy.py
 
-`lite`, four clients, 20 rounds, the central mechanism: every update scaled to length C at most, and
+`lite`, four clients, 10 rounds, the central mechanism: every update scaled to length C at most, and
 N(0, (z C / n)^2) on their mean. Epsilon is for one of the four clients more or less, delta 1e-5.
 """
 
@@ -22,7 +22,7 @@ from fedapt.model.backbone import load_backbone
 from fedapt.model.image_encoder import image_encoder
 from fedapt.run.session import Session
 
-ROUNDS, SEEDS = 20, 3
+ROUNDS, SEEDS = 10, 2
 # the fewer values are sent, the less noise they get together
 SMALL = ("prompt.class_specific=false", "prompt.context_length=4", "train.lr=0.1")
 CELLS = ((0.0, 0.0), (1.0, 0.0), (1.0, 0.01), (1.0, 0.1), (1.0, 1.0), (1.0, 4.0))
