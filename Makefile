@@ -9,10 +9,10 @@ READY_DEV := $(VENV)/.ready-dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types bench gpu build clean
+.PHONY: help setup demo test lint types bench bench-flower gpu build clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY_DEV) ## make .venv with everything below in it
 
@@ -23,7 +23,7 @@ $(READY): pyproject.toml runtime/pyproject.toml constraints.txt
 	@touch $@
 
 $(READY_DEV): $(READY)
-	$(INSTALL) -e './runtime[cpu]' -e '.[cpu,demo,dev,rtx]'
+	$(INSTALL) -e './runtime[cpu]' -e '.[cpu,demo,dev,flower,rtx]'
 	@touch $@
 
 demo: $(READY) ## data, train, export, classify; writes demo/report.html
@@ -50,6 +50,12 @@ bench: $(READY) ## the benchmarks that need no GPU; they write benchmarks/result
 	$(BIN)/python benchmarks/many_clients.py
 	$(BIN)/python benchmarks/runtime.py
 	$(BIN)/python benchmarks/plot_office.py
+
+bench-flower: $(READY_DEV) ## the benchmarks of federations over Flower
+	$(BIN)/python benchmarks/federation.py
+	$(BIN)/python benchmarks/poisoned.py
+	$(BIN)/python benchmarks/privacy.py
+	$(BIN)/python benchmarks/many_simulated.py
 
 gpu: ## tests and figures that need an NVIDIA GPU, in an environment of their own
 	bash benchmarks/gpu.sh

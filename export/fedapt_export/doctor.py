@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from importlib.metadata import version
 
+from fedapt.federation.flower import require_flower
 from fedapt_export.engine import CAPABILITIES
 from fedapt_runtime import doctor
 from fedapt_runtime.doctor import Finding, look_for
@@ -20,6 +21,7 @@ def examine() -> list[Finding]:
         look_for("TensorRT-RTX", _tensorrt_rtx, "pip install 'fedapt[rtx]'"),
         look_for("TensorRT", _tensorrt, "pip install 'fedapt[gpu]', from NVIDIA's index"),
         look_for("transformers", _transformers, "pip install 'fedapt[transformers]'"),
+        look_for("Flower", _flower, "pip install 'fedapt[flower]'"),
         look_for("pages", _pages, "pip install 'fedapt[pages]'"),
         look_for("demo", _demo, "pip install 'fedapt[demo]'"),
     ]
@@ -53,6 +55,11 @@ def _tensorrt() -> str:
 
 def _transformers() -> str:
     return f"{version('transformers')}, tokenizers of SigLIP, CLIPA and multilingual models"
+
+
+def _flower() -> str:
+    require_flower("ray")
+    return f"{version('flwr')}, simulations on Ray {version('ray')}"
 
 
 def _pages() -> str:

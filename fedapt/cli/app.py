@@ -16,6 +16,7 @@ from fedapt.cli import (
     doctor,
     evaluate,
     export,
+    federation,
     methods,
     swap_head,
     train,
@@ -51,6 +52,7 @@ app.command("describe")(describe.describe)
 app.command("doctor")(doctor.doctor)
 app.command("demo")(demo.demo)
 app.add_typer(data.app, name="data")
+app.add_typer(federation.app, name="federation")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -46,6 +46,9 @@ def train(
     override: Annotated[
         list[str] | None, typer.Option("-o", metavar="KEY=VALUE", help="Set section.key=value.")
     ] = None,
+    engine: Annotated[
+        str, typer.Option(help="Who runs the clients: local, or flower for its simulation.")
+    ] = "local",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from OUT's checkpoint, with its settings.")
     ] = False,
@@ -81,6 +84,7 @@ def train(
             device=device,
             reporter=reporter,
             trackers=tuple(tracker or ()),
+            engine=engine,
         )
         reporter.message(f"written: {out / 'checkpoint.safetensors'}")
     if as_json:

@@ -12,11 +12,16 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_origin, get_type_hints
 
 import tomli_w
 
 from fedapt.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    Settings = TypeVar("Settings", bound=DataclassInstance)
 
 # each stands in one file of fedapt/train/methods
 METHODS = (
@@ -100,6 +105,16 @@ class FederationConfig:
         sampled: clients of a round, drawn from all; 0 for every client.
         sampled_per_domain: clients of a round, drawn from each domain; 0 for every client.
         join: a federation's checkpoint to go on from; domains that are new to it get new keys.
+        aggregation: of the clients' replies, `mean`, `median`, `trimmed-mean` or `krum`.
+        trimmed: share of the replies that the trimmed mean drops at either end.
+        faulty: replies of a round that krum takes to be wrong.
+        clip: largest norm of a client's update in the aggregate, longer ones are shortened; 0 for
+            none.
+        noise: of differential privacy, as a multiple of `clip`; 0 for none.
+        delta: of the epsilon that is reported with noise.
+        least_replies: usable replies without which a round fails.
+        round_seconds: how long a round waits for replies from other machines.
+        largest_update: norm of an update above which a reply from another machine is refused.
     """
 
     clients_per_domain: int = 1
@@ -108,6 +123,15 @@ class FederationConfig:
     sampled: int = 0
     sampled_per_domain: int = 0
     join: str = ""
+    aggregation: str = "mean"
+    trimmed: float = 0.2
+    faulty: int = 1
+    clip: float = 0.0
+    noise: float = 0.0
+    delta: float = 1e-5
+    least_replies: int = 1
+    round_seconds: float = 3600.0
+    largest_update: float = 1000.0
 
 
 @dataclass(frozen=True)
@@ -192,6 +216,14 @@ _RANGES: dict[str, tuple[float, float]] = {
     "federation.least_images": (1, 1_000_000),
     "federation.sampled": (0, 1_000_000),
     "federation.sampled_per_domain": (0, 1_000_000),
+    "federation.trimmed": (0.0, 0.49),
+    "federation.faulty": (0, 1_000_000),
+    "federation.clip": (0.0, 1e9),
+    "federation.noise": (0.0, 1e6),
+    "federation.delta": (1e-15, 0.5),
+    "federation.least_replies": (1, 1_000_000),
+    "federation.round_seconds": (0.1, 1e7),
+    "federation.largest_update": (1e-9, 1e12),
     "train.rounds": (1, 1_000_000),
     "train.local_epochs": (1, 10_000),
     "train.batch_size": (1, 1_000_000),
@@ -212,6 +244,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 }
 _CHOICES: dict[str, tuple[str, ...]] = {
     "train.method": METHODS,
+    "federation.aggregation": ("mean", "median", "trimmed-mean", "krum"),
     "train.weighting": ("uniform", "samples"),
     "train.schedule": ("constant", "cosine"),
     "train.precision": ("float32", "bfloat16", "float16"),
@@ -250,6 +283,29 @@ def read_config(
         if value is not None:
             _set(tables, name.split("."), value, "options")
     return config_from_dict(tables, str(path) if path is not None else "-o")
+
+
+def read_settings(kind: type[Settings], path: Path) -> Settings:
+    """A TOML file as any frozen dataclass of settings, with the checks of a run's configuration.
+
+    Raises:
+        ConfigError: unreadable, not TOML, an unknown or missing name, or a wrong type.
+    """
+    tables = _read_toml(path)
+    needed = {
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.default is field.default_factory is dataclasses.MISSING
+    }
+    if missing := sorted(needed - set(tables)):
+        raise ConfigError(
+            where=path,
+            found=f"no {', '.join(missing)}",
+            expected=f"a value for each of {', '.join(sorted(needed))}",
+            next_step="add it",
+        )
+    settings: Settings = _build(kind, tables, str(path), "")
+    return settings
 
 
 def config_from_dict(tables: Any, where: str) -> Config:
@@ -326,11 +382,13 @@ def _check(name: str, value: Any, hint: Any, where: str) -> Any:
     expected = ""
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 1 << 1000 else math.inf
+    if kind is tuple and isinstance(value, list) and all(isinstance(v, str) for v in value):
+        value = tuple(value)
     if kind is Mapping:
         if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
             expected = "a table of names"
     elif type(value) is not kind:
-        expected = f"a value of type {kind.__name__}"
+        expected = "a list of names" if kind is tuple else f"a value of type {kind.__name__}"
     if not expected and name in _RANGES:
         low, high = _RANGES[name]
         if not (low <= value <= high and math.isfinite(value)):
@@ -354,6 +412,15 @@ def flatten(config: Config) -> dict[str, Any]:
         for section, values in dataclasses.asdict(config).items()
         for name, value in values.items()
     }
+
+
+def remove_folders(config: Config) -> Config:
+    """Settings for others: where images and checkpoints stand is nobody else's business."""
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, root=""),
+        federation=dataclasses.replace(config.federation, join=""),
+    )
 
 
 def config_to_toml(config: Config) -> str:

@@ -47,11 +47,14 @@ class ImageFolders:
         return counts
 
 
-def scan_folders(root: Path, class_names: Mapping[str, str] | None = None) -> ImageFolders:
+def scan_folders(
+    root: Path, class_names: Mapping[str, str] | None = None, *, domain: str = ""
+) -> ImageFolders:
     """List the images below `root`; opens none of them.
 
     Args:
         class_names: folder name -> name in the prompt; others have `_` and `-` read as spaces.
+        domain: the only one to look at; empty for all.
 
     Raises:
         DataError: no such folder, no domains, a domain without images, two classes of one name, or
@@ -66,6 +69,15 @@ def scan_folders(root: Path, class_names: Mapping[str, str] | None = None) -> Im
             expected=_LAYOUT,
             next_step="point --data at the folder that holds the domains",
         )
+    if domain:
+        domains = [name for name in domains if name == domain]
+        if not domains:
+            raise DataError(
+                where=root / domain,
+                found="no such folder",
+                expected=_LAYOUT,
+                next_step="check the folder of the images and the name of the domain",
+            )
     folders = {domain: _subfolders(root / domain) for domain in domains}
     classes = tuple(sorted({name for names in folders.values() for name in names}))
     _check_encoding(root, (*domains, *classes))

@@ -64,19 +64,40 @@ def divide_domains(
         )
     clients: list[Client] = []
     for d, domain in enumerate(domains):
-        shares = _deal(domain, config, child_seed(seed, "partition", d))
-        own_keys = range(d % n_keys, n_keys, n_domains)
-        for i, places in enumerate(shares):
+        for i, share in enumerate(deal_domain(domain, d, config, seed)):
             clients.append(
                 Client(
                     index=len(clients),
                     name=domain.name if per_domain == 1 else f"{domain.name}/{i + 1}",
                     domain=d,
-                    key=own_keys[i % len(own_keys)],
-                    data=domain.train.subset(torch.from_numpy(places).to(domain.train.rows.device)),
+                    key=choose_key(d, i, n_keys, n_domains),
+                    data=share,
                 )
             )
     return tuple(clients)
+
+
+def choose_key(domain: int, place: int, n_keys: int, n_domains: int) -> int:
+    """The key of a domain's client, of which `place` come before it; see `divide_domains`."""
+    own_keys = range(domain % n_keys, n_keys, n_domains)
+    return own_keys[place % len(own_keys)]
+
+
+def deal_domain(domain: Domain, index: int, config: FederationConfig, seed: int) -> list[ImageSet]:
+    """The training images of each client of one domain.
+
+    Args:
+        index: of the domain among those that train.
+        seed: the run's.
+
+    Raises:
+        DataError: the domain has fewer images than its clients need.
+    """
+    device = domain.train.rows.device
+    return [
+        domain.train.subset(torch.from_numpy(places).to(device))
+        for places in _deal(domain, config, child_seed(seed, "partition", index))
+    ]
 
 
 def name_keys(clients: Sequence[Client], domains: Sequence[Domain], n_keys: int) -> tuple[str, ...]:

@@ -16,9 +16,9 @@ from contextlib import contextmanager
 import torch
 
 from fedapt.core.config import TrainConfig
-from fedapt.core.seeds import child_seed
+from fedapt.core.records import Record
 from fedapt.data.partition import Client
-from fedapt.train.client import ClientUpdate, draw_batches, train_client
+from fedapt.train.client import ClientUpdate, train_round
 from fedapt.train.methods.base import Learned, Method
 
 _USUAL_MEMORY_BYTES = 16 << 30
@@ -43,19 +43,14 @@ class LocalEngine:
 
         def train(client: Client) -> ClientUpdate:
             share = self._method.share(start, client)
-            seed = child_seed(self._config.seed, "batches", round_number, client.index)
-            return train_client(
-                self._method.objective(share, client, round_number),
-                share,
-                draw_batches(client.data, self._config, seed),
-                self._config,
-                round_number=round_number,
-                client=client.index,
-                name=client.name,
-            )
+            return train_round(self._method, client, share, self._config, round_number)
 
         with torch_threads(threads_each), ThreadPoolExecutor(at_once) as pool:
             yield from pool.map(train, order)
+
+    def describe_round(self) -> Record:
+        """Nothing beyond what the loop counts."""
+        return {}
 
     def _count_at_once(self, clients: Sequence[Client]) -> int:
         if not self._method.side_by_side or any(c.data.rows.is_cuda for c in clients):

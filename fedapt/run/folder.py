@@ -10,6 +10,9 @@ from fedapt.core.errors import UsageError
 from fedapt.core.files import write_text
 from fedapt.core.versions import software_versions
 
+# what the operator of a federation may change while it lasts: it decides no sound reply's worth
+_OPERATION = ("least_replies", "round_seconds", "largest_update")
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -63,7 +66,8 @@ class RunFolder:
         if config.train.schedule == "constant":  # another number of rounds changes none of them
             before["train.rounds"] = now["train.rounds"]
             may_change = " (train.rounds alone may change)"
-        changed = [name for name, value in now.items() if before[name] != value]
+        free = {f"federation.{name}" for name in _OPERATION}
+        changed = [n for n, value in now.items() if before[n] != value and n not in free]
         if changed:
             raise UsageError(
                 where=self.config,

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
-from fedapt.core.config import Config
+from fedapt.core.config import Config, remove_folders
 from fedapt.core.errors import CheckpointError, DataError
 from fedapt.core.records import read_records, write_records
 from fedapt.core.report import Reporter
 from fedapt.core.versions import software_versions
 from fedapt.data.domains import Domain
 from fedapt.data.folders import ImageFolders
-from fedapt.data.partition import divide_domains, name_keys
+from fedapt.data.partition import Client, divide_domains, name_keys
 from fedapt.data.views import StrongViews
 from fedapt.federation.local import LocalEngine
 from fedapt.model.backbone import Backbone
 from fedapt.model.checkpoint import Checkpoint, CheckpointInfo, load_checkpoint
 from fedapt.model.image_encoder import image_encoder
+from fedapt.run.aggregation import choose_aggregation
 from fedapt.run.folder import RunFolder
 from fedapt.train.evaluate import Evaluation, evaluate, measure
-from fedapt.train.loop import Measured, Progress, run_rounds
+from fedapt.train.loop import Engine, Measured, Progress, run_rounds
 from fedapt.train.methods import METHODS, Learned, Method, Setting
-from fedapt.train.methods.base import n_parameters
+from fedapt.train.methods.base import Views, n_parameters
 from fedapt.train.methods.fedapt import ADAPTIVE_NETWORK
 from fedapt.train.sampling import check_sampling
 
@@ -51,33 +51,47 @@ class Session:
         reporter: Reporter | None = None,
         joined: Checkpoint | None = None,
     ) -> None:
-        self.config, self.backbone, self.domains = config, backbone, domains
-        self._folders, self._joined = folders, joined
+        self.domains, self._root = domains, folders.root
         trained = _order_domains(config, domains, joined)
-        self._trained = tuple(domain.name for domain in trained)
         n_keys = config.prompt.n_keys or len(trained)
         clients = divide_domains(trained, config.federation, n_keys, config.train.seed)
-        check_sampling(config.federation, len(clients))
-        self._key_names = name_keys(clients, trained, n_keys)
-        table = domains[0].train.table
         views = StrongViews(
-            table,
+            domains[0].train.table,
             torch.cat([client.data.rows for client in clients]),
             lambda: image_encoder(backbone),
             reporter or Reporter(),
         )
+        self._set_up(config, backbone, folders.class_names, trained, clients, views, joined)
+
+    def _set_up(
+        self,
+        config: Config,
+        backbone: Backbone,
+        classes: tuple[str, ...],
+        trained: Sequence[Domain],
+        clients: tuple[Client, ...],
+        views: Views,
+        joined: Checkpoint | None,
+    ) -> None:
+        """Put the method together, and this process to run its clients."""
+        self.config, self.backbone = config, backbone
+        self._classes, self._joined = classes, joined
+        self.trained = tuple(domain.name for domain in trained)
+        check_sampling(config.federation, len(clients))
+        n_keys = config.prompt.n_keys or len(trained)
+        self._key_names = name_keys(clients, trained, n_keys)
         setting = Setting(
             config=config,
             backbone=backbone,
-            class_names=folders.class_names,
+            class_names=classes,
             n_keys=n_keys,
             clients=clients,
-            table=table,
+            table=trained[0].train.table,
             views=views,
             known_keys=None if joined is None else joined.keys,
         )
         self.method: Method = METHODS[config.train.method](setting)
-        self.engine = LocalEngine(self.method, config.train)
+        self.engine: Engine = LocalEngine(self.method, config.train)
 
     def count_parameters(self, progress: Progress) -> tuple[int, float]:
         """Values that a client trains, and their share of all values of the CLIP."""
@@ -90,7 +104,7 @@ class Session:
         learned = self.method.begin()
         if self._joined is not None:
             self._joined.check_backbone(self.backbone)
-            _check_classes(self._joined, self._folders)
+            _check_classes(self._joined, self._classes)
             learned = _extend(learned, self._joined, {*self.method.owned, ADAPTIVE_NETWORK})
         return Progress(learned, 0, ())
 
@@ -105,10 +119,10 @@ class Session:
         checkpoint.check_backbone(self.backbone)
         info = checkpoint.info
         names = (info.domains, info.classes)
-        now = (self._trained, self._folders.class_names)
+        now = (self.trained, self._classes)
         if names != now:
             raise DataError(
-                where=self._folders.root,
+                where=self._root,
                 found=f"domains {', '.join(now[0])} with {len(now[1])} classes",
                 expected=f"those of the run: {', '.join(names[0])} with {len(names[1])} classes",
                 next_step="resume with the same data, or train into another folder",
@@ -138,14 +152,21 @@ class Session:
     def run(
         self, start: Progress, save: Callable[[Progress], None], reporter: Reporter
     ) -> Progress:
-        """Train from `start` to the end."""
+        """Train from `start` to the end, by this process or by what `engine` is set to."""
         return run_rounds(
-            self.engine, self.method, start, self.config, self.measure, save, reporter
+            self.engine,
+            self.method,
+            start,
+            self.config,
+            self.measure,
+            save,
+            reporter,
+            choose_aggregation(self.method),
         )
 
     def measure(self, learned: Learned) -> Measured:
         """Accuracy of every domain that has test or validation images."""
-        return measure(self.method.predictor(learned), self.domains, self._trained)
+        return measure(self.method.predictor(learned), self.domains, self.trained)
 
     def evaluate(self, progress: Progress) -> Evaluation:
         """Test accuracy with zero-shot CLIP and routing beside it."""
@@ -154,7 +175,7 @@ class Session:
             self.method,
             progress.learned,
             self.domains,
-            self._trained,
+            self.trained,
             self._key_names,
             known=last.get("accuracy"),
         )
@@ -166,12 +187,12 @@ class Session:
             model=backbone.name,
             pretrained=backbone.pretrained,
             clip_sha256=backbone.sha256,
-            classes=self._folders.class_names,
-            domains=self._trained,
+            classes=self._classes,
+            domains=self.trained,
             keys=self._key_names,
             clients=tuple(client.domain for client in self.method.setting.clients),
             rounds=progress.rounds,
-            config=_without_paths(config),
+            config=remove_folders(config),
             preprocessing=backbone.preprocessing.to_dict(),
             versions=software_versions(),
         )
@@ -190,15 +211,6 @@ class Session:
             checkpoint.save(run.checkpoint)
 
         return save
-
-
-def _without_paths(config: Config) -> Config:
-    """Where images and other checkpoints stand is nobody else's business."""
-    return dataclasses.replace(
-        config,
-        data=dataclasses.replace(config.data, root=""),
-        federation=dataclasses.replace(config.federation, join=""),
-    )
 
 
 def _order_domains(
@@ -244,11 +256,11 @@ def _order_domains(
     return [*(trained[name] for name in info.domains), *new]
 
 
-def _check_classes(joined: Checkpoint, folders: ImageFolders) -> None:
-    if joined.info.classes != folders.class_names:
+def _check_classes(joined: Checkpoint, classes: tuple[str, ...]) -> None:
+    if joined.info.classes != classes:
         raise CheckpointError(
             where="--join",
-            found=f"images of the classes {', '.join(folders.class_names)}",
+            found=f"images of the classes {', '.join(classes)}",
             expected=f"those of the federation: {', '.join(joined.info.classes)}",
             next_step="join with the same classes, or train all domains together from the start",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from fedapt.core.config import Config, flatten
@@ -16,6 +17,7 @@ from fedapt.model.image_encoder import image_encoder
 from fedapt.run.device import choose_device
 from fedapt.run.folder import RunFolder
 from fedapt.run.session import Session
+from fedapt.run.simulation import FLOWER, check_engine, simulate_nodes
 from fedapt.run.trackers import check_trackers, track
 from fedapt.train.evaluate import Evaluation
 from fedapt.train.loop import Progress
@@ -30,6 +32,7 @@ def train(
     device: str,
     reporter: Reporter,
     trackers: tuple[str, ...] = (),
+    engine: str = "local",
 ) -> Evaluation:
     """Train a method, and evaluate the round that validation chose, or the last.
 
@@ -40,6 +43,7 @@ def train(
             uninterrupted run.
         device: `auto`, `cpu` or `cuda`.
         trackers: names of experiment trackers that are sent every record, see `run.trackers`.
+        engine: `local`, or `flower` for Flower's simulation runtime; the result is the same.
 
     Raises:
         ReportedError: see `core.errors`; every file in `out` is whole at any moment.
@@ -52,6 +56,7 @@ def train(
             next_step="pass --data ROOT",
         )
     check_trackers(trackers)
+    check_engine(engine, config)
     device = choose_device(device)
     # the images are checked before the run folder is touched: a typo leaves nothing behind
     folders = scan_folders(Path(config.data.root), config.data.class_names)
@@ -74,7 +79,9 @@ def train(
     if going_on:
         reporter.message(f"resuming after round {start.rounds}")
     write = session.saver(run)
-    with track(trackers, run.path, settled, reporter) as log:
+    with track(trackers, run.path, settled, reporter) as log, ExitStack() as stack:
+        if engine == FLOWER:
+            stack.enter_context(simulate_nodes(session, device, reporter))
 
         def save(progress: Progress) -> None:
             write(progress)

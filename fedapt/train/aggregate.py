@@ -13,11 +13,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from torch import Tensor
 
+from fedapt.core.records import Record
 from fedapt.train.client import ClientUpdate
 from fedapt.train.methods.base import Learned
+
+
+class Aggregation(Protocol):
+    """What the server makes of a round's replies."""
+
+    def add(self, update: ClientUpdate, slots: Mapping[str, int]) -> None:
+        """Take one reply; see `Average.add`."""
+        ...
+
+    def result(self, start: Learned) -> Learned:
+        """The aggregate; `start` where no client has replied."""
+        ...
+
+    def describe(self, rounds: int) -> Record:
+        """What the record of the last of `rounds` rounds should say of it."""
+        ...
 
 
 @dataclass
@@ -55,6 +73,10 @@ class Average:
             else:
                 known.total += value
                 known.weight += weight
+
+    def describe(self, rounds: int) -> Record:
+        """Nothing: a mean has no more to say."""
+        return {}
 
     def result(self, start: Learned) -> Learned:
         """The aggregate; `start` where no client has replied."""

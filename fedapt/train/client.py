@@ -15,8 +15,10 @@ import torch
 
 from fedapt.core.config import TrainConfig
 from fedapt.core.errors import FederationError
+from fedapt.core.seeds import child_seed
 from fedapt.data.domains import ImageSet, Labelled
-from fedapt.train.methods.base import Learned, Objective
+from fedapt.data.partition import Client
+from fedapt.train.methods.base import Learned, Method, Objective
 
 
 @dataclass(frozen=True)
@@ -106,3 +108,26 @@ def train_client(
             next_step="lower train.lr; the checkpoint of the round before is kept",
         )
     return ClientUpdate(client, found, n_samples, mean)
+
+
+def train_round(
+    method: Method, client: Client, share: Learned, config: TrainConfig, round_number: int
+) -> ClientUpdate:
+    """One client's round, wherever it runs; the same round draws the same batches in any process.
+
+    Args:
+        share: what the client has of the aggregate (`Method.share`); not changed.
+
+    Raises:
+        FederationError: the loss, or what was learned, is not finite.
+    """
+    seed = child_seed(config.seed, "batches", round_number, client.index)
+    return train_client(
+        method.objective(share, client, round_number),
+        share,
+        draw_batches(client.data, config, seed),
+        config,
+        round_number=round_number,
+        client=client.index,
+        name=client.name,
+    )

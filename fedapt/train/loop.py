@@ -11,7 +11,7 @@ from fedapt.core.config import Config
 from fedapt.core.records import Record
 from fedapt.core.report import Reporter
 from fedapt.data.partition import Client
-from fedapt.train.aggregate import Average
+from fedapt.train.aggregate import Aggregation, Average
 from fedapt.train.client import ClientUpdate
 from fedapt.train.methods.base import Learned, Method, n_bytes
 from fedapt.train.sampling import sample_clients
@@ -24,6 +24,10 @@ class Engine(Protocol):
         self, start: Learned, clients: Sequence[Client], round_number: int
     ) -> Iterable[ClientUpdate]:
         """Each of these clients trains from its share of `start`; replies in a fixed order."""
+        ...
+
+    def describe_round(self) -> Record:
+        """What else the record of the round should say, when it has been measured."""
         ...
 
 
@@ -84,6 +88,7 @@ def run_rounds(
     measure: Callable[[Learned], Measured],
     save: Callable[[Progress], None],
     reporter: Reporter,
+    aggregation: Callable[[], Aggregation] | None = None,
 ) -> Progress:
     """Train from `start` to the last round, or until validation accuracy has stopped to rise.
 
@@ -91,6 +96,7 @@ def run_rounds(
         measure: called every `train.evaluate_every` rounds and after the last. Validation images
             may stop training and choose a round; test accuracy is recorded, and chooses nothing.
         save: called after every round; what it has written is what a resumed run starts from.
+        aggregation: begins a round's aggregate; by default the mean.
 
     Raises:
         FederationError: a client's reply is not finite; what was saved before stays.
@@ -102,13 +108,13 @@ def run_rounds(
         number = progress.rounds
         started = time.monotonic()
         clients = sample_clients(method.setting.clients, config.federation, train.seed, number)
-        average = Average(train.weighting)
+        aggregate = aggregation() if aggregation else Average(train.weighting)
         n_images, loss = 0, 0.0
         for update in engine.train_round(progress.learned, clients, number):
-            average.add(update, method.slots(method.setting.clients[update.client]))
+            aggregate.add(update, method.slots(method.setting.clients[update.client]))
             n_images += update.n_samples
             loss += update.loss * update.n_samples
-        learned = average.result(progress.learned)
+        learned = aggregate.result(progress.learned)
         trained = time.monotonic()
         sent = [n_bytes(method.share(learned, client)) for client in clients]
         record: Record = {
@@ -125,6 +131,7 @@ def run_rounds(
             record |= measured.to_record()
             record["evaluation_seconds"] = round(time.monotonic() - trained, 4)
             note += f", mean {100 * mean(measured.validation or measured.test):.1f} %"
+        record |= engine.describe_round() | aggregate.describe(number + 1)
         progress = Progress(learned, number + 1, (*progress.records, record))
         save(progress)
         reporter.progress("rounds", number + 1, n_rounds, note)

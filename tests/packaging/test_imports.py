@@ -7,7 +7,17 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "open_clip", "timm", "onnx", "onnxruntime", "torchvision", "matplotlib")
+HEAVY = (
+    "torch",
+    "open_clip",
+    "timm",
+    "onnx",
+    "onnxruntime",
+    "torchvision",
+    "matplotlib",
+    "flwr",
+    "ray",
+)
 
 
 def modules_after(code: str) -> set[str]:
@@ -20,7 +30,15 @@ def modules_after(code: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["train", "--help"], ["export", "--help"], ["data", "--help"]]
+    "arguments",
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["export", "--help"],
+        ["data", "--help"],
+        ["federation", "--help"],
+        ["federation", "train", "--help"],
+    ],
 )
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = f"from fedapt.cli.app import main\nassert main({arguments!r}) == 0"
@@ -30,6 +48,11 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 def test_the_core_and_the_runtime_import_no_torch() -> None:
     code = "import fedapt.core.config, fedapt.core.files, fedapt.core.records, fedapt_runtime.cli"
     assert modules_after(code).isdisjoint(HEAVY)
+
+
+def test_the_local_engine_needs_no_flower() -> None:
+    code = "import fedapt.run.train, fedapt.run.session, fedapt.compare.run, fedapt_export.doctor"
+    assert modules_after(code).isdisjoint(("flwr", "ray", "dp_accounting"))
 
 
 def test_the_check_above_can_fail() -> None:

@@ -75,6 +75,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
         "OpenCLIP",
         "lite",
         "TensorRT-RTX",
+        "Flower",
         "pages",
         "demo",
     ]

@@ -53,6 +53,9 @@ class AddingEngine:
         self.rounds: list[int] = []
         self.clients: list[list[int]] = []
 
+    def describe_round(self) -> Record:
+        return {}
+
     def train_round(
         self, start: Learned, clients: Sequence[Client], round_number: int
     ) -> Iterator[ClientUpdate]:

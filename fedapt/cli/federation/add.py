@@ -1,0 +1,31 @@
+"""`fedapt federation add`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedapt.cli.federation.init import read_node_name
+from fedapt.cli.show import console_reporter
+
+
+def add(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of `federation init`.")],
+    node: Annotated[str, typer.Argument(metavar="DOMAIN|NAME=DOMAIN", help="The further node.")],
+    data: Annotated[
+        str, typer.Option(help="ROOT of ROOT/<domain>/<class>/<images> on the node.")
+    ] = "data",
+) -> None:
+    """Make the folder of a further node, also while training goes on; a new domain gets a key."""
+    with console_reporter():
+        from fedapt.federation.flower import require_flower
+
+        require_flower()
+        from fedapt.federation.flower.files import write_node
+        from fedapt.federation.flower.settings import read_server
+
+        name, domain = read_node_name(node)
+        write_node(folder, name, domain, read_server(folder / "server").address, data)
+    print(f"written: {folder / 'nodes' / name}; copy it to its machine")

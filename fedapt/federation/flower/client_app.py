@@ -1,0 +1,122 @@
+"""The ClientApp: Flower's messages -> `Node` -> replies.
+
+What goes up: the learned tensors, how many images they were learned from, and the loss; of an
+evaluation, shares of right answers and how many images they are of. Never an image, a feature, a
+path or a count per class. An error goes up in the words of the check that raised it, or, where it
+could name a file, as its kind alone; the node's own log has all of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+import fedapt
+from fedapt.core.errors import ReportedError, UsageError
+from fedapt.federation.flower.node import Node, Party
+from fedapt.federation.flower.task import PROTOCOL, check_protocol, read_place, read_plan
+from fedapt.federation.flower.tensors import from_arrays, to_arrays
+
+TASK, LEARNED, KEYS = "task", "learned", "keys"
+REPLY, REFUSAL = "reply", "refusal"
+_KEYS_NAME = "keys"
+# these begin with a phrase of ours; any other may name a file or folder of the node
+_SAYABLE = ("version", "the node's ", "client ", "round ", "the server's message")
+
+# which party answers a message: a node's own, or one that a simulation plays
+FindNode = Callable[[ConfigRecord, Context], Node]
+
+
+def build_client_app(find_node: FindNode) -> ClientApp:
+    """The app that every node runs."""
+    app = ClientApp()
+
+    def answer(message: Message, context: Context, work: Callable[[Node], RecordDict]) -> Message:
+        try:
+            task = message.content.config_records[TASK]
+            check_protocol(task)
+            return Message(work(find_node(task, context)), reply_to=message)
+        except ReportedError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            return Message(RecordDict({REFUSAL: _tell(error)}), reply_to=message)
+
+    @app.query()
+    def introduce(message: Message, context: Context) -> Message:
+        """Get everything ready for the run, and say which domain this node has images of."""
+
+        def work(node: Node) -> RecordDict:
+            node.look_up(read_plan(message.content.config_records[TASK]))
+            party = node.party
+            name = party.name or party.domain
+            return RecordDict({REPLY: ConfigRecord({"domain": party.domain, "name": name})})
+
+        return answer(message, context, work)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        """One client's round."""
+
+        def work(node: Node) -> RecordDict:
+            records = message.content
+            task = records.config_records[TASK]
+            plan, place = read_plan(task), read_place(task)
+            share = from_arrays(records.array_records[LEARNED], node.device)
+            keys = from_arrays(records.array_records[KEYS], node.device).get(_KEYS_NAME)
+            update = node.train(plan, place, share, keys)
+            return RecordDict(
+                {
+                    LEARNED: to_arrays(update.learned),
+                    REPLY: MetricRecord({"images": update.n_samples, "loss": update.loss}),
+                }
+            )
+
+        return answer(message, context, work)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        """Accuracy of the global model on this node's images."""
+
+        def work(node: Node) -> RecordDict:
+            records = message.content
+            task = records.config_records[TASK]
+            plan, place = read_plan(task), read_place(task)
+            learned = from_arrays(records.array_records[LEARNED], node.device)
+            keys = from_arrays(records.array_records[KEYS], node.device).get(_KEYS_NAME)
+            score = node.evaluate(plan, place, learned, keys)
+            return RecordDict({REPLY: MetricRecord(dataclasses.asdict(score))})
+
+        return answer(message, context, work)
+
+    return app
+
+
+def _tell(error: ReportedError) -> ConfigRecord:
+    """An error for the server, without a path."""
+    reason = f"{type(error).__name__}; the node's log says more"
+    if error.where.startswith(_SAYABLE):
+        reason = f"{error.where}: found {error.found}; expected {error.expected}"
+    return ConfigRecord({"reason": reason, "protocol": PROTOCOL, "version": fedapt.__version__})
+
+
+def read_party(context: Context) -> Party:
+    """A node's configuration, as its operator wrote it.
+
+    Raises:
+        UsageError: the folder or the domain is missing.
+    """
+    config = context.node_config
+    for name in ("data", "domain"):
+        if not isinstance(config.get(name), str) or not config[name]:
+            raise UsageError(
+                where="the node's configuration",
+                found=f"no {name}",
+                expected='--node-config \'data="ROOT" domain="NAME"\'',
+                next_step="start the node with both",
+            )
+    others = ("domain", "name", "model", "pretrained", "device")
+    return Party(Path(str(config["data"])), **{n: str(config[n]) for n in others if n in config})

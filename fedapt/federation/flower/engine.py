@@ -1,0 +1,176 @@
+"""The Flower engine: every client in a process of its own, on this machine or another.
+
+The rounds, the draw of clients and the average are those of every engine (`fedapt.train.loop`);
+here a client's share of the aggregate goes out in a message, and comes back in a reply that is
+checked before anything is done with it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from flwr.app import Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from fedapt.core.config import FederationConfig
+from fedapt.core.errors import FederationError
+from fedapt.core.records import Record
+from fedapt.data.partition import Client
+from fedapt.federation.flower.client_app import KEYS, LEARNED, TASK
+from fedapt.federation.flower.exchange import Answer, exchange
+from fedapt.federation.flower.node import Score
+from fedapt.federation.flower.replies import read_score, read_update
+from fedapt.federation.flower.task import Place, Plan, task_to_record
+from fedapt.federation.flower.tensors import to_arrays
+from fedapt.federation.flower.watch import Watch
+from fedapt.train.client import ClientUpdate
+from fedapt.train.methods.base import Learned, Method
+
+# which Flower node plays each of these clients; clients whose node is away are left out
+FindNodes = Callable[[Sequence[Client]], Mapping[int, int]]
+
+
+@dataclass
+class _Round:
+    """What one round's record says beyond the loop's own fields."""
+
+    number: int = 0
+    n_bytes: int = 0
+    evaluation_bytes: int = 0
+    replies: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+class FlowerEngine:
+    """Runs a round's clients through a Grid. See `train.loop.Engine`.
+
+    Args:
+        method: on the server, whose clients need no images.
+        plan: what nodes are told of the run.
+        grid: Flower's, connected.
+        find_nodes: client -> node.
+        watch: told of every reply, and of nodes that are late or refused.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        plan: Plan,
+        grid: Grid,
+        find_nodes: FindNodes,
+        watch: Watch,
+    ) -> None:
+        self._method, self._plan, self._grid = method, plan, grid
+        self._find_nodes, self._watch = find_nodes, watch
+        self._last = _Round()
+
+    def train_round(
+        self, start: Learned, clients: Sequence[Client], round_number: int
+    ) -> Iterator[ClientUpdate]:
+        """Send every client its share of `start`; sound replies, in the order of the clients.
+
+        Raises:
+            FederationError: fewer sound replies than `federation.least_replies`.
+        """
+        self._last = _Round(round_number)
+        updates: dict[int, ClientUpdate] = {}
+        shares = {c.index: self._method.share(start, c) for c in clients}
+        contents = {c.index: self._fill(c, shares[c.index], round_number) for c in clients}
+        for client, answer in self._ask(MessageType.TRAIN, clients, contents):
+            self._last.n_bytes += answer.n_bytes
+            update = read_update(answer, client, shares[client.index], self._limits.largest_update)
+            if isinstance(update, str):
+                self._refuse(client, update)
+            else:
+                updates[client.index] = update
+                self._last.seconds[client.name] = round(answer.seconds, 3)
+                self._watch.replied(client.name, update.n_samples, answer.seconds)
+        self._last.replies = len(updates)
+        least = min(self._limits.least_replies, len(clients))
+        if len(updates) < least:
+            raise FederationError(
+                where=f"round {round_number + 1}",
+                found=f"{len(updates)} usable replies of {len(clients)}"
+                + "".join(f"; {name}: {why}" for name, why in self._last.refused.items()),
+                expected=f"at least {least} (federation.least_replies)",
+                next_step="see to these nodes and start again: the checkpoint of the round before"
+                " is kept",
+            )
+        yield from (updates[index] for index in sorted(updates))
+
+    def measure(self, learned: Learned) -> dict[int, Score]:
+        """What each client's node reports of the aggregate; nodes that do not answer are absent."""
+        clients = self._method.setting.clients
+        contents = {c.index: self._fill(c, learned, self._last.number) for c in clients}
+        scores = {}
+        for client, answer in self._ask(MessageType.EVALUATE, clients, contents):
+            self._last.evaluation_bytes += answer.n_bytes
+            score = read_score(answer)
+            if isinstance(score, str):
+                self._refuse(client, score)
+            else:
+                scores[client.index] = score
+        return scores
+
+    def describe_round(self) -> Record:
+        """Bytes as they were sent, seconds of each client, and whose reply was not used."""
+        last = self._last
+        record: Record = {
+            "bytes_sent": last.n_bytes,
+            "replies": last.replies,
+            "client_seconds": dict(sorted(last.seconds.items())),
+        }
+        if last.evaluation_bytes:
+            record["evaluation_bytes"] = last.evaluation_bytes
+        return record | ({"refused": last.refused} if last.refused else {})
+
+    @property
+    def _limits(self) -> FederationConfig:
+        return self._plan.config.federation
+
+    def _fill(self, client: Client, learned: Learned, round_number: int) -> RecordDict:
+        share = 0  # a node's folder is its own, except where one is dealt out to several
+        if self._limits.clients_per_domain > 1:
+            siblings = [c.index for c in self._method.setting.clients if c.domain == client.domain]
+            share = siblings.index(client.index)
+        place = Place.of(client, share, round_number)
+        return RecordDict(
+            {
+                TASK: task_to_record(self._plan, place),
+                LEARNED: to_arrays(learned),
+                KEYS: to_arrays(self._method.frozen()),
+            }
+        )
+
+    def _ask(
+        self,
+        kind: str,
+        clients: Sequence[Client],
+        contents: Mapping[int, RecordDict],
+    ) -> Iterator[tuple[Client, Answer]]:
+        """Send to the clients' nodes; answers as they come, until the round's time is over."""
+        nodes = self._find_nodes(clients)
+        seconds, group = self._limits.round_seconds, str(self._last.number + 1)
+        messages: list[Message] = []
+        waiting: dict[int, Client] = {}
+        for client in clients:
+            if (node := nodes.get(client.index)) is None:
+                self._refuse(client, "not connected")
+                continue
+            waiting[len(messages)] = client
+            messages.append(
+                Message(contents[client.index], node, kind, ttl=seconds, group_id=group)
+            )
+        started = time.monotonic()
+        for place, answer in exchange(self._grid, messages, seconds):
+            yield waiting.pop(place), answer
+        for client in waiting.values():
+            waited = time.monotonic() - started
+            self._refuse(client, f"no reply within {waited:.0f} s")
+
+    def _refuse(self, client: Client, reason: str) -> None:
+        self._last.refused[client.name] = reason
+        self._watch.refused(client.name, self._last.number + 1, reason)

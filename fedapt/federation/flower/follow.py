@@ -1,0 +1,86 @@
+"""What a federation's live file says, added up: rounds, and each node's state."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedapt.core.records import Record
+
+_POLL_S = 0.3
+
+
+@dataclass
+class NodeState:
+    """A node, as the server sees it.
+
+    Attributes:
+        seen: time of its last sign.
+        images: of its last reply, `seconds` after it was asked.
+        refused: replies that were not used, or did not come.
+        accuracy: of its domain, the last time it was measured.
+    """
+
+    domain: str = ""
+    seen: float = 0.0
+    images: int = 0
+    seconds: float = 0.0
+    refused: int = 0
+    reason: str = ""
+
+
+@dataclass
+class Federation:
+    """All that has been seen so far.
+
+    Attributes:
+        end: `finished`, `failed`, or empty while it goes on.
+    """
+
+    nodes: dict[str, NodeState] = field(default_factory=dict)
+    records: list[Record] = field(default_factory=list)
+    rounds: int = 0
+    accuracy: dict[str, float] = field(default_factory=dict)
+    end: str = ""
+    reason: str = ""
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Take in one event."""
+        event = line["event"]
+        if event in ("joined", "replied", "refused"):
+            node = self.nodes.setdefault(line["name"], NodeState())
+        if event == "joined":
+            node.domain, node.seen = line["domain"], line["time"]
+        elif event == "replied":
+            node.seen, node.images, node.seconds = line["time"], line["images"], line["seconds"]
+        elif event == "refused":
+            node.refused, node.reason = node.refused + 1, line["reason"]
+        elif event == "round":
+            self.rounds = line["rounds"]
+            self.records.append(line["record"])
+            self.accuracy |= line["record"].get("accuracy", {})
+        elif event in ("finished", "failed"):
+            self.end, self.reason = event, line.get("reason", "")
+
+
+def follow(path: Path, offset: int) -> Iterator[dict[str, Any] | None]:
+    """Events as they are written; None while there is none.
+
+    Args:
+        offset: bytes that were there before.
+    """
+    while True:
+        if path.is_file() and path.stat().st_size > offset:
+            with path.open("rb") as stream:
+                stream.seek(offset)
+                for line in stream:
+                    if not line.endswith(b"\n"):
+                        break  # being written
+                    offset += len(line)
+                    yield json.loads(line)
+        yield None
+        time.sleep(_POLL_S)

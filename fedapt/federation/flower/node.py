@@ -1,0 +1,251 @@
+"""A node: one party's images and CLIP, and what it does with them when the server asks.
+
+Images are read, features computed and prompts tokenised when a run's first message comes, and kept
+for the next ones: a round then costs what its training costs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from fedapt.core.errors import CheckpointError, DataError, FederationError, UsageError
+from fedapt.core.report import Reporter
+from fedapt.data.domains import Domain, ImageSet, load_domains
+from fedapt.data.folders import check_complete, scan_folders
+from fedapt.data.partition import Client, deal_domain
+from fedapt.data.splits import split_as_configured
+from fedapt.data.views import StrongViews
+from fedapt.federation.flower.task import Place, Plan
+from fedapt.model.backbone import Backbone, load_backbone
+from fedapt.model.image_encoder import image_encoder
+from fedapt.train.client import ClientUpdate, train_round
+from fedapt.train.evaluate import accuracy
+from fedapt.train.methods import METHODS, Learned, Method, Setting
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a node reports of a model.
+
+    Attributes:
+        test, validation: shares of right answers among `n_test` and `n_validation` images.
+        zero_shot: that of zero-shot CLIP on the test images.
+    """
+
+    test: float
+    zero_shot: float
+    n_test: int
+    validation: float
+    n_validation: int
+
+
+@dataclass(frozen=True)
+class Party:
+    """What a node is told on its own machine, and tells nobody.
+
+    Attributes:
+        root: ROOT of ROOT/<domain>/<class>/<images>; other domains in it are not looked at.
+        domain: the node's.
+        name: by which the server knows it from others of its domain.
+        model, pretrained: its CLIP, where the server's is a folder.
+        device: `cpu` or `cuda`.
+    """
+
+    root: Path
+    domain: str
+    name: str = ""
+    model: str = ""
+    pretrained: str = ""
+    device: str = "cpu"
+
+
+class Node:
+    """A party at work.
+
+    Args:
+        party: its images and CLIP.
+        reporter: told of long work, on the node's own machine.
+    """
+
+    def __init__(self, party: Party, reporter: Reporter | None = None) -> None:
+        self.party, self._reporter = party, reporter or Reporter()
+        self._images: tuple[Plan, Backbone, Domain] | None = None
+        self._method: tuple[str, Method, list[ImageSet]] | None = None
+
+    def look_up(self, plan: Plan) -> int:
+        """Load CLIP and images, and compute features; how many images there are to train on.
+
+        Raises:
+            ReportedError: images, classes or CLIP are not those of the federation.
+        """
+        return len(self._load(plan)[1].train)
+
+    def train(self, plan: Plan, place: Place, share: Learned, keys: Tensor | None) -> ClientUpdate:
+        """One client's round.
+
+        Args:
+            share: what the client has of the aggregate (`Method.share`).
+            keys: E, float32 [N, M, W], of a method that has keys.
+
+        Raises:
+            ReportedError: images, classes or CLIP are not those of the federation, or the loss is
+                not finite.
+        """
+        method, shares, domain = self._prepare(plan, place, keys)
+        if place.share >= len(shares):
+            raise FederationError(
+                where=f"client {place.client}",
+                found=f"part {place.share + 1} of a folder of {len(shares)}",
+                expected="a part that there is",
+                next_step="install the same version of fedapt on server and nodes",
+            )
+        client = Client(place.client, domain.name, place.domain, place.key, shares[place.share])
+        return train_round(method, client, share, plan.config.train, place.round)
+
+    def evaluate(self, plan: Plan, place: Place, learned: Learned, keys: Tensor | None) -> Score:
+        """Accuracy of the global model on this node's images.
+
+        Args:
+            learned: all of the aggregate.
+
+        Raises:
+            ReportedError: images, classes or CLIP are not those of the federation.
+        """
+        method, _, domain = self._prepare(plan, place, keys)
+        predict = method.predictor(learned)
+        shares = {}
+        for part, images in (("test", domain.test), ("validation", domain.validation)):
+            loaded = images.load()
+            # a prediction of no image is more than some methods can do
+            logits = predict(loaded, place.domain) if len(images) else torch.empty(0, 1)
+            shares[part] = accuracy(logits, loaded.labels)
+        test = domain.test.load()
+        known = normalize(test.features, dim=-1) @ method.setting.zero_shot.T
+        return Score(
+            test=shares["test"],
+            zero_shot=accuracy(known, test.labels),
+            n_test=len(domain.test),
+            validation=shares["validation"],
+            n_validation=len(domain.validation),
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where tensors are to be."""
+        return torch.device(self.party.device)
+
+    def _prepare(
+        self, plan: Plan, place: Place, keys: Tensor | None
+    ) -> tuple[Method, list[ImageSet], Domain]:
+        """Method, the domain's images as dealt out to its clients, and the domain."""
+        backbone, domain = self._load(plan)
+        name = _name_setting(plan, place, keys)
+        if self._method is None or self._method[0] != name:
+            self._method = None  # what is not needed any more makes room first
+            self._method = (name, *self._build(plan, place, keys, backbone, domain))
+        return *self._method[1:], domain
+
+    def _load(self, plan: Plan) -> tuple[Backbone, Domain]:
+        """CLIP and images, as long as nothing changes that they depend on."""
+        if self._images is None or not _asks_the_same(self._images[0], plan):
+            self._images = self._method = None
+            backbone = self._load_backbone(plan)
+            self._images = (plan, backbone, self._load_domain(plan, backbone))
+        return self._images[1:]
+
+    def _build(
+        self, plan: Plan, place: Place, keys: Tensor | None, backbone: Backbone, domain: Domain
+    ) -> tuple[Method, list[ImageSet]]:
+        config = plan.config
+        shares = deal_domain(domain, place.domain, config.federation, config.train.seed)
+        table = domain.train.table
+        setting = Setting(
+            config=config,
+            backbone=backbone,
+            class_names=plan.classes,
+            n_keys=plan.n_keys,
+            clients=(),  # the others are nobody's business here
+            table=table,
+            views=StrongViews(
+                table, domain.train.rows, lambda: image_encoder(backbone), self._reporter
+            ),
+            known_keys=keys,
+        )
+        return METHODS[config.train.method](setting), shares
+
+    def _load_backbone(self, plan: Plan) -> Backbone:
+        model, party = plan.config.model, self.party
+        if not (name := party.model or model.name):
+            raise UsageError(
+                where="the node's CLIP",
+                found="no name, because the server's CLIP is a folder of its own",
+                expected=f"the folder of the CLIP of hash {plan.clip_sha256[:12]} on this machine",
+                next_step="name it in the node's configuration: model=FOLDER",
+            )
+        backbone = _load_clip(name, party.pretrained or model.pretrained, party.device)
+        if backbone.sha256 != plan.clip_sha256:
+            raise CheckpointError(
+                where="the node's CLIP",
+                found=f"weights of hash {backbone.sha256[:12]}",
+                expected=f"those of the federation, {plan.clip_sha256[:12]}",
+                next_step="use the same weights on server and nodes",
+            )
+        return backbone
+
+    def _load_domain(self, plan: Plan, backbone: Backbone) -> Domain:
+        config, party = plan.config, self.party
+        here = {folder.name for folder in (party.root / party.domain).glob("*")}
+        named = {folder: name for folder, name in config.data.class_names.items() if folder in here}
+        folders = scan_folders(party.root, named, domain=party.domain)
+        missing = set(plan.classes) - set(folders.class_names)
+        unknown = set(folders.class_names) - set(plan.classes)
+        if unknown or (missing and not config.data.allow_missing_classes):
+            raise DataError(
+                where="the node's classes",
+                found=", ".join(folders.class_names),
+                expected=f"those of the federation: {', '.join(plan.classes)}",
+                next_step="name the class folders alike, or under [data.class_names]",
+            )
+        check_complete(folders, config.data.allow_missing_classes)
+        (domain,) = load_domains(
+            folders,
+            split_as_configured(folders, config.data),
+            image_encoder(backbone),
+            self._reporter,
+            backbone.device,
+        )
+        return _relabel(domain, [plan.classes.index(name) for name in folders.class_names])
+
+
+def _relabel(domain: Domain, labels: list[int]) -> Domain:
+    """The same images with the federation's class indices."""
+    table = domain.train.table
+    to_label = torch.tensor(labels, device=table.labels.device)
+    table = dataclasses.replace(table, labels=to_label[table.labels])
+    parts = (domain.train, domain.test, domain.validation)
+    return Domain(domain.name, *(ImageSet(table, part.rows) for part in parts))
+
+
+def _name_setting(plan: Plan, place: Place, keys: Tensor | None) -> str:
+    """What a node's preparations depend on."""
+    digest = hashlib.sha256(b"" if keys is None else keys.cpu().numpy().tobytes())
+    return f"{plan} {place.domain} {digest.hexdigest()}"
+
+
+def _asks_the_same(one: Plan, other: Plan) -> bool:
+    """Whether two plans need the same CLIP and images; a key more or less changes neither."""
+    return dataclasses.replace(one, n_keys=0) == dataclasses.replace(other, n_keys=0)
+
+
+@lru_cache(maxsize=1)
+def _load_clip(name: str, pretrained: str, device: str) -> Backbone:
+    """One CLIP of a process, however many parties are played in it."""
+    return load_backbone(name, pretrained, device)

@@ -1,0 +1,98 @@
+"""What came back from a node, checked before anything is done with it.
+
+A node may be broken or hostile: its reply has the names, shapes and dtype of what it was sent, is
+finite, has not moved further than any training moves, and counts its images like a person would.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+from flwr.app import MetricRecord
+
+from fedapt.data.partition import Client
+from fedapt.federation.flower.client_app import LEARNED, REFUSAL, REPLY
+from fedapt.federation.flower.exchange import Answer
+from fedapt.federation.flower.node import Score
+from fedapt.federation.flower.tensors import check_arrays, from_arrays
+from fedapt.train.client import ClientUpdate
+from fedapt.train.methods.base import Learned
+
+_MOST_IMAGES = 1_000_000_000
+
+
+def read_update(
+    answer: Answer, client: Client, share: Learned, largest_update: float
+) -> ClientUpdate | str:
+    """A client's reply, or why it is refused.
+
+    Args:
+        share: what the client was sent.
+        largest_update: norm of the difference that is still believed.
+    """
+    if reason := _read_refusal(answer):
+        return reason
+    records = answer.reply.content
+    if LEARNED not in records.array_records:
+        return "a reply without tensors"
+    arrays = records.array_records[LEARNED]
+    if reason := check_arrays(arrays, share):
+        return reason
+    metrics = _read_metrics(answer)
+    images, loss = metrics.get("images"), metrics.get("loss")
+    if type(images) is not int or not 0 < images <= _MOST_IMAGES:
+        return f"{images} images"
+    if type(loss) is not float or not math.isfinite(loss):
+        return f"a loss of {loss}"
+    device = next(iter(share.values())).device
+    learned = from_arrays(arrays, device)
+    broken = [name for name, tensor in learned.items() if not bool(tensor.isfinite().all())]
+    if broken:
+        return f"{broken[0]} with NaN or infinity"
+    moved = measure_update(learned, share)
+    if moved > largest_update:
+        most = f"{largest_update:g} (federation.largest_update)"
+        return f"an update of norm {moved:.3g}, more than {most}"
+    return ClientUpdate(client.index, learned, images, loss)
+
+
+def measure_update(learned: Learned, start: Learned) -> float:
+    """L2 norm of what was changed, over all tensors."""
+    squares = [(learned[name] - start[name]).double().square().sum() for name in learned]
+    return float(torch.stack(squares).sum().sqrt())
+
+
+def read_score(answer: Answer) -> Score | str:
+    """What a node reports of a model, or why that is refused."""
+    if reason := _read_refusal(answer):
+        return reason
+    metrics = _read_metrics(answer)
+    values: dict[str, float] = {}
+    for field in dataclasses.fields(Score):
+        value = metrics.get(field.name)
+        is_count = field.name.startswith("n_")
+        kind, most = (int, _MOST_IMAGES) if is_count else (float, 1.0)
+        if type(value) is not kind or not 0 <= value <= most:
+            return f"{field.name} = {value}"
+        values[field.name] = value
+    return Score(**values)  # type: ignore[arg-type]
+
+
+def _read_refusal(answer: Answer) -> str:
+    """Why there is nothing to read; empty where there is."""
+    reply = answer.reply
+    if reply.has_error():
+        return (
+            f"Flower's error {reply.error.code}: {' '.join(str(reply.error.reason).split())[:300]}"
+        )
+    if REFUSAL in reply.content.config_records:
+        return (
+            str(reply.content.config_records[REFUSAL].get("reason", ""))[:600] or "no reason given"
+        )
+    return ""
+
+
+def _read_metrics(answer: Answer) -> MetricRecord:
+    return answer.reply.content.metric_records.get(REPLY) or MetricRecord()

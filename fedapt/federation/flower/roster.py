@@ -1,0 +1,182 @@
+"""Who takes part: nodes say their name and domain, and get an index that stays theirs.
+
+The first nodes are put into the order of domain and name, as the local engine has them; who joins
+later comes behind them, so that nobody's key or random numbers move. The order is kept on disk,
+before it is used.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from fedapt.core.errors import FederationError
+from fedapt.core.files import write_text
+from fedapt.data.partition import Client
+from fedapt.federation.flower.client_app import REFUSAL, REPLY, TASK
+from fedapt.federation.flower.task import Plan, task_to_record
+from fedapt.federation.flower.watch import Watch
+
+_NAME = re.compile(r"\w[\w .@-]{0,99}")
+_POLL_S = 0.3
+
+
+@dataclass(frozen=True)
+class Member:
+    """A node by its own words."""
+
+    name: str
+    domain: str
+
+
+class Roster:
+    """The members of a federation, in their order.
+
+    Args:
+        path: of the file that keeps the order; read where it exists.
+        plan: of the run, which a node gets ready for when it introduces itself.
+        allowed: domains that may take part; none for any.
+
+    Raises:
+        FederationError: the file is damaged.
+    """
+
+    def __init__(
+        self, path: Path, grid: Grid, plan: Plan, watch: Watch, allowed: Sequence[str] = ()
+    ) -> None:
+        self._path, self._grid, self._plan = path, grid, plan
+        self._watch, self._allowed = watch, allowed
+        self.members: list[Member] = _read(path)
+        self._nodes: dict[str, int] = {}  # name -> node that is connected, or was
+        self._new: list[Member] = []
+        self._asked: dict[str, int] = {}  # message -> node whose answer is awaited
+        self._seen: set[int] = set()
+        self._reasons: dict[str, str] = {}
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Their domains, in the order of their first members."""
+        return tuple(dict.fromkeys(member.domain for member in self.members))
+
+    def wait(self, least: int, seconds: float) -> None:
+        """Until `least` nodes are ready; then they are members.
+
+        Raises:
+            FederationError: not within that time.
+        """
+        started = time.monotonic()
+        while len(here := self.connected()) < least:
+            if time.monotonic() - started > seconds:
+                raise FederationError(
+                    where="the federation",
+                    found=f"{len(here)} nodes ({', '.join(sorted(here)) or 'none'})"
+                    + "".join(f"; {name}: {why}" for name, why in self._reasons.items()),
+                    expected=f"{least} (least_nodes) within {seconds:g} s",
+                    next_step="see to the others, or lower least_nodes",
+                )
+            time.sleep(_POLL_S)
+        self.admit()
+
+    def admit(self) -> bool:
+        """Put nodes that have become ready behind the members; whether there were any."""
+        new, self._new = sorted(self._new, key=lambda m: (m.domain, m.name)), []
+        if new:
+            self.members.extend(new)
+            lines = [{"name": member.name, "domain": member.domain} for member in self.members]
+            write_text(self._path, json.dumps(lines, indent=1, ensure_ascii=False) + "\n")
+        return bool(new)
+
+    def connected(self) -> dict[str, int]:
+        """Name -> node of all that are here and ready; asks those that are new, waits for none."""
+        names = {node.node_id: node.name for node in self._grid.get_nodes()}
+        here = set(names)
+        self._seen &= here  # who goes and comes back introduces itself again
+        self._ask(sorted(here - self._seen))
+        if self._asked:
+            for reply in self._grid.pull_messages(list(self._asked)):
+                node = self._asked.pop(reply.metadata.reply_to_message_id)
+                admitted_as = names.get(node, "")
+                if (member := self._read_member(node, admitted_as, reply, here)) is not None:
+                    self._nodes[member.name] = node
+                    if member not in self.members and member not in self._new:
+                        self._new.append(member)
+                    self._watch.joined(member.name, member.domain)
+        return {name: node for name, node in self._nodes.items() if node in here}
+
+    def find_nodes(self, clients: Sequence[Client]) -> Mapping[int, int]:
+        """The nodes of these clients; those that are away are absent."""
+        here = self.connected()
+        names = {c.index: self.members[c.index].name for c in clients}
+        return {index: here[name] for index, name in names.items() if name in here}
+
+    def _ask(self, nodes: Sequence[int]) -> None:
+        messages = [
+            Message(RecordDict({TASK: task_to_record(self._plan)}), node, MessageType.QUERY)
+            for node in nodes
+        ]
+        for message_id, node in zip(self._grid.push_messages(messages), nodes, strict=True):
+            if message_id:
+                self._asked[message_id] = node
+                self._seen.add(node)
+
+    def _read_member(
+        self, node: int, admitted_as: str, reply: Message, here: set[int]
+    ) -> Member | None:
+        """Who this is; None, and told, where it cannot take part.
+
+        Args:
+            admitted_as: the name that the server's operator gave the node's key; empty without one.
+        """
+        member, reason = Member(admitted_as or f"node {node}", ""), ""
+        records = {} if reply.has_error() else reply.content.config_records
+        values = records.get(REPLY, ConfigRecord())
+        name, domain = values.get("name"), values.get("domain")
+        if reply.has_error():
+            reason = f"Flower's error {reply.error.reason}"
+        elif REFUSAL in records:
+            reason = str(records[REFUSAL].get("reason"))
+        elif not all(isinstance(v, str) and _NAME.fullmatch(v) for v in (name, domain)):
+            reason = "no name and domain of plain characters"
+        else:
+            member = Member(str(name), str(domain))
+            reason = self._find_conflict(member, here - {node})
+            if admitted_as and name != admitted_as:
+                reason = f"the key of {admitted_as}"
+        if reason:
+            self._reasons[member.name] = reason
+            self._watch.turned_away(member.name, reason)
+            return None
+        return member
+
+    def _find_conflict(self, member: Member, others: set[int]) -> str:
+        """Why a node by this name and domain cannot be; empty where it can."""
+        if self._allowed and member.domain not in self._allowed:
+            return f"the unknown domain {member.domain!r}"
+        if any(m.name == member.name and m.domain != member.domain for m in self.members):
+            return f"a name of another domain than {member.domain}"
+        if self._nodes.get(member.name) in others:
+            return "a name that another connected node has"
+        return ""
+
+
+def _read(path: Path) -> list[Member]:
+    if not path.is_file():
+        return []
+    try:
+        return [
+            Member(str(m["name"]), str(m["domain"])) for m in json.loads(path.read_text("utf-8"))
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FederationError(
+            where=path,
+            found=f"{type(error).__name__}",
+            expected="the members as the server wrote them",
+            next_step="restore the file, or begin a new run in another folder",
+        ) from error

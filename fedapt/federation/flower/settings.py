@@ -1,0 +1,170 @@
+"""What the operators of server and nodes write down: `server.toml` and `node.toml`."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedapt.core.config import read_settings
+from fedapt.core.errors import ConfigError, UsageError
+from fedapt.federation.flower.node import Party
+
+_TOLD = "FEDAPT_INSECURE"
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """A federation's server; paths are relative to the file.
+
+    Attributes:
+        address: HOST:PORT that nodes connect to.
+        classes: names in the order of the labels, as every node's folders have them.
+        domains: that may take part; none for any.
+        least_nodes: connected nodes without which training does not begin.
+        wait_seconds: how long they are waited for.
+        settings: TOML file of the training, as of `fedapt train --config`.
+        out: the run folder.
+        authority, certificate, key: PEM files for TLS.
+        nodes: folder with the public keys of the nodes that may connect, NAME.pub.
+        insecure: without TLS and keys.
+    """
+
+    address: str
+    classes: tuple[str, ...]
+    domains: tuple[str, ...] = ()
+    least_nodes: int = 1
+    wait_seconds: float = 600.0
+    settings: str = "settings.toml"
+    out: str = "run"
+    authority: str = "authority.pem"
+    certificate: str = "server.pem"
+    key: str = "server.key"
+    nodes: str = "nodes"
+    insecure: bool = False
+
+
+@dataclass(frozen=True)
+class NodeSettings:
+    """A node; paths are relative to the file. See `Party` for what is not explained here.
+
+    Attributes:
+        server: HOST:PORT of the server.
+        authority: PEM file of who signed the server's certificate.
+        key: this node's private key.
+        insecure: without TLS and key.
+    """
+
+    server: str
+    data: str
+    domain: str
+    name: str = ""
+    model: str = ""
+    pretrained: str = ""
+    device: str = "cpu"
+    authority: str = "authority.pem"
+    key: str = "node.key"
+    insecure: bool = False
+
+    def to_party(self, folder: Path) -> Party:
+        """The node's images and CLIP; `folder` is that of the file."""
+        others = (self.name, self.model, self.pretrained, self.device)
+        return Party(folder / self.data, self.domain, *others)
+
+
+def read_server(folder: Path) -> ServerSettings:
+    """`server.toml`, checked.
+
+    Raises:
+        ConfigError: a wrong name or value, or an address that cannot be one.
+        UsageError: unencrypted on an address that others can reach.
+    """
+    path = folder / "server.toml"
+    settings = read_settings(ServerSettings, path)
+    host, _ = split_address(settings.address, path)
+    _check_encrypted(path, host, settings.insecure)
+    if len(set(settings.classes)) < 2 or len(set(settings.classes)) < len(settings.classes):
+        raise ConfigError(
+            where=path,
+            found=f"the classes {', '.join(settings.classes) or 'none'}",
+            expected="two names or more, all different",
+            next_step="name the classes as the nodes' folders do",
+        )
+    if not settings.insecure:
+        _check_files(
+            path,
+            {
+                name: folder / getattr(settings, name)
+                for name in ("authority", "certificate", "key")
+            },
+        )
+    return settings
+
+
+def read_node(folder: Path) -> NodeSettings:
+    """`node.toml`, checked.
+
+    Raises:
+        ConfigError: a wrong name or value, or an address that cannot be one.
+        UsageError: unencrypted to another machine.
+    """
+    path = folder / "node.toml"
+    settings = read_settings(NodeSettings, path)
+    host, _ = split_address(settings.server, path)
+    _check_encrypted(path, host, settings.insecure)
+    if not settings.insecure:
+        _check_files(
+            path, {name: folder / getattr(settings, name) for name in ("authority", "key")}
+        )
+    return settings
+
+
+def split_address(address: str, where: Path | str) -> tuple[str, int]:
+    """HOST:PORT or [HOST]:PORT.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    host, _, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 1 << 16:
+        raise ConfigError(
+            where=where,
+            found=f"the address {address!r}",
+            expected="HOST:PORT, such as federation.example.org:8000",
+            next_step="correct it",
+        )
+    return host, int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nobody but this machine can reach the address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_encrypted(path: Path, host: str, insecure: bool) -> None:
+    if insecure and not is_loopback(host) and os.environ.get(_TOLD) != "1":
+        raise UsageError(
+            where=path,
+            found=f"insecure = true on {host}, which other machines can reach",
+            expected="TLS and keys outside this machine",
+            next_step=f"remove it, or set {_TOLD}=1 where the network itself is encrypted",
+        )
+
+
+def _check_files(path: Path, files: Mapping[str, Path]) -> None:
+    for name, file in files.items():
+        if not file.is_file():
+            raise ConfigError(
+                where=path,
+                found=f"{name} = {file.name}, which is not there",
+                expected="the file that `fedapt federation init` has made, or your own",
+                next_step="copy it there, or name another",
+            )

@@ -1,0 +1,12 @@
+"""The ClientApp for Flower's own executor, which starts a process for every message.
+
+`fedapt federation node` does without it; a SuperNode that other apps share uses it, with the node's
+configuration in `--node-config 'data="ROOT" domain="NAME"'`.
+"""
+
+from __future__ import annotations
+
+from fedapt.federation.flower.client_app import build_client_app, read_party
+from fedapt.federation.flower.node import Node
+
+client_app = build_client_app(lambda task, context: Node(read_party(context)))

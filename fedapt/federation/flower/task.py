@@ -1,0 +1,149 @@
+"""What the server tells a node of the run and of its place in it, as a Flower ConfigRecord.
+
+A task has everything that a node needs besides its own images: the settings without any path, class
+names, the CLIP by name and hash, and the node's domain and key as numbers. It goes with every
+message, so that a node has no state that could be lost.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import ConfigRecord
+
+import fedapt
+from fedapt.core.config import Config, config_from_dict, remove_folders
+from fedapt.core.errors import ConfigError, FederationError
+from fedapt.data.partition import Client
+
+# raise when messages change so that an older node would misread them
+PROTOCOL = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is the same for all nodes of a run.
+
+    Attributes:
+        config: the run's, without paths.
+        classes: names in the order of the labels.
+        clip_sha256: hash of the CLIP's weights.
+        n_keys: N.
+    """
+
+    config: Config
+    classes: tuple[str, ...]
+    clip_sha256: str
+    n_keys: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """A node's place in a round: `fedapt.data.partition.Client` without its images.
+
+    Attributes:
+        client, domain, key: indices.
+        share: which of the clients of its domain it is, where one folder is dealt out to several.
+        round: from 0.
+    """
+
+    client: int
+    domain: int
+    key: int
+    share: int
+    round: int
+
+    @classmethod
+    def of(cls, client: Client, share: int, round_number: int) -> Place:
+        """The place of a client."""
+        return cls(client.index, client.domain, client.key, share, round_number)
+
+
+def remove_paths(config: Config) -> Config:
+    """Settings that may leave the machine.
+
+    A CLIP in a folder goes without its name; every node has the folder somewhere else.
+    """
+    model = config.model
+    named = dataclasses.replace(
+        model,
+        name="" if _is_path(model.name) else model.name,
+        pretrained="" if _is_path(model.pretrained) else model.pretrained,
+    )
+    return dataclasses.replace(remove_folders(config), model=named)
+
+
+def _is_path(name: str) -> bool:
+    # hf-hub:organisation/repository is a name
+    return ("/" in name or "\\" in name) and not name.startswith("hf-hub:")
+
+
+def task_to_record(plan: Plan, place: Place | None = None) -> ConfigRecord:
+    """The record of a message to a node; without a place, to one that introduces itself."""
+    return ConfigRecord(
+        {
+            "protocol": PROTOCOL,
+            "version": fedapt.__version__,
+            "config": json.dumps(dataclasses.asdict(plan.config), sort_keys=True),
+            "classes": list(plan.classes),
+            "clip_sha256": plan.clip_sha256,
+            "n_keys": plan.n_keys,
+            **({} if place is None else dataclasses.asdict(place)),
+        }
+    )
+
+
+def read_plan(record: ConfigRecord) -> Plan:
+    """What the server says of the run.
+
+    Raises:
+        FederationError: of another protocol, or damaged.
+    """
+    check_protocol(record)
+    values: dict[str, Any] = dict(record)
+    try:
+        config = config_from_dict(json.loads(values["config"]), "the server's settings")
+        return Plan(config, tuple(values["classes"]), values["clip_sha256"], values["n_keys"])
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        found = error.found if isinstance(error, ConfigError) else f"{type(error).__name__}"
+        raise FederationError(
+            where="the server's message",
+            found=found,
+            expected="a task of this version of fedapt",
+            next_step="install the same version of fedapt on server and nodes",
+        ) from error
+
+
+def read_place(record: ConfigRecord) -> Place:
+    """What the server says of this node's place in the round.
+
+    Raises:
+        FederationError: damaged.
+    """
+    values = {field.name: record.get(field.name) for field in dataclasses.fields(Place)}
+    if wrong := [name for name, value in values.items() if type(value) is not int or value < 0]:
+        raise FederationError(
+            where="the server's message",
+            found=f"{wrong[0]} = {values[wrong[0]]!r}",
+            expected="a task of this version of fedapt",
+            next_step="install the same version of fedapt on server and nodes",
+        )
+    return Place(**{name: int(str(value)) for name, value in values.items()})
+
+
+def check_protocol(record: ConfigRecord) -> None:
+    """Refuse what another protocol has written.
+
+    Raises:
+        FederationError: the protocols differ.
+    """
+    if record.get("protocol") != PROTOCOL:
+        raise FederationError(
+            where="version",
+            found=f"protocol {record.get('protocol')!r} of fedapt {record.get('version')!r}",
+            expected=f"protocol {PROTOCOL} of fedapt {fedapt.__version__}",
+            next_step="install the same version of fedapt on server and nodes",
+        )

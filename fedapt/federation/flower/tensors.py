@@ -1,0 +1,70 @@
+"""Learned tensors <-> Flower's ArrayRecord, and the size of a message on the wire."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, Message
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from numpy.lib import format as npy
+
+from fedapt.train.methods.base import Learned
+
+_MOST_HEADER_BYTES = 1024
+
+
+def to_arrays(learned: Learned) -> ArrayRecord:
+    """Tensors as a record, by their names."""
+    return ArrayRecord(
+        {
+            name: Array(tensor.detach().cpu().contiguous().numpy())
+            for name, tensor in learned.items()
+        }
+    )
+
+
+def from_arrays(record: Mapping[str, Array], device: torch.device) -> Learned:
+    """A record as tensors; of a sender that is trusted, else see `check_arrays` first."""
+    return {name: torch.from_numpy(array.numpy()).to(device) for name, array in record.items()}
+
+
+def check_arrays(record: Mapping[str, Array], expected: Learned) -> str:
+    """Why these arrays cannot be of those names, shapes and dtype; empty where they are.
+
+    Nothing is read that has not been checked: what an array says of itself, what its bytes say, and
+    how many there are, before any memory is taken.
+    """
+    if record.keys() != expected.keys():
+        return f"tensors {', '.join(sorted(record)) or 'none'}, not {', '.join(sorted(expected))}"
+    for name, tensor in expected.items():
+        array, shape = record[name], tuple(tensor.shape)
+        if len(array.data) > tensor.numel() * 4 + _MOST_HEADER_BYTES:
+            return f"{name} of {len(array.data):,} bytes"
+        found = _read_header(array.data)
+        if found is None:
+            return f"{name} that is no array"
+        if (tuple(array.shape), array.dtype) != (shape, "float32") or found != (shape, "<f4"):
+            return f"{name} of {array.dtype} {list(array.shape)}, not float32 {list(shape)}"
+    return ""
+
+
+def _read_header(data: bytes) -> tuple[tuple[int, ...], str] | None:
+    """Shape and dtype that the bytes of a .npy name, where they hold as many values."""
+    stream = io.BytesIO(data)
+    try:
+        if npy.read_magic(stream) != (1, 0):
+            return None
+        shape, is_fortran, dtype = npy.read_array_header_1_0(stream, _MOST_HEADER_BYTES)
+    except (ValueError, EOFError):
+        return None
+    n_bytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    fits = not is_fortran and len(data) - stream.tell() == n_bytes
+    return (tuple(shape), dtype.str) if fits else None
+
+
+def count_bytes(message: Message) -> int:
+    """Bytes of a message as Flower sends it, without the envelope of HTTP and TLS."""
+    return sum(len(part.deflate()) for part in get_all_nested_objects(message).values())

@@ -1,0 +1,62 @@
+"""What happens in a federation, as JSON lines for whoever watches: a terminal, a dashboard."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedapt.core.report import Reporter
+
+
+class Watch:
+    """Writes one line for each event, at once.
+
+    Args:
+        reporter: told of what an operator should see to.
+        path: of the lines; None for none.
+    """
+
+    def __init__(self, reporter: Reporter, path: Path | None = None) -> None:
+        self._reporter, self._path = reporter, path
+
+    def joined(self, name: str, domain: str) -> None:
+        """A node has introduced itself."""
+        self._reporter.message(f"{name}: joined with domain {domain}")
+        self._write("joined", name=name, domain=domain)
+
+    def turned_away(self, name: str, reason: str) -> None:
+        """A node cannot take part."""
+        self._reporter.message(f"{name}: turned away: {reason}")
+        self._write("turned away", name=name, reason=reason)
+
+    def replied(self, name: str, images: int, seconds: float) -> None:
+        """A node's reply was sound."""
+        self._write("replied", name=name, images=images, seconds=round(seconds, 3))
+
+    def refused(self, name: str, round_number: int, reason: str) -> None:
+        """A node's reply was not used, or there was none."""
+        self._reporter.message(f"round {round_number}: {name}: {reason}")
+        self._write("refused", name=name, round=round_number, reason=reason)
+
+    def finished_round(self, record: Mapping[str, Any], rounds: int) -> None:
+        """A round is over; its record, of `rounds` in all."""
+        self._write("round", rounds=rounds, record=dict(record))
+
+    def finished(self) -> None:
+        """The last round is over."""
+        self._write("finished")
+
+    def failed(self, reason: str) -> None:
+        """Training cannot go on."""
+        self._write("failed", reason=reason)
+
+    def _write(self, event: str, **values: Any) -> None:
+        if self._path is None:
+            return
+        line = {"time": round(time.time(), 3), "event": event} | values
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as stream:  # one line, one write
+            stream.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -1,0 +1,72 @@
+"""A session whose clients Flower's simulation runtime runs, each in a node of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from fedapt.core.config import Config
+from fedapt.core.errors import UsageError
+from fedapt.core.report import Reporter
+from fedapt.data.partition import Client
+from fedapt.federation.flower import require_flower
+from fedapt.run.session import Session
+from fedapt.train.methods import METHODS
+from fedapt.train.sampling import sample_clients
+
+LOCAL, FLOWER = "local", "flower"
+
+
+def check_engine(engine: str, config: Config) -> None:
+    """Refuse an engine that is not known, has no package, or has nothing to send.
+
+    Raises:
+        UsageError: an unknown engine, or a method whose clients send nothing.
+        DependencyError: Flower or Ray is not installed.
+    """
+    if engine not in (LOCAL, FLOWER):
+        raise UsageError(
+            where="--engine",
+            found=repr(engine),
+            expected=f"{LOCAL} or {FLOWER}",
+            next_step="check the spelling",
+        )
+    if engine == FLOWER:
+        if not METHODS[config.train.method].sends:
+            raise UsageError(
+                where=f"--engine {FLOWER}",
+                found=f"the method {config.train.method}, whose clients send nothing",
+                expected="a federated method",
+                next_step="leave --engine out, or choose another --method",
+            )
+        require_flower("ray")
+
+
+@contextmanager
+def simulate_nodes(session: Session, device: str, reporter: Reporter) -> Iterator[None]:
+    """Let Flower run the session's clients for as long as the block runs."""
+    from fedapt.federation.flower.engine import FlowerEngine
+    from fedapt.federation.flower.simulation import simulate
+    from fedapt.federation.flower.task import Plan, remove_paths
+    from fedapt.federation.flower.watch import Watch
+
+    config, method = session.config, session.method
+    clients = method.setting.clients
+    n_nodes = len(sample_clients(clients, config.federation, config.train.seed, 0))
+    model, backbone = config.model, session.backbone
+    reporter.message(f"Flower: {n_nodes} simulated nodes")
+    with simulate(
+        Path(config.data.root), session.trained, n_nodes, model.name, model.pretrained, device
+    ) as grid:
+        nodes = sorted(grid.get_node_ids())
+
+        def find_nodes(clients: Sequence[Client]) -> Mapping[int, int]:
+            # a simulated node plays whichever client it is asked for
+            return {client.index: nodes[i] for i, client in enumerate(clients)}
+
+        plan = Plan(
+            remove_paths(config), method.setting.class_names, backbone.sha256, method.setting.n_keys
+        )
+        session.engine = FlowerEngine(method, plan, grid, find_nodes, Watch(reporter))
+        yield

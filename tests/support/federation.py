@@ -1,0 +1,146 @@
+"""A real federation on loopback: server and nodes as processes, all ended afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+FEDAPT = [sys.executable, "-m", "fedapt.cli"]
+
+
+def find_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Deployment:
+    """A folder of `fedapt federation init`, and the processes that were started from it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "server" / "run"
+
+    def start(self, name: str, *arguments: str) -> None:
+        """`fedapt federation ARGUMENTS` in a session of its own; what it says goes to NAME.log."""
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                [*FEDAPT, "federation", *arguments],
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )
+
+    def start_server(self) -> None:
+        self.start("server", "server", str(self.folder / "server"))
+
+    def start_node(self, name: str) -> None:
+        self.start(name, "node", str(self.folder / "nodes" / name))
+
+    def start_training(self) -> None:
+        self.start("train", "train", str(self.folder / "server"), "--json")
+
+    def kill(self, name: str) -> None:
+        """As a power cut does: without a word, and all that the process has started."""
+        os.killpg(self.processes[name].pid, signal.SIGKILL)
+        self.processes.pop(name).wait()
+
+    def say(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text("utf-8", "replace")
+
+    def events(self) -> list[dict[str, Any]]:
+        live = self.run / "live.jsonl"
+        lines = live.read_bytes().splitlines() if live.is_file() else []
+        return [json.loads(line) for line in lines]
+
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 120.0) -> None:
+        started = time.monotonic()
+        while not condition():
+            if time.monotonic() - started > seconds:
+                logs = "\n".join(f"--- {p.name}\n{p.read_text()[-3000:]}" for p in self._logs())
+                raise AssertionError(f"not within {seconds} s\n{logs}")
+            time.sleep(0.1)
+
+    def wait_for_round(self, number: int) -> None:
+        self.wait_until(
+            lambda: any(
+                e["event"] == "round" and e["record"]["round"] >= number for e in self.events()
+            )
+        )
+
+    def wait_for_end(self, name: str, seconds: float = 120.0) -> int:
+        """The exit code of a process that ends by itself."""
+        process = self.processes[name]
+        self.wait_until(lambda: process.poll() is not None, seconds)
+        return process.returncode
+
+    def stop(self) -> None:
+        """End every process and all that it has started, gently first."""
+        for process in self.processes.values():
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+        for process in self.processes.values():
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(15)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def _logs(self) -> list[Path]:
+        return sorted(self.folder.glob("*.log"))
+
+
+@contextmanager
+def deploy(
+    folder: Path,
+    nodes: Sequence[str],
+    classes: Sequence[str],
+    images: Path,
+    clip: Path | None,
+    *settings: str,
+) -> Iterator[Deployment]:
+    """A deployment of these nodes on free ports, whose processes end with the block."""
+    from fedapt.cli.app import main
+
+    arguments = ["--server", f"127.0.0.1:{find_port()}", "--data", str(images)]
+    for node in nodes:
+        arguments += ["--node", node]
+    for setting in (*([f"model.name={clip}"] if clip else []), *settings):
+        arguments += ["-o", setting]
+    assert (
+        main(["federation", "init", str(folder), "--classes", ",".join(classes), *arguments]) == 0
+    )
+    for path in (folder / "nodes").glob("*/node.toml") if clip else ():
+        path.write_text(path.read_text() + f'model = "{clip}"\n')
+    deployment = Deployment(folder)
+    try:
+        yield deployment
+    finally:
+        deployment.stop()
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Command lines that name the folder: what is still running of a deployment."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = entry.read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+        except OSError:
+            continue
+        if str(folder) in command:
+            found.append(command)
+    return found

@@ -1,0 +1,81 @@
+"""A Grid whose nodes answer in this process, with every message really serialised and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import count
+
+from flwr.app import Context, Message, RecordDict, UserConfig
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+
+
+@dataclass
+class DirectGrid(Grid):
+    """Node -> app.
+
+    Attributes:
+        down, up: all that was sent, as bytes.
+        change: what happens to a reply on its way: (node, reply) -> reply, or None for no reply.
+    """
+
+    apps: dict[int, ClientApp]
+    change: Callable[[int, Message], Message | None] = lambda node, reply: reply
+    down: list[bytes] = field(default_factory=list)
+    up: list[bytes] = field(default_factory=list)
+    replies: list[Message] = field(default_factory=list)
+    messages: list[Message] = field(default_factory=list)
+    _waiting: dict[str, Message] = field(default_factory=dict)
+    _numbers: Iterable[int] = field(default_factory=count)
+
+    def set_run(self, run: Run) -> None:
+        raise AssertionError
+
+    @property
+    def run(self) -> Run:
+        raise AssertionError
+
+    def create_message(self, *_: object, **__: object) -> Message:
+        raise AssertionError
+
+    def send_and_receive(self, *_: object, **__: object) -> Iterable[Message]:
+        raise AssertionError
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.apps)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        ids = []
+        for message in messages:
+            number = str(next(self._numbers))  # type: ignore[call-overload]
+            message.metadata.__dict__["_message_id"] = number
+            ids.append(number)
+            arrived = send(message, self.down)
+            arrived.metadata.__dict__["_message_id"] = number
+            self.messages.append(arrived)
+            node = message.metadata.dst_node_id
+            if node not in self.apps:
+                continue
+            context = Context(1, node, UserConfig(), RecordDict(), UserConfig())
+            reply = self.change(node, self.apps[node](arrived, context))
+            if reply is not None:
+                self._waiting[number] = send(reply, self.up)
+                self.replies.append(self._waiting[number])
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return [self._waiting.pop(i) for i in message_ids if i in self._waiting]
+
+
+def send(message: Message, wire: list[bytes]) -> Message:
+    """The message as it arrives: made of the bytes that were sent."""
+    contents = {key: part.deflate() for key, part in get_all_nested_objects(message).items()}
+    wire.extend(contents.values())
+    return inflate_object_from_contents(message.object_id, dict(contents))  # type: ignore[return-value]

@@ -1,0 +1,163 @@
+"""A node refuses what is not its federation's, and says so on both sides."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict, UserConfig
+
+from fedapt.core.config import Config, read_config
+from fedapt.core.errors import FederationError
+from fedapt.federation.flower.client_app import build_client_app, read_party
+from fedapt.federation.flower.node import Node, Party
+from fedapt.federation.flower.task import Plan, read_place, read_plan, remove_paths, task_to_record
+from fedapt.model.backbone import Backbone
+from tests.support.grid import DirectGrid
+from tests.support.tiny import write_tiny_clip, write_tiny_images
+
+NAMES = ("blue disc", "red square", "stripes")
+
+
+@pytest.fixture
+def party(tiny_images: Path, tiny_clip: Path) -> Party:
+    return Party(tiny_images, "photo", "north", str(tiny_clip))
+
+
+@pytest.fixture
+def plan(tiny_backbone: Backbone) -> Plan:
+    return Plan(Config(), NAMES, tiny_backbone.sha256, 2)
+
+
+def ask(party: Party, task: ConfigRecord) -> RecordDict:
+    """What a node answers when it is to introduce itself."""
+    grid = DirectGrid({1: build_client_app(lambda task, context: Node(party))})
+    ids = grid.push_messages([Message(RecordDict({"task": task}), 1, MessageType.QUERY)])
+    (reply,) = grid.pull_messages(ids)
+    return reply.content
+
+
+def refused(party: Party, task: ConfigRecord, capsys: pytest.CaptureFixture[str]) -> str:
+    """The reason that the server is told; the node's operator is told as much."""
+    content = ask(party, task)
+    assert content.keys() == {"refusal"}
+    reason = str(content["refusal"]["reason"])
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert str(party.root) not in reason
+    return f"{reason}|{said}"
+
+
+def test_a_node_introduces_itself(party: Party, plan: Plan) -> None:
+    content = ask(party, task_to_record(plan))
+    assert content.keys() == {"reply"}
+    assert dict(content["reply"]) == {"domain": "photo", "name": "north"}
+    nameless = dataclasses.replace(party, name="")
+    assert ask(nameless, task_to_record(plan))["reply"]["name"] == "photo"
+
+
+def test_other_classes(party: Party, plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    other = dataclasses.replace(plan, classes=("blue disc", "red square", "dots"))
+    told, said = refused(party, task_to_record(other), capsys).split("|")
+    expected = "found blue disc, red square, stripes; expected those of the federation: blue disc,"
+    assert f"the node's classes: {expected} red square, dots" in told
+    assert "the node's classes" in said
+    assert "To do: name the class folders alike" in said
+
+
+def test_a_class_may_be_missing_where_that_is_allowed(party: Party, plan: Plan) -> None:
+    more = dataclasses.replace(plan, classes=("a class", *NAMES))
+    config = read_config(None, ["data.allow_missing_classes=true"])
+    allowed = dataclasses.replace(more, config=config)
+    node = Node(party)
+    assert node.look_up(allowed) == 24  # 30 images, of which each class keeps 2 for testing
+    _, domain = node._load(allowed)
+    assert domain.train.labels.unique().tolist() == [1, 2, 3]  # the federation's numbers
+
+
+def test_another_clip(
+    party: Party, plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = dataclasses.replace(party, model=str(write_tiny_clip(tmp_path / "clip", seed=1)))
+    told, said = refused(other, task_to_record(plan), capsys).split("|")
+    assert "the node's CLIP: found weights of hash " in told
+    assert f"expected those of the federation, {plan.clip_sha256[:12]}" in told
+    assert "use the same weights on server and nodes" in said
+
+
+def test_a_clip_in_a_folder_has_to_be_named(
+    party: Party, plan: Plan, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = remove_paths(read_config(None, ["model.name=/models/clip"]))
+    assert config.model.name == ""
+    nameless = dataclasses.replace(party, model="")
+    task = task_to_record(dataclasses.replace(plan, config=config))
+    told, said = refused(nameless, task, capsys).split("|")
+    assert "no name, because the server's CLIP is a folder of its own" in told
+    assert "model=FOLDER" in said
+
+
+def test_another_version(party: Party, plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    record = task_to_record(plan)
+    record["protocol"], record["version"] = 2, "9.9"
+    told, said = refused(party, record, capsys).split("|")
+    assert "version: found protocol 2 of fedapt '9.9'; expected protocol 1" in told
+    assert "install the same version of fedapt on server and nodes" in said
+
+
+def test_a_setting_that_this_version_does_not_know(
+    party: Party, plan: Plan, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = task_to_record(plan)
+    record["config"] = '{"train": {"warp": 9}}'
+    told, _ = refused(party, record, capsys).split("|")
+    assert "the server's message: found the unknown name 'train.warp'" in told
+
+
+def test_a_folder_is_not_named_to_the_server(
+    party: Party, plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tiny_images(tmp_path / "elsewhere", 4, ("photo",))
+    lost = dataclasses.replace(party, root=tmp_path / "elsewhere", domain="sketch")
+    told, said = refused(lost, task_to_record(plan), capsys).split("|")
+    assert told == "DataError; the node's log says more"
+    assert str(tmp_path) in said
+
+
+def test_only_the_own_domain_is_looked_at(party: Party, plan: Plan, tiny_images: Path) -> None:
+    node = Node(party)
+    node.look_up(plan)
+    _, domain = node._load(plan)
+    assert {path.parts[-3] for path in domain.train.table.paths} == {"photo"}
+    assert len(domain.train.table.paths) == 30
+
+
+@pytest.mark.parametrize("value", [-1, 1.0, "0", True, None])
+def test_a_place_is_whole_numbers(plan: Plan, value: object) -> None:
+    record = ConfigRecord({"client": 0, "domain": 1, "key": 1, "share": 0, "round": 3})
+    assert dataclasses.astuple(read_place(record)) == (0, 1, 1, 0, 3)
+    if value is None:
+        del record["key"]
+    else:
+        record["key"] = value  # type: ignore[assignment]
+    with pytest.raises(FederationError, match="key = "):
+        read_place(record)
+
+
+def test_a_plan_comes_back_as_it_was(plan: Plan) -> None:
+    config = read_config(None, ["train.lr=0.3", "data.class_names.mug='a mug'", "data.root=/x"])
+    sent = dataclasses.replace(plan, config=remove_paths(config))
+    found = read_plan(task_to_record(sent))
+    assert found == sent
+    assert found.config.train.lr == 0.3
+    assert found.config.data.root == ""
+
+
+def test_a_stock_node_reads_its_configuration() -> None:
+    config: UserConfig = {"data": "/images", "domain": "photo", "device": "cuda"}
+    context = Context(1, 1, config, RecordDict(), {})
+    assert read_party(context) == Party(Path("/images"), "photo", device="cuda")
+    del config["domain"]
+    with pytest.raises(Exception, match="the node's configuration: found no domain"):
+        read_party(context)
