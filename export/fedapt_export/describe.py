@@ -15,8 +15,8 @@ from fedapt.core.errors import FileError
 from fedapt.core.files import hash_file
 from fedapt.model.checkpoint import load_checkpoint
 from fedapt_export.fuse import read_manifest
+from fedapt_runtime.backends.engine_file import read_engine_file
 from fedapt_runtime.head import read_head
-from fedapt_runtime.manifest import parse_manifest
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -43,26 +43,12 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def _describe_engine(path: Path) -> dict[str, Any]:
-    facts = {"kind": "engine", "file": str(path), "bytes": _size(path), "sha256": hash_file(path)}
-    beside = path.with_name(path.name + ".json")
-    try:
-        sidecar = json.loads(beside.read_text("utf-8"))
-        manifest, known = sidecar.pop("manifest"), sidecar["engine_sha256"]
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise FileError(
-            where=beside,
-            found=f"no readable description of the engine ({type(error).__name__})",
-            expected="the JSON that `fedapt export --trt` writes beside an engine",
-            next_step="copy it here together with the engine, or build both again",
-        ) from error
-    if known != facts["sha256"]:
-        raise FileError(
-            where=path,
-            found=f"an engine of hash {str(facts['sha256'])[:12]}",
-            expected=f"{known[:12]}, which {beside.name} describes",
-            next_step="copy both files together, or build both again",
-        )
-    return {**facts, **sidecar, **parse_manifest(json.dumps(manifest), beside).describe()}
+    facts = {"kind": "engine", "file": str(path), "bytes": _size(path)}
+    engine = read_engine_file(path)  # which checks every field that follows
+    sidecar: dict[str, Any] = json.loads(path.with_name(path.name + ".json").read_text("utf-8"))
+    sha256 = sidecar.pop("engine_sha256")
+    del sidecar["manifest"]
+    return facts | {"sha256": sha256} | sidecar | dataclasses.asdict(engine.manifest)
 
 
 def _size(path: Path) -> int:

@@ -2,8 +2,8 @@
 
 The precision stands in the graph's own types, never in a builder's flag: TensorRT 10, 11 and RTX
 take a strongly typed network at its word, and ONNX Runtime has no such flag. LayerNorm, softmax and
-every sum stay in float32 (CLIP's squares overflow float16), as do the pixels until the first
-convolution; weights and products are half as large.
+all that adds up over an axis stay in float32 (CLIP's squares overflow float16), as do the pixels
+until the first convolution; weights and products are half as large.
 
 Source: NVIDIA TensorRT documentation, "Strongly typed networks".
 """
@@ -38,6 +38,9 @@ _EXACT = {
     "Softmax",
     "Sqrt",
 }
+# a norm that was traced in pieces: these operators, and the arithmetic between and behind them
+_PIECES = {"Pow", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare", "Sqrt"}
+_ARITHMETIC = {"Add", "Div", "Max", "Mul", "Reciprocal", "Sub"}
 _FIRST_PRODUCTS = {"Conv", "MatMul", "Gemm"}
 
 
@@ -85,13 +88,18 @@ class _Converter:
 
     def convert(self, nodes: Iterable[onnx.NodeProto], outputs: set[str]) -> list[onnx.NodeProto]:
         """All nodes in the types that they are to have, with the casts between them."""
-        has_product = False
+        has_product, pieces = False, set[str]()
         self._types = {name: int(TensorProto.FLOAT) for name in self._floats}
         for original in nodes:
             node = onnx.NodeProto()
             node.CopyFrom(original)
             has_product |= node.op_type in _FIRST_PRODUCTS
-            is_half = has_product and node.op_type not in _EXACT
+            is_piece = node.op_type in _PIECES or (
+                node.op_type in _ARITHMETIC and not pieces.isdisjoint(node.input)
+            )
+            if is_piece:
+                pieces.update(node.output)
+            is_half = has_product and node.op_type not in _EXACT and not is_piece
             wanted = self._half if is_half else int(TensorProto.FLOAT)
             for i, name in enumerate(node.input):
                 if name in self._floats:

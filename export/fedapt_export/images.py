@@ -76,7 +76,12 @@ def collect_calibration(
 def _split(checkpoint: Checkpoint, data: Path) -> Split:
     # the split asks for no labels, and neither use needs them: any folder of domains will do
     config = checkpoint.info.config.data
-    return split_folders(scan_folders(data), config.test_fraction, config.split_seed)
+    return split_folders(
+        scan_folders(data),
+        config.test_fraction,
+        config.split_seed,
+        validation_fraction=config.validation_fraction,
+    )
 
 
 def _draw(paths: list[Path], count: int, purpose: str) -> list[Path]:

@@ -49,6 +49,8 @@ def to_int8(
     from onnxruntime import quantization as q
 
     excluded = _keep_in_float(tower, float_convolutions)
+    copy = onnx.ModelProto()
+    copy.CopyFrom(tower)  # the quantiser moves the weights out of the model that it is given
     kind = q.QuantType.QInt8 if symmetric else q.QuantType.QUInt8
     # a product's result stays float: one multiplication by the scales follows it either way
     unquantised = ["MatMul", "Gemm"] + (["Conv"] if symmetric else [])
@@ -56,7 +58,7 @@ def to_int8(
         out = Path(folder) / "int8.onnx"
         try:
             q.quantize_static(
-                tower,
+                copy,
                 out,
                 _Reader(tower.graph.input[0].name, calibration),
                 quant_format=q.QuantFormat.QDQ,
@@ -68,7 +70,6 @@ def to_int8(
                 calibrate_method=q.CalibrationMethod.MinMax,
                 extra_options={
                     "ActivationSymmetric": symmetric,
-                    "MatMulConstBOnly": True,
                     "OpTypesToExcludeOutputQuantization": unquantised,
                 },
             )
@@ -86,8 +87,12 @@ def to_int8(
 
 
 def _keep_in_float(tower: onnx.ModelProto, float_convolutions: int) -> list[str]:
-    """The first convolutions, what stands before them, and the projection at the end."""
+    """The first convolutions, what stands before them, and the projection at the end.
+
+    Products of two activations too: attention's scores and sums.
+    """
     nodes = tower.graph.node
+    weights = {tensor.name for tensor in tower.graph.initializer}
     convolutions = [node.name for node in nodes if node.op_type == "Conv"]
     excluded = convolutions[:float_convolutions]
     seen = set()
@@ -98,8 +103,9 @@ def _keep_in_float(tower: onnx.ModelProto, float_convolutions: int) -> list[str]
     is_convolutional = len(convolutions) > float_convolutions
     if not is_convolutional:  # a transformer's sums and activations stay float anyway
         excluded += [node.name for node in nodes if node.op_type in ("Add", "Clip", "Relu")]
-    products = [node.name for node in nodes if node.op_type in ("Gemm", "MatMul")]
-    return [*dict.fromkeys([*excluded, *sorted(seen), *products[-1:]])]
+    products = [node for node in nodes if node.op_type in ("Gemm", "MatMul")]
+    excluded += [node.name for node in products if not weights.intersection(node.input)]
+    return [*dict.fromkeys([*excluded, *sorted(seen), products[-1].name])]
 
 
 class _Reader:

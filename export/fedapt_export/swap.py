@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
@@ -13,7 +14,8 @@ from fedapt.core.files import write_bytes
 from fedapt_export.fuse import attach_manifest, read_manifest
 from fedapt_export.head import Head, head_tensors
 from fedapt_runtime import Manifest
-from fedapt_runtime.head import read_head
+from fedapt_runtime.errors import ModelFileError
+from fedapt_runtime.head import Tensor, read_head
 from fedapt_runtime.manifest import METADATA_KEY
 
 
@@ -24,6 +26,20 @@ def write_head(head: Head, manifest: Manifest, out: Path) -> None:
         FileError: the folder cannot be written, or the disk is full.
     """
     write_bytes(out, save(head_tensors(head), {METADATA_KEY: manifest.to_json()}))
+
+
+def _check_width(model: onnx.ModelProto, values: Mapping[str, Tensor], where: Path) -> None:
+    """Refuse a head for features of another width, whatever its manifest says."""
+    name = "adaptive_network"
+    mine = [list(t.dims) for t in model.graph.initializer if t.name == name]
+    width = values[name].shape[0]
+    if mine and mine[0][0] != width:
+        raise ModelFileError(
+            where=where,
+            found=f"a head for features of width {width}",
+            expected=f"{mine[0][0]}, the width of the model's features",
+            next_step="export a head of the same CLIP",
+        )
 
 
 def swap_head(model_path: Path, head_path: Path, out: Path) -> Manifest:
@@ -50,6 +66,7 @@ def swap_head(model_path: Path, head_path: Path, out: Path) -> Manifest:
     before = read_manifest(model, model_path)
     head.check_fits(before, head_path)
     values = head.feeds()
+    _check_width(model, values, head_path)
     for initializer in model.graph.initializer:
         if initializer.name in values:
             value = values.pop(initializer.name)

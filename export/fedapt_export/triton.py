@@ -76,8 +76,10 @@ def write_repository(
     target = folder / model.stem
     with replace_file(target / "1" / ("model.plan" if is_engine else "model.onnx")) as temporary:
         shutil.copyfile(model, temporary)
-    write_text(target / "classes.txt", "\n".join(manifest.classes) + "\n")
-    write_text(target / "domains.txt", "\n".join(manifest.domains) + "\n")
+    for name, labels in (("classes.txt", manifest.classes), ("domains.txt", manifest.domains)):
+        # one label a line: a line break inside a name would move all that follow
+        lines = [" ".join(label.splitlines()) for label in labels]
+        write_text(target / name, "\n".join(lines) + "\n")
     height, width = manifest.preprocessing.size
     config = _CONFIG.format(
         name=target.name.replace("\\", "\\\\").replace('"', '\\"'),

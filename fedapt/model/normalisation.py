@@ -28,6 +28,8 @@ def fold_normalisation(model: onnx.ModelProto) -> None:
     # the convolution, or a Pad of zeros before it
     reader = _only_reader(graph, add.output[0], None)
     is_padded = reader is not None and reader.op_type == "Pad"
+    if reader is not None and is_padded and not _pads_zeros(reader, constants):
+        return
     conv = _only_reader(graph, reader.output[0], "Conv") if reader and is_padded else reader
     if conv is None or conv.op_type != "Conv" or conv.input[1] not in constants:
         return
@@ -41,7 +43,7 @@ def fold_normalisation(model: onnx.ModelProto) -> None:
     weight = numpy_helper.to_array(constants[conv.input[1]]).astype(np.float64)
     folded = weight * scale.reshape(1, -1, 1, 1)
     _replace(graph, conv, 1, folded, "normalised.weight")
-    source = multiply.input[0]
+    (source,) = (name for name in multiply.input if name not in constants)
     if is_padded:
         offset = (shift / scale).reshape(-1, 1, 1)
         graph.initializer.append(_to_tensor(offset, "normalised.offset"))
@@ -84,6 +86,15 @@ def _constant(
 ) -> NDArray[np.float64] | None:
     names = [name for name in node.input if name in constants]
     return numpy_helper.to_array(constants[names[0]]).astype(np.float64) if names else None
+
+
+def _pads_zeros(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> bool:
+    modes = [a.s for a in node.attribute if a.name == "mode"]
+    values = [name for name in node.input[2:3] if name]
+    zero = all(
+        name in constants and not numpy_helper.to_array(constants[name]).any() for name in values
+    )
+    return modes in ([], [b"constant"]) and zero
 
 
 def _to_tensor(values: NDArray[np.float64], name: str) -> onnx.TensorProto:

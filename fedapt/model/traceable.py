@@ -12,10 +12,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
+from fedapt.model.open_clip_import import import_open_clip
+
 
 def rewrite_for_tracing(module: nn.Module) -> None:
     """Replace, in place, what would leave needless operators behind; evaluation mode only."""
-    from timm.models import reparameterize_model  # timm imports torchvision: see open_clip_import
+    import_open_clip()  # which makes timm importable
+    from timm.models import reparameterize_model
 
     # MobileOne's and FastViT's parallel convolutions become the one that they add up to
     reparameterize_model(module, inplace=True)

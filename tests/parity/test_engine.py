@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from fedapt.cli.app import main
-from fedapt.core.errors import DependencyError, ExportError, FileError, UsageError
+from fedapt.core.errors import DependencyError, ExportError, UsageError
 from fedapt.core.files import hash_file
 from fedapt.model.backbone import load_backbone
 from fedapt.model.image_encoder import read_tower
@@ -174,14 +174,21 @@ def test_the_command_writes_model_and_engine(
     assert main([*command, "--head-only"]) == 2
 
 
-def test_an_engine_without_its_description_or_with_anothers_is_refused(tmp_path: Path) -> None:
+@needs_rtx
+def test_an_engine_without_its_description_or_with_anothers_is_refused(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "model.engine"
-    out.write_bytes(b"plan")
-    with pytest.raises(FileError, match="found no readable description of the engine"):
-        describe(out)
+    build_engine(tiny_model, out, EngineSettings("rtx", ("sm89",)))
+    assert describe(out)["classes"] == ("blue disc", "red square", "stripes")
     beside = tmp_path / "model.engine.json"
-    beside.write_text(json.dumps({"engine_sha256": "0" * 64, "manifest": {}}))
-    with pytest.raises(FileError, match=r"expected 000000000000, which model\.engine\.json"):
+    sidecar = json.loads(beside.read_text())
+    sidecar["engine_sha256"] = "0" * 64
+    beside.write_text(json.dumps(sidecar))
+    with pytest.raises(ModelFileError, match=r"expected 000000000000, which model\.engine\.json"):
+        describe(out)
+    beside.unlink()
+    with pytest.raises(ModelFileError, match="found no readable description of the engine"):
         describe(out)
 
 

@@ -75,6 +75,8 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
         "OpenCLIP",
         "lite",
         "TensorRT-RTX",
+        "TensorRT",
+        "transformers",
         "Flower",
         "pages",
         "demo",
