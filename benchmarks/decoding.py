@@ -16,7 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
 from photos import RESULTS, machine, photos_root
 from PIL import Image
@@ -29,6 +28,8 @@ Load = Callable[[str], NDArray[np.uint8]]
 
 def load_simplejpeg(path: str) -> NDArray[np.uint8]:
     """At the least of libjpeg-turbo's sizes that need no enlarging."""
+    import simplejpeg  # no dependency of the project
+
     data = Path(path).read_bytes()
     height, width, *_ = simplejpeg.decode_jpeg_header(data)
     scale = min(1.0, 224 / min(height, width))

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from fedapt.cli.app import main
 from fedapt.core.config import Config, read_config
-from fedapt.core.records import read_records
+from fedapt.core.records import Record, read_records
 from fedapt.core.report import Reporter
 from fedapt.federation.flower.files import Deployment as Deployed
 from fedapt.federation.flower.files import write_deployment
@@ -53,16 +54,29 @@ def deployment(
     found.wait_until(lambda: processes_of(folder) == [], 30.0)
 
 
-def train_locally(out: Path, images: Path, clip: Path, rounds: int, seconds: float) -> bytes:
-    """The checkpoint of the local engine with the same settings."""
+def train_locally(out: Path, images: Path, clip: Path, rounds: int, seconds: float) -> None:
+    """A run of the local engine with the same settings."""
     options = {"data.root": str(images), "model.name": str(clip), "train.rounds": rounds}
     options["federation.round_seconds"] = float(seconds)
     config = read_config(None, SETTINGS, options)
     train(config, out, resume=False, device="cpu", reporter=Reporter())
-    return (out / "checkpoint.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("deployment", [(8, 8)], indirect=True)
+def assert_same(one: Path, other: Path) -> None:
+    """To the rounding of other numbers of threads; all that is written down is equal."""
+    expected, found = load_checkpoint(one), load_checkpoint(other)
+    assert found.info == expected.info
+    assert found.learned.keys() == expected.learned.keys()
+    for name, tensor in expected.learned.items():
+        torch.testing.assert_close(found.learned[name], tensor, rtol=0, atol=1e-6)
+
+
+def find_missed(deployment: Deployment) -> list[Record]:
+    """The rounds that did without somebody."""
+    return [r for r in read_records(deployment.run / "records.jsonl") if "refused" in r]
+
+
+@pytest.mark.parametrize("deployment", [(14, 8)], indirect=True)
 def test_a_node_dies_and_comes_back(deployment: Deployment) -> None:
     deployment.start_server()
     for name in DOMAINS:
@@ -71,16 +85,18 @@ def test_a_node_dies_and_comes_back(deployment: Deployment) -> None:
 
     deployment.wait_for_round(2)
     deployment.kill("painting")
+    deployment.wait_until(lambda: find_missed(deployment) != [])
     deployment.start_node("painting")
 
     assert deployment.wait_for_end("train") == 0
     records = read_records(deployment.run / "records.jsonl")
-    assert [r["round"] for r in records] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [r["round"] for r in records] == list(range(1, 15))
     assert records[1]["replies"] == 4
-    assert records[2]["replies"] == 3
-    assert records[2]["refused"].keys() == {"painting"}
-    assert records[7]["replies"] == 4
-    assert records[7]["accuracy"].keys() == set(DOMAINS)
+    missed = find_missed(deployment)
+    assert missed
+    assert all(r["refused"].keys() == {"painting"} and r["replies"] == 3 for r in missed)
+    assert records[-1]["replies"] == 4
+    assert records[-1]["accuracy"].keys() == set(DOMAINS)
     assert load_checkpoint(deployment.run / "checkpoint.safetensors").info.domains == DOMAINS
 
 
@@ -106,8 +122,8 @@ def test_a_killed_server_goes_on_where_it_was(
 
     again = [e["record"]["round"] for e in deployment.events() if e["event"] == "round"]
     assert again == [1, 2, 3, 4]  # no round was trained twice
-    found = (deployment.run / "checkpoint.safetensors").read_bytes()
-    assert found == train_locally(tmp_path / "local", images, tiny_clip, 4, 60)
+    train_locally(tmp_path / "local", images, tiny_clip, 4, 60)
+    assert_same(*(run / "checkpoint.safetensors" for run in (tmp_path / "local", deployment.run)))
 
 
 @pytest.mark.parametrize("deployment", [(1, 60)], indirect=True)
@@ -164,11 +180,7 @@ def test_flowers_simulation_trains_as_the_local_engine(
         done = subprocess.run(command, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stderr
         assert "Traceback" not in done.stderr
-    one, other = (
-        (tmp_path / engine / "checkpoint.safetensors").read_bytes()
-        for engine in ("local", "flower")
-    )
-    assert one == other
+    assert_same(*(tmp_path / e / "checkpoint.safetensors" for e in ("local", "flower")))
     records = read_records(tmp_path / "flower" / "records.jsonl")
     assert [r["replies"] for r in records] == [2, 2]
 

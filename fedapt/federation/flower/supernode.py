@@ -9,12 +9,14 @@ Source: flwr.supercore.superexec.run_superexec, flwr.supernode.runtime.run_clien
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 from flwr.clientapp import ClientApp
@@ -77,19 +79,32 @@ def _find_port() -> int:
 
 
 def _work_off(address: str, app: ClientApp) -> None:
-    """Do what the SuperNode at `address`, in this process, receives."""
+    """Do what the SuperNode at `address`, in this process, receives.
+
+    Each task has a thread of its own until its message is here, since one of a run that has ended
+    meanwhile never comes; messages are then worked off one after another.
+    """
     while not _is_open(address):
         time.sleep(_POLL_S)
-    client = _connect(address, RuntimeVersionHttpInterceptor(component_name="SuperExec"))
-    request = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
-    try:
+    one_at_a_time = threading.Lock()
+    with _or_end():
+        client = _connect(address, RuntimeVersionHttpInterceptor(component_name="SuperExec"))
+        request = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
         while True:
             acquired = client.AcquireTask(request)
             if acquired.token:
-                _work(address, acquired.token, app)
+                task = (address, acquired.token, app, one_at_a_time)
+                threading.Thread(target=_work, args=task, daemon=True).start()
             else:
                 time.sleep(_POLL_S)
-    except BaseException:  # a node that does nothing must not look as if it did
+
+
+@contextlib.contextmanager
+def _or_end() -> Iterator[None]:
+    """End the process with an error: a node that does nothing must not look as if it did."""
+    try:
+        yield
+    except BaseException:
         traceback.print_exc()
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -100,7 +115,7 @@ def _is_open(address: str) -> bool:
         return probe.connect_ex((host, int(port))) == 0
 
 
-def _work(address: str, token: str, app: ClientApp) -> None:
+def _work(address: str, token: str, app: ClientApp, one_at_a_time: threading.Lock) -> None:
     client = _connect(
         address,
         RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"),
@@ -109,10 +124,15 @@ def _work(address: str, token: str, app: ClientApp) -> None:
     heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
     heartbeat.start()
     try:
-        message, context, _, _ = pull_task_input(client)
-        reply = app(message, context)
-        push_message(client, reply, context)
-        push_task_output(client, context, SubStatus.COMPLETED, "")
+        try:
+            message, context, _, _ = pull_task_input(client)
+        except Exception as error:  # the run has ended, and Flower has many words for it
+            print(f"a message that did not arrive: {error}", flush=True)
+            return
+        with _or_end(), one_at_a_time:
+            reply = app(message, context)
+            push_message(client, reply, context)
+            push_task_output(client, context, SubStatus.COMPLETED, "")
     finally:
         heartbeat.stop()
         client.close()

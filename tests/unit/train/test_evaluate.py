@@ -24,7 +24,7 @@ from fedapt.train.methods.fedapt import ADAPTIVE_NETWORK, META_PROMPT, FedAPT
 class Flatten(nn.Module):
     """A text tower for contexts of one token: the token, at unit length."""
 
-    eos = torch.zeros(2)  # two classes
+    n_classes = 2
 
     def forward(self, context: Tensor) -> Tensor:
         return normalize(context.squeeze(-2), dim=-1)
