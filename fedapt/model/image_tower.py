@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedapt.model.backbone import Backbone
+from fedapt.model.batch_norm import unfold_batch_norms
 from fedapt.model.normalisation import fold_normalisation
 from fedapt.model.onnx_trace import trace_to_onnx
 from fedapt.model.traceable import rewrite_for_tracing
@@ -61,4 +62,5 @@ def image_tower_to_onnx(backbone: Backbone) -> onnx.ModelProto:
     example = torch.zeros(2, height, width, 3, dtype=torch.uint8, device=backbone.device)
     model = trace_to_onnx(tower, example, INPUT, [FEATURES])
     fold_normalisation(model)
+    unfold_batch_norms(model)
     return model
