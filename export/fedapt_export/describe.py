@@ -48,7 +48,7 @@ def _describe_engine(path: Path) -> dict[str, Any]:
     sidecar: dict[str, Any] = json.loads(path.with_name(path.name + ".json").read_text("utf-8"))
     sha256 = sidecar.pop("engine_sha256")
     del sidecar["manifest"]
-    return facts | {"sha256": sha256} | sidecar | dataclasses.asdict(engine.manifest)
+    return facts | {"sha256": sha256} | sidecar | engine.manifest.describe()
 
 
 def _size(path: Path) -> int:

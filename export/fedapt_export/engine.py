@@ -26,18 +26,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from fedapt.core.errors import DependencyError, ExportError, UsageError
 from fedapt.core.files import hash_file, replace_file, write_text
-from fedapt_export.engine_builder import LIBRARIES
 from fedapt_export.engine_check import compare_engine
-from fedapt_export.fuse import read_manifest
+from fedapt_export.fuse import read_model
 from fedapt_runtime.backends.ort import OrtBackend
-from fedapt_runtime.backends.tensorrt import TensorRtBackend
+from fedapt_runtime.backends.tensorrt import MODULES, TensorRtBackend
 
-FLAVOURS = ("auto", *LIBRARIES)
+FLAVOURS = ("auto", *MODULES)
 # what TensorRT-RTX 1.7 names; H100 and B200 (sm90, sm100) are targets of plain TensorRT alone
 CAPABILITIES = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 _DATA_CENTRE = ("sm90", "sm100", "sm103")
@@ -99,7 +97,7 @@ class EngineSettings:
         if not _is_installed(flavour):
             raise DependencyError(
                 where=f"--trt-flavour {flavour}",
-                found=f"no module {LIBRARIES[flavour]}",
+                found=f"no module {MODULES[flavour]}",
                 expected="TensorRT-RTX" if flavour == "rtx" else "TensorRT 10 or 11",
                 next_step=_INSTALL[flavour],
             )
@@ -168,7 +166,7 @@ def find_gpu() -> str:
 
 
 def _is_installed(flavour: str) -> bool:
-    return find_spec(LIBRARIES[flavour]) is not None
+    return find_spec(MODULES[flavour]) is not None
 
 
 def build_engine(
@@ -194,7 +192,7 @@ def build_engine(
         ParityError: the engine does not compute what the model computes; `out` is untouched.
         FileError: the output cannot be written.
     """
-    manifest = read_manifest(onnx.load(model), model)
+    _, manifest = read_model(model)
     settings = settings.settle(manifest.precision)
     gpu = find_gpu()
     with replace_file(out) as temporary:

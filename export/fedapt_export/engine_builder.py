@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = {"rtx": "tensorrt_rtx_bindings", "tensorrt": "tensorrt"}
+from fedapt_runtime.backends.tensorrt import MODULES
+
 _NAMES = {"rtx": "tensorrt-rtx", "tensorrt": "tensorrt"}
 _OLDEST_TENSORRT = 10
 
@@ -30,7 +31,7 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
         BuildError: with the library's own words.
     """
     flavour = request["flavour"]
-    trt: Any = importlib.import_module(LIBRARIES[flavour])
+    trt: Any = importlib.import_module(MODULES[flavour])
     if flavour == "tensorrt" and int(trt.__version__.split(".")[0]) < _OLDEST_TENSORRT:
         raise BuildError(f"TensorRT {trt.__version__}; {_OLDEST_TENSORRT} or newer is needed")
     logger = trt.Logger(trt.Logger.ERROR)

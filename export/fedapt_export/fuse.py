@@ -140,6 +140,25 @@ def read_manifest(model: onnx.ModelProto, where: object) -> Manifest:
     return parse_manifest(metadata.get(METADATA_KEY), where)
 
 
+def read_model(path: Path) -> tuple[onnx.ModelProto, Manifest]:
+    """A fused model and its manifest.
+
+    Raises:
+        ExportError: it is missing, or no ONNX.
+        ModelFileError: it has no manifest, a damaged one, or one of another schema.
+    """
+    try:
+        model = onnx.load(path)
+    except Exception as error:  # protobuf's errors and OSError share no useful base class
+        raise ExportError(
+            where=path,
+            found=f"a file that onnx cannot read ({' '.join(str(error).split())[:200]})",
+            expected="a model written by `fedapt export`",
+            next_step="check the path",
+        ) from error
+    return model, read_manifest(model, path)
+
+
 def attach_manifest(model: onnx.ModelProto, manifest: Manifest) -> None:
     """Put the manifest into the model's `metadata_props`."""
     onnx.helper.set_model_props(model, {METADATA_KEY: manifest.to_json()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,13 @@ from numpy.typing import NDArray
 from fedapt.core.config import read_config
 from fedapt.core.errors import DataError
 from fedapt.core.seeds import child_seed
-from fedapt.data.folders import scan_folders
+from fedapt.data.folders import ImageFolders, Sample, scan_folders
 from fedapt.data.splits import Split, split_folders
 from fedapt.model.checkpoint import Checkpoint
 from fedapt_runtime import Preprocessing
 from fedapt_runtime.pipeline import decode_ahead
+
+_PARITY = "parity images"
 
 
 def collect_images(
@@ -33,15 +36,12 @@ def collect_images(
     if data is None:
         data = root_of_run(checkpoint_path)
     if data is None:
-        generator = np.random.default_rng(child_seed(0, "parity images"))
+        generator = np.random.default_rng(child_seed(0, _PARITY))
         shape = (min(count or 64, 64), *preprocessing.size, 3)
         noise = generator.integers(0, 256, shape, dtype=np.uint8)
         return noise, f"{len(noise)} images of noise (pass --data for photos)"
-    split = _split(checkpoint, data)
-    paths = [data / s.path for images in split.test.values() for s in images]
-    pixels, n_broken = _decode(checkpoint, _draw(paths, count, "parity images"), data)
-    skipped = f", {n_broken} unreadable ones left out" if n_broken else ""
-    return pixels, f"{len(pixels)} test images of {data.name}{skipped}"
+    test = split_of_run(checkpoint, scan_folders(data)).test
+    return _collect(checkpoint, data, test, _PARITY, count, "test images")
 
 
 def collect_calibration(
@@ -66,33 +66,34 @@ def collect_calibration(
             expected="images like those that will be classified",
             next_step="pass --calibration ROOT, a folder of domains",
         )
-    split = _split(checkpoint, data)
-    paths = [data / s.path for images in split.train.values() for s in images]
-    pixels, n_broken = _decode(checkpoint, _draw(paths, count, "calibration images"), data)
-    skipped = f", {n_broken} unreadable ones left out" if n_broken else ""
-    return pixels, f"{len(pixels)} training images of {data.name}{skipped}"
+    train = split_of_run(checkpoint, scan_folders(data)).train
+    return _collect(checkpoint, data, train, "calibration images", count, "training images")
 
 
-def _split(checkpoint: Checkpoint, data: Path) -> Split:
-    # the split asks for no labels, and neither use needs them: any folder of domains will do
+def split_of_run(checkpoint: Checkpoint, folders: ImageFolders) -> Split:
+    """Images as the checkpoint's training split them; of any folder of domains, without labels."""
     config = checkpoint.info.config.data
     return split_folders(
-        scan_folders(data),
+        folders,
         config.test_fraction,
         config.split_seed,
         validation_fraction=config.validation_fraction,
     )
 
 
-def _draw(paths: list[Path], count: int, purpose: str) -> list[Path]:
-    if not count or len(paths) <= count:
-        return paths
-    chosen = np.random.default_rng(child_seed(0, purpose)).permutation(len(paths))
-    return [paths[i] for i in sorted(chosen[:count])]
-
-
-def _decode(checkpoint: Checkpoint, paths: list[Path], data: Path) -> tuple[NDArray[np.uint8], int]:
-    """The readable ones, and how many are not."""
+def _collect(
+    checkpoint: Checkpoint,
+    data: Path,
+    samples: Mapping[str, Sequence[Sample]],
+    purpose: str,
+    count: int,
+    kind: str,
+) -> tuple[NDArray[np.uint8], str]:
+    """The readable ones of `count` drawn for a purpose, and a line that says which."""
+    paths = [data / sample.path for images in samples.values() for sample in images]
+    if count and len(paths) > count:
+        chosen = np.random.default_rng(child_seed(0, purpose)).permutation(len(paths))
+        paths = [paths[i] for i in sorted(chosen[:count])]
     preprocessing = Preprocessing.from_dict(checkpoint.info.preprocessing)
     decoded = decode_ahead(paths, preprocessing, workers=4, ahead=64)
     pixels = [item.pixels for item in decoded if item.pixels is not None]
@@ -103,7 +104,9 @@ def _decode(checkpoint: Checkpoint, paths: list[Path], data: Path) -> tuple[NDAr
             expected="images to compare the graph on, or to calibrate it with",
             next_step="pass a folder with readable images",
         )
-    return np.stack(pixels), len(paths) - len(pixels)
+    n_broken = len(paths) - len(pixels)
+    skipped = f", {n_broken} unreadable ones left out" if n_broken else ""
+    return np.stack(pixels), f"{len(pixels)} {kind} of {data.name}{skipped}"
 
 
 def root_of_run(checkpoint_path: Path) -> Path | None:

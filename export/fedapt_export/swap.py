@@ -11,7 +11,7 @@ from safetensors.numpy import save
 
 from fedapt.core.errors import ExportError
 from fedapt.core.files import write_bytes
-from fedapt_export.fuse import attach_manifest, read_manifest
+from fedapt_export.fuse import attach_manifest, read_model
 from fedapt_export.head import Head, head_tensors
 from fedapt_runtime import Manifest
 from fedapt_runtime.errors import ModelFileError
@@ -53,17 +53,8 @@ def swap_head(model_path: Path, head_path: Path, out: Path) -> Manifest:
         ModelFileError: the head is damaged, or of another CLIP.
         FileError: the output cannot be written.
     """
-    try:
-        model = onnx.load(model_path)
-    except Exception as error:  # protobuf's errors and OSError share no useful base class
-        raise ExportError(
-            where=model_path,
-            found=f"a file that onnx cannot read ({' '.join(str(error).split())[:200]})",
-            expected="a model written by `fedapt export`",
-            next_step="check the path",
-        ) from error
+    model, before = read_model(model_path)
     head = read_head(head_path)
-    before = read_manifest(model, model_path)
     head.check_fits(before, head_path)
     values = head.feeds()
     _check_width(model, values, head_path)

@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 from fedapt.core.report import Reporter
 from fedapt.data.features import ImageEncoder, extract_features
 from fedapt.data.folders import ImageFolders, Sample, scan_folders
-from fedapt.data.splits import split_folders
 from fedapt.model.backbone import Backbone
 from fedapt.model.checkpoint import Checkpoint
 from fedapt.model.image_encoder import image_encoder
 from fedapt.train.methods.fedapt import ADAPTIVE_NETWORK
-from fedapt_export.images import root_of_run
+from fedapt_export.images import root_of_run, split_of_run
 from fedapt_runtime.unknown import UnknownSignal, calibrate_signal
 
 KEEP = 0.95  # share of images of known domains that must not be flagged
@@ -71,13 +70,7 @@ def calibrate_on(
     Centres come from the training images of each domain and class, the scale and the threshold
     from images that were held out of training.
     """
-    config = checkpoint.info.config.data
-    split = split_folders(
-        folders,
-        config.test_fraction,
-        config.split_seed,
-        validation_fraction=config.validation_fraction,
-    )
+    split = split_of_run(checkpoint, folders)
 
     def features(samples: Sequence[Sample]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Of the readable ones, with their classes."""

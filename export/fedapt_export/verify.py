@@ -12,7 +12,7 @@ from fedapt.core.files import hash_file
 from fedapt.core.report import Reporter
 from fedapt.model.backbone import load_backbone
 from fedapt.model.checkpoint import load_checkpoint
-from fedapt_export.fuse import read_manifest
+from fedapt_export.fuse import read_model
 from fedapt_export.images import collect_images
 from fedapt_export.parity import Parity, measure_parity
 from fedapt_export.precision import MOST_FEATURE_DIFFERENCE, to_runnable
@@ -59,16 +59,7 @@ def verify(
 
 
 def _load(path: Path) -> tuple[onnx.ModelProto, Manifest]:
-    try:
-        model = onnx.load(path)
-    except Exception as error:  # protobuf's errors and OSError share no useful base class
-        raise ExportError(
-            where=path,
-            found=f"a file that onnx cannot read ({' '.join(str(error).split())[:200]})",
-            expected="a model written by `fedapt export`",
-            next_step="check the path",
-        ) from error
-    manifest = read_manifest(model, path)
+    model, manifest = read_model(path)
     if manifest.precision not in MOST_FEATURE_DIFFERENCE:
         raise ExportError(
             where=path,

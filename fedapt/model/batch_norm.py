@@ -12,6 +12,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from fedapt.model.onnx_trace import drop_unused_weights
+
 
 def unfold_batch_norms(model: onnx.ModelProto) -> None:
     """Replace every BatchNormalization, in place, by Mul and Add."""
@@ -41,6 +43,4 @@ def unfold_batch_norms(model: onnx.ModelProto) -> None:
         graph.node.remove(node)
         graph.node.insert(place, total)
         graph.node.insert(place, product)
-    used = {name for node in graph.node for name in node.input}
-    for unused in [t for t in graph.initializer if t.name not in used]:
-        graph.initializer.remove(unused)
+    drop_unused_weights(graph)

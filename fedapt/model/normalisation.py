@@ -13,6 +13,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from fedapt.model.onnx_trace import drop_unused_weights
+
 
 def fold_normalisation(model: onnx.ModelProto) -> None:
     """Fold, in place, x s + t on the path from the input to the first convolution.
@@ -60,7 +62,7 @@ def fold_normalisation(model: onnx.ModelProto) -> None:
         conv.input[0] = source
         graph.node.remove(multiply)
         graph.node.remove(add)
-    _drop_unused(graph)
+    drop_unused_weights(graph)
 
 
 def _follow(graph: onnx.GraphProto, name: str, operators: tuple[str, ...]) -> onnx.NodeProto | None:
@@ -110,9 +112,3 @@ def _replace(
 ) -> None:
     graph.initializer.append(_to_tensor(values, name))
     node.input[place] = name
-
-
-def _drop_unused(graph: onnx.GraphProto) -> None:
-    used = {name for node in graph.node for name in node.input}
-    for tensor in [t for t in graph.initializer if t.name not in used]:
-        graph.initializer.remove(tensor)

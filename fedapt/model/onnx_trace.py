@@ -106,6 +106,13 @@ def _attention(
     return op.MatMul(op.Softmax(scores, axis=-1), value)
 
 
+def drop_unused_weights(graph: onnx.GraphProto) -> None:
+    """Remove, in place, the initialisers that no node reads any more."""
+    used = {name for node in graph.node for name in node.input}
+    for tensor in [t for t in graph.initializer if t.name not in used]:
+        graph.initializer.remove(tensor)
+
+
 @contextlib.contextmanager
 def _quiet(*names: str) -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in names]

@@ -71,3 +71,8 @@ class MissingDependency(RuntimeFailure):
     """A package that this needs is not installed, or two packages exclude each other."""
 
     exit_code = 9
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a foreign error's message, which may be long or empty."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
-from fedapt_runtime.errors import ImageError, InputError, MissingDependency
+from fedapt_runtime.errors import ImageError, InputError, MissingDependency, first_line
 from fedapt_runtime.preprocess import MOST_FILE_BYTES
 
 _URI = re.compile(r"[a-z][a-z0-9+.-]+://", re.ASCII)
@@ -68,7 +68,7 @@ def find_remote(uri: str) -> Iterator[str]:
         _open_file_system(uri)
         raise
     except (OSError, ValueError) as error:
-        raise _refuse(uri, _first_line(error)) from error
+        raise _refuse(uri, first_line(error)) from error
     prefix = uri[: len(uri) - len(path)]
     yield from sorted(prefix + info.path for info in infos if info.type == FileType.File)
 
@@ -92,11 +92,7 @@ def read_remote(uri: str) -> bytes:
     except FileNotFoundError as error:
         raise _unreadable(uri, "no such file") from error
     except (OSError, ValueError) as error:
-        raise _unreadable(uri, f"a file that cannot be read ({_first_line(error)})") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise _unreadable(uri, f"a file that cannot be read ({first_line(error)})") from error
 
 
 def _unreadable(uri: str, found: str) -> ImageError:

@@ -18,17 +18,16 @@ from fedapt.model.image_encoder import read_tower
 from fedapt_export import engine as engine_module
 from fedapt_export.describe import describe
 from fedapt_export.engine import EngineSettings, build_engine
-from fedapt_export.engine_builder import LIBRARIES
 from fedapt_export.export import write_model
 from fedapt_export.fuse import build_zero_shot_manifest, fuse
 from fedapt_export.head import zero_shot_head
 from fedapt_runtime.backends.engine_file import read_engine_file
-from fedapt_runtime.backends.tensorrt import import_library, load_engine
+from fedapt_runtime.backends.tensorrt import MODULES, import_library, load_engine
 from fedapt_runtime.cli import main as runtime_main
 from fedapt_runtime.errors import ModelFileError
 
 needs_rtx = pytest.mark.skipif(
-    engine_module.find_spec(LIBRARIES["rtx"]) is None, reason="needs TensorRT-RTX (the extra `rtx`)"
+    engine_module.find_spec(MODULES["rtx"]) is None, reason="needs TensorRT-RTX (the extra `rtx`)"
 )
 
 

@@ -16,14 +16,14 @@ from fedapt.model.image_encoder import read_tower
 from fedapt_export import engine as engine_module
 from fedapt_export.describe import describe
 from fedapt_export.engine import EngineSettings, build_engine
-from fedapt_export.engine_builder import LIBRARIES
 from fedapt_export.export import write_model
 from fedapt_export.fuse import build_zero_shot_manifest, fuse, read_opset
 from fedapt_export.half import to_half
 from fedapt_export.head import zero_shot_head
+from fedapt_runtime.backends.tensorrt import MODULES
 
 pytestmark = pytest.mark.skipif(
-    engine_module.find_spec(LIBRARIES["rtx"]) is None, reason="needs TensorRT-RTX (the extra `rtx`)"
+    engine_module.find_spec(MODULES["rtx"]) is None, reason="needs TensorRT-RTX (the extra `rtx`)"
 )
 CLASSES = ("mug", "laptop computer")
 SETTINGS = EngineSettings("rtx", ("sm89",), least_batch=1, best_batch=2, most_batch=4)

@@ -13,14 +13,24 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from torch import Tensor
 
 import fedapt
 from fedapt.core.errors import ReportedError, UsageError
 from fedapt.federation.flower.node import Node, Party
-from fedapt.federation.flower.task import PROTOCOL, check_protocol, read_place, read_plan
+from fedapt.federation.flower.task import (
+    PROTOCOL,
+    Place,
+    Plan,
+    check_protocol,
+    read_place,
+    read_plan,
+)
 from fedapt.federation.flower.tensors import from_arrays, to_arrays
+from fedapt.train.methods.base import Learned
 
 TASK, LEARNED, KEYS = "task", "learned", "keys"
 REPLY, REFUSAL = "reply", "refusal"
@@ -62,12 +72,7 @@ def build_client_app(find_node: FindNode) -> ClientApp:
         """One client's round."""
 
         def work(node: Node) -> RecordDict:
-            records = message.content
-            task = records.config_records[TASK]
-            plan, place = read_plan(task), read_place(task)
-            share = from_arrays(records.array_records[LEARNED], node.device)
-            keys = from_arrays(records.array_records[KEYS], node.device).get(_KEYS_NAME)
-            update = node.train(plan, place, share, keys)
+            update = node.train(*_unpack(message.content, node.device))
             return RecordDict(
                 {
                     LEARNED: to_arrays(update.learned),
@@ -82,17 +87,22 @@ def build_client_app(find_node: FindNode) -> ClientApp:
         """Accuracy of the global model on this node's images."""
 
         def work(node: Node) -> RecordDict:
-            records = message.content
-            task = records.config_records[TASK]
-            plan, place = read_plan(task), read_place(task)
-            learned = from_arrays(records.array_records[LEARNED], node.device)
-            keys = from_arrays(records.array_records[KEYS], node.device).get(_KEYS_NAME)
-            score = node.evaluate(plan, place, learned, keys)
+            score = node.evaluate(*_unpack(message.content, node.device))
             return RecordDict({REPLY: MetricRecord(dataclasses.asdict(score))})
 
         return answer(message, context, work)
 
     return app
+
+
+def _unpack(
+    records: RecordDict, device: torch.device
+) -> tuple[Plan, Place, Learned, Tensor | None]:
+    """What the server asks for: the run, this client's place in it, what is learned, the keys."""
+    task = records.config_records[TASK]
+    learned = from_arrays(records.array_records[LEARNED], device)
+    keys = from_arrays(records.array_records[KEYS], device).get(_KEYS_NAME)
+    return read_plan(task), read_place(task), learned, keys
 
 
 def _tell(error: ReportedError) -> ConfigRecord:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from fedapt_runtime.backends.base import Backend, Outputs
-from fedapt_runtime.errors import ModelFileError
+from fedapt_runtime.errors import ModelFileError, first_line
 from fedapt_runtime.manifest import Manifest
 
 # dtype and shape of one image's part, None where the size is free
@@ -73,7 +73,7 @@ def probe(backend: Backend, where: object) -> None:
     except Exception as error:  # the libraries' exceptions share no public base class
         raise ModelFileError(
             where=where,
-            found=f"a graph that does not run ({tell(error)})",
+            found=f"a graph that does not run ({first_line(error)})",
             expected="a model, and a head of the same CLIP",
             next_step="export both again with `fedapt export`",
         ) from error
@@ -85,8 +85,3 @@ def probe(backend: Backend, where: object) -> None:
             expected=f"{counts[0]} and {counts[1]}, as its manifest names them",
             next_step="export the model again with `fedapt export`",
         )
-
-
-def tell(error: Exception) -> str:
-    """The first line of a message that may have none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

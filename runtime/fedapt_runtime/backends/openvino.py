@@ -17,9 +17,8 @@ from fedapt_runtime.backends.border import (
     check_model_file,
     check_signature,
     probe,
-    tell,
 )
-from fedapt_runtime.errors import MissingDependency, ModelFileError
+from fedapt_runtime.errors import MissingDependency, ModelFileError, first_line
 from fedapt_runtime.head import Tensor, read_head
 from fedapt_runtime.manifest import METADATA_KEY, parse_manifest
 
@@ -136,7 +135,7 @@ def _put_head(openvino: Any, model: Any, values: Mapping[str, Tensor], path: Pat
 def _unreadable(path: Path, error: Exception) -> ModelFileError:
     return ModelFileError(
         where=path,
-        found=f"a file that OpenVINO cannot load ({tell(error)})",
+        found=f"a file that OpenVINO cannot load ({first_line(error)})",
         expected="a model written by `fedapt export`",
         next_step="check the path, or export the model again",
     )

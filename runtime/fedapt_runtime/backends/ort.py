@@ -15,9 +15,8 @@ from fedapt_runtime.backends.border import (
     check_model_file,
     check_signature,
     probe,
-    tell,
 )
-from fedapt_runtime.errors import MissingDependency, ModelFileError, RuntimeFailure
+from fedapt_runtime.errors import MissingDependency, ModelFileError, RuntimeFailure, first_line
 from fedapt_runtime.head import Tensor, read_head
 from fedapt_runtime.manifest import METADATA_KEY, parse_manifest
 
@@ -117,7 +116,7 @@ def open_session(
     except Exception as error:  # ONNX Runtime's exceptions share no public base class
         raise ModelFileError(
             where=where,
-            found=f"a file that ONNX Runtime cannot load ({tell(error)})",
+            found=f"a file that ONNX Runtime cannot load ({first_line(error)})",
             expected="a model written by `fedapt export`",
             next_step="check the path, or export the model again",
         ) from error
