@@ -1,8 +1,9 @@
 """An image tower rewritten for its trace: the same numbers from fewer operators.
 
 torch traces what its modules do, and some do much that no backend needs: `MultiheadAttention` turns
-the batch to the front and back again for every block, global pooling becomes index arithmetic, and
-a few networks carry branches that training needed and inference can add up.
+the batch to the front and back again for every block, global pooling becomes index arithmetic, a
+few networks carry branches that training needed and inference can add up, and where the class token
+alone is read in the end, the last block computes all the others too.
 """
 
 from __future__ import annotations
@@ -17,12 +18,43 @@ from fedapt.model.open_clip_import import import_open_clip
 
 def rewrite_for_tracing(module: nn.Module) -> None:
     """Replace, in place, what would leave needless operators behind; evaluation mode only."""
-    import_open_clip()  # which makes timm importable
+    open_clip = import_open_clip()  # which makes timm importable
     from timm.models import reparameterize_model
 
     # MobileOne's and FastViT's parallel convolutions become the one that they add up to
     reparameterize_model(module, inplace=True)
+    for tower in module.modules():
+        if type(tower) is open_clip.transformer.VisionTransformer:
+            _shorten_last_block(tower)
     _replace_modules(module)
+
+
+def _shorten_last_block(tower: Any) -> None:
+    """Let the last block of an OpenCLIP ViT compute the class token alone, if only that is read.
+
+    It is 1/12 of ViT-B, of which the keys and values of the other tokens are a sixth.
+    """
+    block = tower.transformer.resblocks[-1]
+    is_plain = type(block) is import_open_clip().transformer.ResidualAttentionBlock
+    reads_class_token = tower.pool_type == "tok" and tower.attn_pool is None
+    if is_plain and reads_class_token and not tower.output_tokens:
+        tower.transformer.resblocks[-1] = _ClassTokenBlock(block)
+
+
+class _ClassTokenBlock(nn.Module):
+    """OpenCLIP's `ResidualAttentionBlock` for the first token: [n, L, W] -> [n, 1, W]."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.ln_1, self.attn, self.ls_1 = block.ln_1, block.attn, block.ls_1
+        self.ln_2, self.mlp, self.ls_2 = block.ln_2, block.mlp, block.ls_2
+
+    def forward(self, x: Tensor, attn_mask: None = None) -> Tensor:
+        tokens = self.ln_1(x)
+        mixed = self.attn(tokens[:, :1], tokens, tokens, need_weights=False)[0]
+        y: Tensor = x[:, :1] + self.ls_1(mixed)
+        z: Tensor = y + self.ls_2(self.mlp(self.ln_2(y)))
+        return z
 
 
 def _replace_modules(module: nn.Module) -> None:

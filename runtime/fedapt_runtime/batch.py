@@ -8,14 +8,13 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-from fedapt_runtime.atomic import replace_file
 from fedapt_runtime.classifier import Classifier, Image
+from fedapt_runtime.destination import Destination, deliver, local_path
 from fedapt_runtime.errors import InputError, OutputError
 from fedapt_runtime.journal import Journal
-from fedapt_runtime.output import check_output_name, write_output
+from fedapt_runtime.output import check_output, write_output
 from fedapt_runtime.sources import Member
 
 # images -> their rows, in order
@@ -63,9 +62,9 @@ def error_kind(error: str) -> str:
 def classify_files(
     classifier: Classifier,
     images: Iterable[Image],
-    out: Path | None,
+    out: Destination | None,
     *,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     top_k: int = 5,
     workers: int | None = None,
     fast: bool = False,
@@ -78,8 +77,8 @@ def classify_files(
 
     Args:
         images: paths, or what `find_images` yields.
-        out: a .jsonl, .csv or .parquet file, replaced only when the job has ended well; None: JSON
-            lines on stdout.
+        out: a .jsonl, .csv or .parquet file, or a URI of one, replaced only when the job has ended
+            well; None: JSON lines on stdout.
         fast, flag_unknown: see `Classifier.stream`.
         resume: go on behind the rows of a job that was stopped (`OUT.part`).
         progress: called after every row.
@@ -87,10 +86,11 @@ def classify_files(
             `batch_size` and `workers` are then its own matter.
 
     Raises:
-        OutputError: the output cannot be written; finished rows are kept in `OUT.part`.
+        OutputError: the output cannot be written; finished rows are kept in `OUT.part`, of a URI
+            in the working folder.
         InputError: `OUT.part` belongs to another job, or to other images.
     """
-    check_output_name(out)
+    check_output(out)
     options: dict[str, Any] = {"top_k": top_k, "fast": fast, "flag_unknown": flag_unknown}
 
     def predict(rest: Iterable[Image]) -> Iterator[dict[str, Any]]:
@@ -126,8 +126,8 @@ def classify_files(
             for row in predict(images):
                 journal.write(row)
                 advance(row)
-            with replace_file(out) as temporary:
-                write_output(journal, temporary, out.suffix, flag_unknown)
+            with deliver(out) as temporary:
+                write_output(journal, temporary, local_path(out).suffix, flag_unknown)
         except BaseException:
             journal.close()
             raise

@@ -23,7 +23,6 @@ from fedapt_runtime.manifest import Manifest
 from fedapt_runtime.pipeline import Decoded, Image, decode_ahead, split_batches
 from fedapt_runtime.unknown import UnknownSignal, read_signal
 
-_IN_FLIGHT = 2
 # probabilities, domain weights, and the score of the unknown where asked for
 _Row = tuple[NDArray[np.float32], NDArray[np.float32], np.float32 | None]
 
@@ -81,6 +80,7 @@ class Classifier:
         device: str = "auto",
         head: str | Path | None = None,
         threads: int = 0,
+        aim: str = "latency",
     ) -> Classifier:
         """Load a model that `fedapt export` wrote.
 
@@ -91,13 +91,15 @@ class Classifier:
             device: `auto`, `cpu` or `cuda`.
             head: a head that `fedapt export --head-only` wrote, in place of the model's own.
             threads: threads of inference on a CPU; 0 takes every core.
+            aim: on a CPU, `latency` puts every thread on one batch, for the soonest answer to it;
+                `throughput` gives each thread a batch of its own, for the most images a second.
 
         Raises:
             ModelFileError: missing, damaged, not a fedapt model, or a head of another CLIP.
             MissingDependency: the backend's package is missing, or installed twice.
             RuntimeFailure: the backend or the device is not available, or does not fit the file.
         """
-        return cls(load_backend(path, backend, device, head, threads))
+        return cls(load_backend(path, backend, device, head, threads, aim))
 
     @property
     def backend(self) -> Backend:
@@ -115,7 +117,7 @@ class Classifier:
         return self._backend.description
 
     def __call__(
-        self, images: Iterable[Image], *, batch_size: int = 32, top_k: int = 5
+        self, images: Iterable[Image], *, batch_size: int | None = None, top_k: int = 5
     ) -> list[Prediction]:
         """Classify paths or arrays; see `stream`."""
         return list(self.stream(images, batch_size=batch_size, top_k=top_k))
@@ -124,7 +126,7 @@ class Classifier:
         self,
         images: Iterable[Image],
         *,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         top_k: int = 5,
         workers: int | None = None,
         fast: bool = False,
@@ -135,7 +137,7 @@ class Classifier:
         Args:
             images: paths of image files, images in archives (`sources.find_images`), or uint8 RGB
                 arrays [height, width, 3] of any size.
-            batch_size: images per run of the graph.
+            batch_size: images per run of the graph; by default what suits the backend.
             top_k: how many classes to report.
             workers: decoding threads; by default one per core.
             fast: decode large JPEGs at a fraction of their size; no longer bit-exact.
@@ -150,6 +152,7 @@ class Classifier:
         """
         if isinstance(images, str | os.PathLike):
             images = [images]  # one path is an iterable of characters, which nobody means
+        batch_size = self._backend.usual_batch if batch_size is None else batch_size
         if batch_size < 1 or top_k < 1:
             raise InputError(
                 where="batch_size or top_k",
@@ -159,21 +162,15 @@ class Classifier:
             )
         if flag_unknown:
             _ = self._signal  # what the model lacks is told before any work
-        decoded = decode_ahead(
-            images,
-            self.manifest.preprocessing,
-            workers or os.cpu_count() or 1,
-            4 * batch_size,
-            fast,
-        )
-        # two batches at once: while one waits for its slowest thread, or is copied to a GPU, the
-        # other computes
-        pool = ThreadPoolExecutor(_IN_FLIGHT, thread_name_prefix="fedapt-infer")
+        in_flight, workers = self._backend.in_flight, workers or os.cpu_count() or 1
+        ahead = max(4 * batch_size, 2 * workers)
+        decoded = decode_ahead(images, self.manifest.preprocessing, workers, ahead, fast)
+        pool = ThreadPoolExecutor(in_flight, thread_name_prefix="fedapt-infer")
         pending: deque[Future[list[Prediction]]] = deque()
         try:
             for batch in split_batches(decoded, batch_size):
                 pending.append(pool.submit(self.classify, batch, top_k, flag_unknown))
-                if len(pending) > _IN_FLIGHT:
+                if len(pending) > in_flight:  # the next one is ready when one ends
                     yield from pending.popleft().result()
             while pending:
                 yield from pending.popleft().result()

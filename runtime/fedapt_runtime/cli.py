@@ -14,16 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import fedapt_runtime
-from fedapt_runtime.backends.choose import BACKENDS, DEVICES, load_backend
+from fedapt_runtime.backends.choose import AIMS, BACKENDS, DEVICES, load_backend
 from fedapt_runtime.batch import Engine, Summary, classify_files
 from fedapt_runtime.bench import bench, choose_batch_size
 from fedapt_runtime.classifier import Classifier
 from fedapt_runtime.doctor import examine
 from fedapt_runtime.errors import EXIT_INTERRUPTED, OutputError, ReportedError
 from fedapt_runtime.journal import part_path
-from fedapt_runtime.output import check_output_name
+from fedapt_runtime.output import check_output
 from fedapt_runtime.pipeline import Image
 from fedapt_runtime.sources import count_images, find_images
+
+_RAY_BATCH = 32
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -47,14 +49,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     classify.add_argument(
         "--out",
-        type=Path,
-        help="predictions.jsonl, .csv or .parquet; without it, JSON lines on stdout",
+        help="predictions.jsonl, .csv or .parquet, a URI too; without it, JSON lines on stdout",
     )
     classify.add_argument(
         "--resume", action="store_true", help="go on behind the rows of a job that was stopped"
     )
     classify.add_argument(
-        "--batch-size", type=_batch_size, default=32, metavar="N|auto", help="[32]"
+        "--batch-size",
+        type=_batch_size,
+        metavar="N|auto",
+        help="auto tries sizes for a second or two [8 on a CPU, 32 on a GPU]",
     )
     classify.add_argument(
         "--preprocess",
@@ -97,6 +101,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("--device", default="auto", choices=("auto", *DEVICES), help="[auto]")
     bench.add_argument(
+        "--aim",
+        default="latency",
+        choices=AIMS,
+        help="on a CPU, all cores on one batch, or, as classify does, a batch on each [latency]",
+    )
+    bench.add_argument(
         "--batch-sizes", type=_positives, default=(1, 8, 32), metavar="N,N", help="[1,8,32]"
     )
     bench.add_argument("--seconds", type=float, default=3.0, metavar="S", help="of each figure [3]")
@@ -119,8 +129,8 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _batch_size(text: str) -> int | None:
-    return None if text == "auto" else _positive(text)
+def _batch_size(text: str) -> int | str:
+    return text if text == "auto" else _positive(text)
 
 
 def run_classify(options: argparse.Namespace) -> None:
@@ -129,11 +139,15 @@ def run_classify(options: argparse.Namespace) -> None:
         build_parser().error("--json prints the summary on stdout: give the rows a file with --out")
     if options.resume and options.out is None:
         build_parser().error("--resume goes on with a file: name it with --out")
-    check_output_name(options.out)
-    classifier = Classifier.load(options.model, options.backend, options.device, options.head)
+    check_output(options.out)
+    classifier = Classifier.load(
+        options.model, options.backend, options.device, options.head, aim="throughput"
+    )
     total = count_images(options.paths)
-    batch_size = options.batch_size or choose_batch_size(classifier.backend)
-    chosen = "" if options.batch_size else f", batches of {batch_size}"
+    batch_size, chosen = options.batch_size or classifier.backend.usual_batch, ""
+    if batch_size == "auto":
+        batch_size = choose_batch_size(classifier.backend)
+        chosen = f", batches of {batch_size}"
     print(f"{options.model}: {classifier.description}{chosen}", file=sys.stderr)
     show = _Progress(total)
     summary = classify_files(
@@ -161,6 +175,9 @@ def run_classify(options: argparse.Namespace) -> None:
 def _ray_engine(options: argparse.Namespace, classifier: Classifier, batch_size: int) -> Engine:
     from fedapt_runtime.ray_engine import RaySettings, predict_on_ray
 
+    # a batch is a task of Ray's: too small ones cost more than they compute
+    size = batch_size if options.batch_size else _RAY_BATCH
+
     def predict(images: Iterable[Image]) -> Iterator[dict[str, Any]]:
         return predict_on_ray(
             options.model,
@@ -170,7 +187,7 @@ def _ray_engine(options: argparse.Namespace, classifier: Classifier, batch_size:
             backend=options.backend,
             device=options.device,
             head=options.head,
-            batch_size=batch_size,
+            batch_size=size,
             top_k=options.top_k,
             fast=options.preprocess == "fast",
             flag_unknown=options.flag_unknown,
@@ -196,14 +213,16 @@ def _backends(text: str) -> tuple[str, ...]:
 def run_bench(options: argparse.Namespace) -> None:
     """`fedapt-runtime bench`."""
     backends = (
-        load_backend(options.model, name, options.device, options.head) for name in options.backend
+        load_backend(options.model, name, options.device, options.head, aim=options.aim)
+        for name in options.backend
     )
     report = bench(backends, options.batch_sizes, options.seconds)
     if options.json:
         print(json.dumps(report.to_dict(), indent=2))
         return
     for timed in report.backends:
-        print(f"{options.model}: {timed.backend}, {report.machine['cores']} cores")
+        cores = report.machine["cores"]
+        print(f"{options.model}: {timed.backend}, {cores} cores, {timed.in_flight} at once")
         print(f"{'batch':>6} {'images/s':>9} {'p50 ms':>8} {'p95 ms':>8} {'p99 ms':>8}")
         for t in timed.batches:
             print(
@@ -280,7 +299,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        out: Path | None = getattr(options, "out", None)
+        out: str | None = getattr(options, "out", None)
         note = "no output file was written"
         if out is not None and part_path(out).is_file():
             note = f"finished rows are in {part_path(out)}, --resume goes on"

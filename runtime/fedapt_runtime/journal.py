@@ -13,14 +13,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from fedapt_runtime.destination import Destination, local_path
 from fedapt_runtime.errors import InputError
 
 _FLUSH_S = 1.0  # what a killed process may lose
 
 
-def part_path(out: Path) -> Path:
+def part_path(out: Destination) -> Path:
     """Where the rows of an unfinished job stand."""
-    return out.with_name(out.name + ".part")
+    path = local_path(out)
+    return path.with_name(path.name + ".part")
 
 
 class Journal:
@@ -37,7 +39,7 @@ class Journal:
         self._flushed = time.monotonic()
 
     @classmethod
-    def open(cls, out: Path, job: dict[str, Any], resume: bool) -> Journal:
+    def open(cls, out: Destination, job: dict[str, Any], resume: bool) -> Journal:
         """Begin anew, or behind the last whole row.
 
         Args:

@@ -9,8 +9,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from fedapt_runtime.destination import Destination, local_path
 from fedapt_runtime.errors import MissingDependency, OutputError
 from fedapt_runtime.journal import Journal
+from fedapt_runtime.remote import check_folder, is_uri
 
 CSV_COLUMNS = ("path", "label", "score", "domain", "top_k", "domain_weights", "error")
 UNKNOWN_COLUMNS = ("unknown_score", "unknown")
@@ -75,20 +77,20 @@ WRITERS: dict[str, Callable[[Journal, Path, bool], None]] = {
 }
 
 
-def check_output_name(out: Path | None) -> None:
-    """Refuse a name whose format is unknown or cannot be written, before any work is done.
+def check_output(out: Destination | None) -> None:
+    """Refuse an output whose format is unknown or that cannot be written, before any work is done.
 
     Raises:
-        OutputError: another suffix than those of `WRITERS`.
-        MissingDependency: Parquet without pyarrow.
+        OutputError: another suffix than those of `WRITERS`, or a bucket that is not there.
+        MissingDependency: Parquet, or a URI, without pyarrow.
     """
     if out is None:
         return
-    suffix = out.suffix.lower()
+    suffix = local_path(out).suffix.lower()
     if suffix not in WRITERS:
         raise OutputError(
             where=out,
-            found=f"the suffix {out.suffix!r}",
+            found=f"the suffix {local_path(out).suffix!r}",
             expected=" or ".join(WRITERS),
             next_step="rename the output",
         )
@@ -102,6 +104,8 @@ def check_output_name(out: Path | None) -> None:
                 expected="pyarrow, which writes Parquet",
                 next_step="pip install 'fedapt-runtime[parquet]', or write .jsonl or .csv",
             ) from error
+    if is_uri(out):
+        check_folder(str(out))
 
 
 def write_output(journal: Journal, path: Path, suffix: str, flag_unknown: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Images behind a URI, s3://, gs://, hdfs:// or file://, through pyarrow's file systems.
+"""Files behind a URI, s3://, gs://, hdfs:// or file://, through pyarrow's file systems.
 
 Credentials and endpoints are found where each file system looks for them (for S3: the AWS
 variables, files and roles). Source: Apache Arrow, "Filesystem Interface".
@@ -9,9 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-from fedapt_runtime.errors import ImageError, InputError, MissingDependency, first_line
+from fedapt_runtime.errors import (
+    ImageError,
+    InputError,
+    MissingDependency,
+    OutputError,
+    first_line,
+)
 from fedapt_runtime.preprocess import MOST_FILE_BYTES
 
 _URI = re.compile(r"[a-z][a-z0-9+.-]+://", re.ASCII)
@@ -31,7 +38,7 @@ def _open_file_system(root: str) -> Any:
         raise MissingDependency(
             where=root,
             found=f"no pyarrow ({error})",
-            expected="pyarrow, whose file systems read URIs",
+            expected="pyarrow, whose file systems read and write URIs",
             next_step="pip install 'fedapt-runtime[parquet]'",
         ) from error
     return FileSystem.from_uri(root)[0]
@@ -93,6 +100,50 @@ def read_remote(uri: str) -> bytes:
         raise _unreadable(uri, "no such file") from error
     except (OSError, ValueError) as error:
         raise _unreadable(uri, f"a file that cannot be read ({first_line(error)})") from error
+
+
+def check_folder(uri: str) -> None:
+    """Make sure that a file can be written there, as far as that can be seen beforehand.
+
+    Raises:
+        OutputError: no such bucket or folder, or no access to it.
+        MissingDependency: pyarrow is not installed.
+    """
+    try:
+        file_system, path = _resolve(uri)
+        # an object's folder comes with it; its bucket does not
+        place = path.split("/", 1)[0] or path.rpartition("/")[0] or "/"
+        is_there = file_system.get_file_info(place).type.name == "Directory"
+        found = "" if is_there else f"no folder or bucket {place}"
+    except (OSError, ValueError) as error:
+        found = first_line(error)
+    if found:
+        raise OutputError(
+            where=uri,
+            found=found,
+            expected="a bucket or folder that can be written",
+            next_step="check the URI, the credentials and the network",
+        )
+
+
+def write_remote(path: Path, uri: str) -> None:
+    """Copy a file to a URI, where it appears when all of it is there.
+
+    Raises:
+        OSError: it cannot be written, or is not there in full afterwards.
+    """
+    from pyarrow.fs import LocalFileSystem, copy_files
+
+    file_system, target = _resolve(uri)
+    if file_system.type_name in ("local", "hdfs"):  # whose files grow under their names
+        part = f"{target}.part"
+        copy_files(str(path), part, LocalFileSystem(), file_system)
+        file_system.move(part, target)
+    else:
+        copy_files(str(path), target, LocalFileSystem(), file_system)
+    size, expected = file_system.get_file_info(target).size, path.stat().st_size
+    if size != expected:
+        raise OSError(f"{uri} has {size} bytes of {expected}")
 
 
 def _unreadable(uri: str, found: str) -> ImageError:

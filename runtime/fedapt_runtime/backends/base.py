@@ -31,10 +31,14 @@ class Backend(Protocol):
         manifest: what the model is.
         description: backend, version and device in a few words, for messages; where something was
             chosen automatically, also why.
+        in_flight: how many batches should be computed at once, each by a caller of its own.
+        usual_batch: images of a batch where nothing else is asked for.
     """
 
     manifest: Manifest
     description: str
+    in_flight: int
+    usual_batch: int
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
         """uint8 [batch, height, width, 3] -> what the graph says of them."""

@@ -10,6 +10,7 @@ from fedapt_runtime.errors import RuntimeFailure
 
 BACKENDS = ("onnxruntime", "openvino", "tensorrt-ep", "tensorrt")
 DEVICES = ("cpu", "cuda")
+AIMS = ("latency", "throughput")
 ENGINE_SUFFIX = ".engine"
 _DEVICES_OF = {
     "onnxruntime": DEVICES,
@@ -25,6 +26,7 @@ def load_backend(
     device: str = "auto",
     head: str | Path | None = None,
     threads: int = 0,
+    aim: str = "latency",
 ) -> Backend:
     """Load a model into a backend; only that backend's library is imported.
 
@@ -35,10 +37,11 @@ def load_backend(
         device: `cpu` or `cuda`; `auto` takes what the backend has.
         head: a head file to use in place of the model's own head.
         threads: threads of inference on a CPU; 0 takes every core.
+        aim: one of `AIMS`, see `Classifier.load`.
 
     Raises:
-        RuntimeFailure: an unknown backend, or one that has no such device or reads no such file;
-            else see `Classifier.load`.
+        RuntimeFailure: an unknown backend or aim, or a backend that has no such device or reads no
+            such file; else see `Classifier.load`.
     """
     path = Path(path)
     is_engine = path.suffix == ENGINE_SUFFIX
@@ -46,7 +49,14 @@ def load_backend(
     if backend == "auto":
         backend, why = _choose(is_engine)
     _check_choice(path, is_engine, backend, device)
-    loaded = _load(path, backend, device, head, threads)
+    if aim not in AIMS:
+        raise RuntimeFailure(
+            where="aim",
+            found=repr(aim),
+            expected=" or ".join(AIMS),
+            next_step="choose one of these",
+        )
+    loaded = _load(path, backend, device, head, threads, aim == "throughput")
     loaded.description += why
     return loaded
 
@@ -84,15 +94,23 @@ def _check_choice(path: Path, is_engine: bool, backend: str, device: str) -> Non
         )
 
 
-def _load(path: Path, backend: str, device: str, head: str | Path | None, threads: int) -> Backend:
+def _load(
+    path: Path,
+    backend: str,
+    device: str,
+    head: str | Path | None,
+    threads: int,
+    throughput: bool,
+) -> Backend:
     if backend == "openvino":
         from fedapt_runtime.backends.openvino import OpenVinoBackend
 
-        return OpenVinoBackend(path, head, threads)
+        return OpenVinoBackend(path, head, threads, throughput)
     if backend == "tensorrt":
         from fedapt_runtime.backends.tensorrt import TensorRtBackend
 
         return TensorRtBackend(path, head)
     from fedapt_runtime.backends.ort import OrtBackend
 
-    return OrtBackend(path, "tensorrt-ep" if backend == "tensorrt-ep" else device, head, threads)
+    device = "tensorrt-ep" if backend == "tensorrt-ep" else device
+    return OrtBackend(path, device, head, threads, throughput)

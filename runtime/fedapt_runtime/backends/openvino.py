@@ -18,6 +18,7 @@ from fedapt_runtime.backends.border import (
     check_signature,
     probe,
 )
+from fedapt_runtime.backends.cpu_plan import plan_cpu_work
 from fedapt_runtime.errors import MissingDependency, ModelFileError, first_line
 from fedapt_runtime.head import Tensor, read_head
 from fedapt_runtime.manifest import METADATA_KEY, parse_manifest
@@ -52,15 +53,23 @@ class OpenVinoBackend:
         path: the .onnx file.
         head: a head file to use in place of the model's own head.
         threads: of inference; 0 takes every core.
+        throughput: the most images a second, rather than the soonest answer to one batch.
 
     Raises:
         ModelFileError: no such file, not ONNX, not a fedapt model, or a head of another CLIP.
         MissingDependency: OpenVINO is not installed.
     """
 
-    def __init__(self, path: str | Path, head: str | Path | None = None, threads: int = 0) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        head: str | Path | None = None,
+        threads: int = 0,
+        throughput: bool = False,
+    ) -> None:
         path = Path(path)
         check_model_file(path)
+        self.in_flight, self.usual_batch, _ = plan_cpu_work(threads, throughput)
         openvino = import_openvino()
         core = openvino.Core()
         try:
@@ -77,7 +86,11 @@ class OpenVinoBackend:
             _put_head(openvino, model, head_file.feeds(), path)
         try:
             model.validate_nodes_and_infer_types()  # a head may have changed sizes
-            options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+            options = {
+                "INFERENCE_PRECISION_HINT": "f32",
+                "INFERENCE_NUM_THREADS": threads,
+                "NUM_STREAMS": self.in_flight,
+            }
             self._compiled = core.compile_model(model, "CPU", options)
         except Exception as error:
             raise _unreadable(path, error) from error

@@ -80,6 +80,7 @@ class TensorRtBackend:
         widths = [int(engine.get_tensor_shape(name)[-1]) for name in Outputs._fields]
         lanes = [_EngineLane(trt, gpu, engine, engine_file, widths) for _ in range(_LANES)]
         self._lanes = Lanes(lanes, engine_file.least_batch, engine_file.most_batch)
+        self.in_flight, self.usual_batch = _LANES, min(32, engine_file.most_batch)
         self.description = f"{engine_file.library} {trt.__version__} on {gpu.name}"
         probe(self, path)
 

@@ -153,3 +153,58 @@ def test_the_branches_of_a_fastvit_are_merged() -> None:
     assert sum(isinstance(m, nn.BatchNorm2d) for m in tower.modules()) < n_norms / 4
     assert float(expected.std()) > 1e-3
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+def build_vit(pool_type: str = "tok", **options: Any) -> Any:
+    transformer: Any = import_open_clip().transformer
+    torch.manual_seed(3)
+    tower = transformer.VisionTransformer(
+        image_size=32,
+        patch_size=8,
+        width=24,
+        layers=3,
+        heads=3,
+        mlp_ratio=2.0,
+        output_dim=16,
+        pool_type=pool_type,
+        ls_init_value=0.5,
+        **options,
+    )
+    randomise(tower.transformer.resblocks[-1].ls_1)
+    return tower.double().eval().requires_grad_(False)
+
+
+def count_tokens(tower: Any) -> list[int]:
+    """How many tokens each block's MLP computes."""
+    seen: list[int] = []
+    for block in tower.transformer.resblocks:
+        block.mlp.register_forward_hook(lambda m, x, y: seen.append(y.shape[1]))
+    tower(draw(1, 3, 32, 32).double())
+    return seen
+
+
+@pytest.mark.parametrize("options", [{}, {"final_ln_after_pool": True}, {"no_ln_pre": True}])
+def test_the_last_block_of_a_vit_computes_the_class_token_alone(options: dict[str, Any]) -> None:
+    tower = build_vit(**options)
+    x = draw(5, 3, 32, 32).double()
+    expected = tower(x)
+    rewrite_for_tracing(tower)
+    assert count_tokens(tower) == [17, 17, 1]
+    torch.testing.assert_close(tower(x), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pool_type": "avg"},
+        {"attentional_pool": True, "attn_pooler_queries": 4, "attn_pooler_heads": 4},
+        {"output_tokens": True},
+    ],
+)
+def test_where_other_tokens_are_read_too_the_last_block_stays(options: dict[str, Any]) -> None:
+    tower = build_vit(**options)
+    x = draw(2, 3, 32, 32).double()
+    expected = tower(x)
+    rewrite_for_tracing(tower)
+    assert count_tokens(tower) == [17, 17, 17]
+    torch.testing.assert_close(tower(x), expected, rtol=0, atol=1e-12)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +34,7 @@ class FakeBackend:
     """Takes 10 ms an image; every tenth run takes twice as long."""
 
     description = "a fake"
+    in_flight, usual_batch = 1, 32
     manifest = make_manifest(("a", "b"), ("x",))
 
     def __init__(self, clock: Clock) -> None:
@@ -69,6 +72,23 @@ def test_a_slow_model_is_still_run_five_times(monkeypatch: pytest.MonkeyPatch) -
     assert bench([FakeBackend(clock)], [1], seconds=0).backends[0].batches[0].runs == 5
 
 
+def test_batches_at_once_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_module, "_time_decoding", lambda *_: 1.5)
+    together = threading.Barrier(3)
+
+    class Three(FakeBackend):
+        in_flight = 3
+
+        def run(self, images: NDArray[np.uint8]) -> Outputs:
+            if self.runs:  # all but the first come three at a time, or not at all
+                together.wait(timeout=10)
+            return super().run(images)
+
+    (timed,) = bench([Three(Clock())], [2], seconds=0).backends
+    (timing,) = timed.batches
+    assert (timed.in_flight, timing.runs) == (3, 15)
+
+
 def test_the_command(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["bench", str(tiny_model), "--seconds", "0.01", "--batch-sizes", "1,3"]
     assert main([*command, "--json"]) == 0
@@ -76,6 +96,9 @@ def test_the_command(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> No
     (timed,) = report["backends"]
     assert timed["backend"].startswith("ONNX Runtime")
     assert [t["batch"] for t in timed["batches"]] == [1, 3]
+    assert timed["in_flight"] == 1
+    assert main([*command, "--json", "--aim", "throughput"]) == 0
+    assert json.loads(capsys.readouterr().out)["backends"][0]["in_flight"] == os.cpu_count()
     assert report["decode_ms"] > 0
     assert main(command) == 0
     shown = capsys.readouterr().out

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
 from fedapt_runtime import Classifier
 from fedapt_runtime.backends import choose, ort
-from fedapt_runtime.backends.choose import load_backend
+from fedapt_runtime.backends.choose import AIMS, load_backend
 from fedapt_runtime.cli import main
 from fedapt_runtime.errors import MissingDependency, ModelFileError, RuntimeFailure
 
@@ -164,3 +167,43 @@ def test_the_command_line_takes_a_backend(
     with pytest.raises(SystemExit) as caught:
         main(["classify", str(tiny_model), image, "--backend", "abacus"])
     assert caught.value.code == 2
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", pytest.param("openvino", marks=needs_openvino)])
+def test_aims_on_a_cpu(tiny_model: Path, backend: str) -> None:
+    soonest, most = (load_backend(tiny_model, backend, aim=aim) for aim in AIMS)
+    assert (soonest.in_flight, soonest.usual_batch) == (1, 32)
+    assert (most.in_flight, most.usual_batch) == (os.cpu_count(), 8)
+    of_three = load_backend(tiny_model, backend, threads=3, aim="throughput")
+    assert (of_three.in_flight, of_three.usual_batch) == (3, 8)
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), dtype=np.uint8)
+    for a, b in zip(soonest.run(pixels), most.run(pixels), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+
+
+def test_a_gpu_has_two_batches_whatever_the_aim(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_providers(monkeypatch, "cuda", "cpu", starts=("cuda",))
+    for aim in AIMS:
+        backend = load_backend(tiny_model, aim=aim)
+        assert (backend.in_flight, backend.usual_batch) == (2, 32)
+
+
+def test_threads_of_a_session(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    real = ort.open_session
+
+    def listen(*arguments: Any) -> Any:
+        asked.append(arguments[-1])
+        return real(*arguments)
+
+    monkeypatch.setattr(ort, "open_session", listen)
+    for threads, aim in ((0, "latency"), (3, "latency"), (0, "throughput"), (3, "throughput")):
+        load_backend(tiny_model, device="cpu", threads=threads, aim=aim)
+    assert asked == [0, 3, 1, 1]
+
+
+def test_an_unknown_aim_is_refused(tiny_model: Path) -> None:
+    with pytest.raises(RuntimeFailure, match="aim: found 'speed'; expected latency or throughput"):
+        load_backend(tiny_model, aim="speed")

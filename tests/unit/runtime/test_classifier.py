@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,6 +36,7 @@ class FakeBackend:
     """Looks the first pixel up in `TABLE`."""
 
     description = "a fake"
+    in_flight, usual_batch = 2, 32
 
     def __init__(self) -> None:
         self.batches: list[int] = []
@@ -347,3 +349,27 @@ def test_many_threads_share_a_real_model(tiny_model: Path) -> None:
             for a, b in zip(call.result(), expected, strict=True):
                 assert a.label == b.label
                 assert dict(a.top_k) == pytest.approx(dict(b.top_k), abs=1e-6)
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_as_many_batches_at_once_as_the_backend_wants(backend: FakeBackend, at_once: int) -> None:
+    backend.in_flight, backend.usual_batch = at_once, 2
+    here, most = threading.Semaphore(0), []
+    lock, running = threading.Lock(), 0
+    run = backend.run
+
+    def slow(images: NDArray[np.uint8]) -> Outputs:
+        nonlocal running
+        with lock:
+            running += 1
+            most.append(running)
+        here.acquire(timeout=0.3)  # long enough for others to come, were they let in
+        with lock:
+            running -= 1
+        return run(images)
+
+    backend.run = slow  # type: ignore[method-assign]
+    found = Classifier(backend)([plain(CAT), plain(DOG)] * 6)
+    assert [p.label for p in found] == ["cat", "dog"] * 6
+    assert max(most) == at_once
+    assert backend.batches == [2] * 6

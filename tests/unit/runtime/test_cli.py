@@ -112,7 +112,7 @@ def test_options_reach_the_job(
         "engine": None,
         "flag_unknown": False,
         "paths": [str(images / "a.png")],
-        "out": Path("x.csv"),
+        "out": "x.csv",
     }
 
 

@@ -1,8 +1,9 @@
-"""Images behind URIs: S3 as a server on this machine speaks it, and plain files."""
+"""Files behind URIs: S3 as a server on this machine speaks it, and plain files."""
 
 from __future__ import annotations
 
 import io
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,13 +13,14 @@ import pytest
 from PIL import Image
 
 from fedapt_runtime import remote
+from fedapt_runtime.cli import main
 from fedapt_runtime.errors import ImageError, InputError, MissingDependency
 from fedapt_runtime.pipeline import decode_ahead, decode_one
 from fedapt_runtime.preprocess import Preprocessing
 from fedapt_runtime.remote import is_uri, read_remote
 from fedapt_runtime.sources import count_images, find_images
 
-pytest.importorskip("pyarrow.fs", reason="pyarrow is not installed")
+fs = pytest.importorskip("pyarrow.fs", reason="pyarrow is not installed")
 PREPROCESSING = Preprocessing((2, 2), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 NAMES = ("in/a.png", "in/sub dir/z.jpg", "in/sub dir/ä 1%20#?.png", "other.png")
 
@@ -164,3 +166,96 @@ def test_tables_of_paths(tmp_path: Path) -> None:
     table.write_bytes(b"PAR1 no table PAR1")
     with pytest.raises(InputError, match=r"names\.parquet: found a table that cannot be read"):
         list(find_images([table]))
+
+
+def classify(model: Path, *arguments: str) -> int:
+    return main(["classify", str(model), *arguments])
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_predictions_go_to_a_bucket(
+    bucket: str,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    suffix: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = f"{bucket}/out/sub/rows{suffix}"
+    for _ in range(2):  # the second replaces the first
+        assert classify(tiny_model, f"{bucket}/in", "--out", out) == 0
+    assert list(tmp_path.iterdir()) == []
+    assert classify(tiny_model, f"{bucket}/in", "--out", f"here{suffix}") == 0
+    assert read_remote(out) == (tmp_path / f"here{suffix}").read_bytes()
+
+
+def test_predictions_go_to_a_file_by_uri(
+    tiny_model: Path, tiny_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    image = str(next(tiny_images.glob("*/*/*.png")))
+    assert classify(tiny_model, image, "--out", f"file://{tmp_path}/a b.jsonl") == 0
+    assert json.loads((tmp_path / "a b.jsonl").read_text("utf-8"))["path"] == image
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a b.jsonl", "work"]
+
+
+@pytest.mark.parametrize(
+    ("out", "text"),
+    [
+        (
+            "s3://nobody/rows.csv",
+            "s3://nobody/rows.csv: found no folder or bucket nobody; expected",
+        ),
+        ("file:///no/such/rows.csv", "found no folder or bucket /no/such; expected a bucket or"),
+        ("abc://x/rows.csv", "abc://x/rows.csv: found "),
+        ("s3://photos/rows.txt", "s3://photos/rows.txt: found the suffix '.txt'; expected .jsonl"),
+    ],
+)
+def test_outputs_that_cannot_be_are_refused_before_any_work(
+    bucket: str,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    out: str,
+    text: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert classify(tiny_model, f"{bucket}/in", "--out", out) == 8
+    assert text in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("fault", ["refused", "short"])
+def test_rows_that_cannot_be_delivered_are_kept(
+    bucket: str,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fault: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out, real = f"{bucket}/kept/{fault}.csv", fs.copy_files
+
+    def copy(source: str, target: str, *systems: object) -> None:
+        if fault == "refused":
+            raise OSError("access denied")
+        cut = tmp_path / "cut"
+        cut.write_bytes(Path(source).read_bytes()[:-1])
+        real(str(cut), target, *systems)
+        cut.unlink()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fs, "copy_files", copy)
+        assert classify(tiny_model, f"{bucket}/in", "--out", out) == 8
+    told = capsys.readouterr().err
+    assert f"error: {out}: found " in told
+    assert ("access denied" if fault == "refused" else " bytes of ") in told
+    assert "--resume goes on" in told
+    assert [p.name for p in tmp_path.iterdir()] == [f"{fault}.csv.part"]
+    assert classify(tiny_model, f"{bucket}/in", "--out", out, "--resume") == 0
+    assert "3 done before" in capsys.readouterr().err
+    assert len(read_remote(out).splitlines()) == 4
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,32 @@
+"""How a CPU's cores share the work: all on one batch, or each on a batch of its own.
+
+A core that has a batch for itself waits for no other, and one that decodes disturbs one batch
+instead of all (measured by `benchmarks/runtime.py`). Batches are small then, because there are as
+many at once as cores.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+
+class CpuPlan(NamedTuple):
+    """See `plan_cpu_work`.
+
+    Attributes:
+        in_flight: batches at once.
+        usual_batch: images of each.
+        threads: of each; 0 takes every core.
+    """
+
+    in_flight: int
+    usual_batch: int
+    threads: int
+
+
+def plan_cpu_work(threads: int, throughput: bool) -> CpuPlan:
+    """The plan for so many threads (0: every core), for the most images a second or the first."""
+    if throughput:
+        return CpuPlan(threads or os.cpu_count() or 1, 8, 1)
+    return CpuPlan(1, 32, threads)
