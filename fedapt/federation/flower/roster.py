@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from fedapt.federation.flower.task import Plan, task_to_record
 from fedapt.federation.flower.watch import Watch
 
 _NAME = re.compile(r"\w[\w .@-]{0,99}")
-_POLL_S = 0.3
+_POLL_S, _TELL_S = 0.3, 10.0
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,25 @@ class Roster:
         """Their domains, in the order of their first members."""
         return tuple(dict.fromkeys(member.domain for member in self.members))
 
-    def wait(self, least: int, seconds: float) -> None:
+    def wait(
+        self, least: int, seconds: float, find_registered: Callable[[], Collection[str]] = tuple
+    ) -> None:
         """Until `least` nodes are ready; then they are members.
+
+        Args:
+            find_registered: names of the nodes that may connect; those that have not are told of.
 
         Raises:
             FederationError: not within that time.
         """
-        started = time.monotonic()
+        started = told = time.monotonic()
         while len(here := self.connected()) < least:
+            if time.monotonic() - told > _TELL_S:
+                told = time.monotonic()
+                connected = {node.name for node in self._grid.get_nodes()}
+                unseen = sorted(set(find_registered()) - connected)
+                others = sorted(connected - set(here) - set(self._reasons) - {""})
+                self._watch.waiting(len(here), least, unseen, others)
             if time.monotonic() - started > seconds:
                 raise FederationError(
                     where="the federation",

@@ -1,0 +1,85 @@
+"""Waiting for nodes: who is missing is told by name."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedapt.cli.federation.train import find_notice
+from fedapt.core.config import Config
+from fedapt.core.errors import FederationError
+from fedapt.core.report import Reporter
+from fedapt.federation.flower import roster as roster_module
+from fedapt.federation.flower.client_app import REFUSAL, REPLY
+from fedapt.federation.flower.roster import Roster
+from fedapt.federation.flower.task import Plan
+from fedapt.federation.flower.watch import Watch
+
+TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+
+PLAN = Plan(Config(), ("a", "b"), "0" * 64, 0)
+NODES = {11: "berlin", 12: "bern", 13: "brno"}
+ANSWERS = {11: {REPLY: {"domain": "photo", "name": "berlin"}}, 13: {REFUSAL: {"reason": "old"}}}
+
+
+class StillGrid:
+    """berlin is ready, bern never answers, brno is refused; prague does not connect."""
+
+    def __init__(self) -> None:
+        self._asked: dict[str, Message] = {}
+
+    def get_nodes(self) -> Iterable[SimpleNamespace]:
+        return [SimpleNamespace(node_id=number, name=name) for number, name in NODES.items()]
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        numbers = []
+        for message in messages:
+            assert message.metadata.message_type == MessageType.QUERY
+            number = str(message.metadata.dst_node_id)
+            message.metadata.__dict__["_message_id"] = number
+            self._asked[number] = message
+            numbers.append(number)
+        return numbers
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        found = []
+        for number in message_ids:
+            if (values := ANSWERS.get(int(number))) and number in self._asked:
+                records = {name: ConfigRecord(value) for name, value in values.items()}
+                found.append(Message(RecordDict(records), reply_to=self._asked.pop(number)))
+        return found
+
+
+def test_who_is_missing_is_told_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(roster_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    live = tmp_path / "live.jsonl"
+    registered = {"berlin", "bern", "brno", "prague"}
+    roster = Roster(tmp_path / "nodes.json", StillGrid(), PLAN, Watch(Reporter(), live))
+    with pytest.raises(FederationError) as caught:
+        roster.wait(3, 25.0, lambda: registered)
+    assert caught.value.found == "1 nodes (berlin); brno: old"
+    assert caught.value.expected == "3 (least_nodes) within 25 s"
+    events = [json.loads(line) for line in live.read_text().splitlines()]
+    assert [e["event"] for e in events] == ["joined", "turned away", "waiting", "waiting"]
+    text = "waiting for nodes: 1 of 3 ready; not connected yet: prague; getting ready: bern"
+    assert find_notice(events[2]) == text
+    assert (events[2]["unseen"], events[2]["preparing"]) == (["prague"], ["bern"])
+    assert find_notice(events[1]) == "turned away: brno: old"
+    assert find_notice(events[0]) == ""
+
+
+def test_nothing_is_told_where_nobody_is_missing(tmp_path: Path) -> None:
+    live = tmp_path / "live.jsonl"
+    roster = Roster(tmp_path / "nodes.json", StillGrid(), PLAN, Watch(Reporter(), live))
+    roster.wait(1, 25.0, lambda: pytest.fail("nobody has been waited for"))
+    assert [member.name for member in roster.members] == ["berlin"]
+    assert "waiting" not in live.read_text()
