@@ -81,7 +81,8 @@ class Roster:
             if time.monotonic() - told > _TELL_S:
                 told = time.monotonic()
                 connected = {node.name for node in self._grid.get_nodes()}
-                unseen = sorted(set(find_registered()) - connected)
+                # nodes that came without a key have no name here
+                unseen = [] if "" in connected else sorted(set(find_registered()) - connected)
                 others = sorted(connected - set(here) - set(self._reasons) - {""})
                 self._watch.waiting(len(here), least, unseen, others)
             if time.monotonic() - started > seconds:
