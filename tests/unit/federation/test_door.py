@@ -236,3 +236,7 @@ def test_a_flood_is_told_of_in_a_few_lines(monkeypatch: pytest.MonkeyPatch) -> N
     now[0] = 122.0
     refusals.refuse_handshake("10.0.0.2", "TLSV1_ALERT_UNKNOWN_CA")
     assert "10.0.0.2" in told.lines[42]
+    now[0] = 183.0
+    for reason in ("TLSV1_ALERT_PROTOCOL_VERSION", "WRONG_VERSION_NUMBER", "UNKNOWN_CA", ""):
+        refusals.refuse_handshake("10.0.0.3", reason)  # of clients that are no nodes
+    assert len(told.lines) == 43

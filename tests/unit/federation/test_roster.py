@@ -77,6 +77,17 @@ def test_who_is_missing_is_told_by_name(tmp_path: Path, monkeypatch: pytest.Monk
     assert find_notice(events[0]) == ""
 
 
+def test_nodes_without_keys_may_be_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roster_module, "_TELL_S", -1.0)
+    monkeypatch.setitem(NODES, 12, "")
+    live = tmp_path / "live.jsonl"
+    roster = Roster(tmp_path / "nodes.json", StillGrid(), PLAN, Watch(Reporter(), live))
+    with pytest.raises(FederationError):
+        roster.wait(3, 0.0, lambda: {"berlin", "bern", "brno", "prague"})
+    texts = [find_notice(json.loads(line)) for line in live.read_text().splitlines()]
+    assert texts[-1] == "waiting for nodes: 1 of 3 ready"
+
+
 def test_nothing_is_told_where_nobody_is_missing(tmp_path: Path) -> None:
     live = tmp_path / "live.jsonl"
     roster = Roster(tmp_path / "nodes.json", StillGrid(), PLAN, Watch(Reporter(), live))
