@@ -20,7 +20,6 @@ from tests.support.tiny import CLASSES, write_tiny_clip, write_tiny_images
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
 
-# name -> what is wrong with it; all have images of one domain
 WRONG = ("stranger", "keyless", "lost", "newer", "renamed", "other")
 OTHER_PROTOCOL = """\
 import sys
@@ -35,13 +34,13 @@ sys.exit(main())
 
 @pytest.fixture
 def deployment(tmp_path: Path, tiny_clip: Path) -> Iterator[Deployment]:
-    images = write_tiny_images(tmp_path / "data", 6, ("photo",))
+    images = write_tiny_images(tmp_path / "data", 6, ("photo", "sketch"))
     names = [name.replace("_", " ") for name in CLASSES]
-    nodes = [f"{name}=photo" for name in (*WRONG, "right")]
+    nodes = [f"{name}=photo" for name in (*WRONG, "right")] + ["foreign=sketch"]
     settings = ("train.rounds=1", "prompt.context_length=4", "federation.round_seconds=60")
     folder = tmp_path / "deployment"
     with deploy(folder, nodes, names, images, tiny_clip, *settings) as found:
-        rewrite(folder / "server" / "server.toml", least_nodes=1)
+        rewrite(folder / "server" / "server.toml", least_nodes=1, domains=["photo"])
         yield found
     # Flower's own processes see within seconds that their parent is gone
     found.wait_until(lambda: processes_of(folder) == [], 30.0)
@@ -82,7 +81,7 @@ def test_who_is_not_let_in_is_told_why(deployment: Deployment, tmp_path: Path) -
         deployment.start(name, "node", str(nodes / name), "--wait", wait)
     others = [sys.executable, str(tmp_path / "newer.py")]
     deployment.start("newer", "node", str(nodes / "newer"), program=others)
-    for name in ("renamed", "other"):
+    for name in ("renamed", "other", "foreign"):
         deployment.start_node(name)
 
     # another certificate
@@ -121,10 +120,15 @@ def test_who_is_not_let_in_is_told_why(deployment: Deployment, tmp_path: Path) -
     assert "install the same version of fedapt" in deployment.say("newer")
     assert "name the class folders alike" in deployment.say("renamed")
     assert "use the same weights" in deployment.say("other")
+    # what the server alone can see
+    told = "turned away: foreign: the unknown domain 'sketch'"
+    deployment.wait_until(lambda: told in deployment.say("train"))
+    told = "error: turned away: the unknown domain 'sketch'"
+    deployment.wait_until(lambda: told in deployment.say("foreign"))
     unseen = "waiting for nodes: 0 of 1 ready; not connected yet: lost, right, stranger"
     deployment.wait_until(lambda: unseen in deployment.say("train"))
 
-    for name in ("stranger", "keyless", "lost", "newer", "renamed", "other"):
+    for name in (*WRONG, "foreign"):
         assert "Traceback" not in deployment.say(name)
     deployment.start_node("right")
     assert deployment.wait_for_end("train") == 0

@@ -161,6 +161,9 @@ class Roster:
             reason = self._find_conflict(member, here - {node})
             if admitted_as and name != admitted_as:
                 reason = f"the key of {admitted_as}"
+            if reason:
+                told = RecordDict({REFUSAL: ConfigRecord({"reason": reason})})
+                self._grid.push_messages([Message(told, node, MessageType.QUERY)])
         if reason:
             self._reasons[member.name] = reason
             self._watch.turned_away(member.name, reason)

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict, UserConfig
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedapt.cli.federation.train import find_notice
@@ -17,7 +17,7 @@ from fedapt.core.config import Config
 from fedapt.core.errors import FederationError
 from fedapt.core.report import Reporter
 from fedapt.federation.flower import roster as roster_module
-from fedapt.federation.flower.client_app import REFUSAL, REPLY
+from fedapt.federation.flower.client_app import REFUSAL, REPLY, build_client_app
 from fedapt.federation.flower.roster import Roster
 from fedapt.federation.flower.task import Plan
 from fedapt.federation.flower.watch import Watch
@@ -34,6 +34,7 @@ class StillGrid:
 
     def __init__(self) -> None:
         self._asked: dict[str, Message] = {}
+        self.messages: list[Message] = []
 
     def get_nodes(self) -> Iterable[SimpleNamespace]:
         return [SimpleNamespace(node_id=number, name=name) for number, name in NODES.items()]
@@ -42,6 +43,7 @@ class StillGrid:
         numbers = []
         for message in messages:
             assert message.metadata.message_type == MessageType.QUERY
+            self.messages.append(message)
             number = str(message.metadata.dst_node_id)
             message.metadata.__dict__["_message_id"] = number
             self._asked[number] = message
@@ -94,3 +96,25 @@ def test_nothing_is_told_where_nobody_is_missing(tmp_path: Path) -> None:
     roster.wait(1, 25.0, lambda: pytest.fail("nobody has been waited for"))
     assert [member.name for member in roster.members] == ["berlin"]
     assert "waiting" not in live.read_text()
+
+
+def test_a_node_is_told_what_the_server_has_against_it(tmp_path: Path) -> None:
+    grid = StillGrid()
+    live = tmp_path / "live.jsonl"
+    watch = Watch(Reporter(), live)
+    roster = Roster(tmp_path / "nodes.json", grid, PLAN, watch, allowed=["scan"])
+    roster.connected()
+    (told,) = [m for m in grid.messages if REFUSAL in m.content.config_records]
+    assert told.metadata.dst_node_id == 11  # brno has said itself what is wrong with it
+    assert told.content.config_records[REFUSAL]["reason"] == "the unknown domain 'photo'"
+    assert roster.members == []
+
+
+def test_a_node_says_what_the_server_has_against_it(capsys: pytest.CaptureFixture[str]) -> None:
+    app = build_client_app(lambda task, context: pytest.fail("there is nothing to do"))
+    told = RecordDict({REFUSAL: ConfigRecord({"reason": "the unknown domain 'photo'"})})
+    message = Message(told, 11, MessageType.QUERY)
+    message.metadata.__dict__["_message_id"] = "1"
+    reply = app(message, Context(1, 11, UserConfig(), RecordDict(), UserConfig()))
+    assert capsys.readouterr().err == "error: turned away: the unknown domain 'photo'\n"
+    assert not reply.has_error()
