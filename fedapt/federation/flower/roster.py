@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from fedapt.core.errors import FederationError
@@ -114,6 +115,9 @@ class Roster:
         if self._asked:
             for reply in self._grid.pull_messages(list(self._asked)):
                 node = self._asked.pop(reply.metadata.reply_to_message_id)
+                if reply.has_error() and reply.error.code == ErrorCode.NODE_UNAVAILABLE:
+                    self._seen.discard(node)  # it went before it read this, and may be back
+                    continue
                 admitted_as = names.get(node, "")
                 if (member := self._read_member(node, admitted_as, reply, here)) is not None:
                     self._nodes[member.name] = node

@@ -9,7 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict, UserConfig
+from flwr.app import ConfigRecord, Context, Error, Message, MessageType, RecordDict, UserConfig
+from flwr.common.constant import ErrorCode
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedapt.cli.federation.train import find_notice
@@ -96,6 +97,24 @@ def test_nothing_is_told_where_nobody_is_missing(tmp_path: Path) -> None:
     roster.wait(1, 25.0, lambda: pytest.fail("nobody has been waited for"))
     assert [member.name for member in roster.members] == ["berlin"]
     assert "waiting" not in live.read_text()
+
+
+def test_a_node_that_went_while_it_was_asked_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As every node does that has just made sure that it may connect."""
+    grid, live = StillGrid(), tmp_path / "live.jsonl"
+    roster = Roster(tmp_path / "nodes.json", grid, PLAN, Watch(Reporter(), live))
+    answer = grid.pull_messages
+    monkeypatch.setattr(grid, "pull_messages", lambda ids: [])
+    assert roster.connected() == {}
+    gone = Message(Error(ErrorCode.NODE_UNAVAILABLE, "gone"), reply_to=grid.messages[0])
+    monkeypatch.setattr(grid, "pull_messages", lambda ids: [gone])
+    assert roster.connected() == {}
+    monkeypatch.setattr(grid, "pull_messages", answer)
+    assert roster.connected() == {"berlin": 11}
+    assert [m.metadata.dst_node_id for m in grid.messages] == [11, 12, 13, 11]
+    assert "turned away: berlin" not in live.read_text()
 
 
 def test_a_node_is_told_what_the_server_has_against_it(tmp_path: Path) -> None:
