@@ -55,7 +55,12 @@ def serve(grid: Grid, folder: Path, reporter: Reporter) -> None:
         reporter.message(f"model: {backbone.label}")
         plan = Plan(remove_paths(config), server.classes, backbone.sha256, 0)
         roster = Roster(run.path / ROSTER, grid, plan, watch, server.domains)
-        roster.wait(server.least_nodes, server.wait_seconds)
+        keys = folder / server.nodes
+        roster.wait(
+            server.least_nodes,
+            server.wait_seconds,
+            lambda: [] if server.insecure else [path.stem for path in keys.glob("*.pub")],
+        )
         while not _train(grid, config, plan, backbone, roster, run, watch, reporter):
             reporter.message("a new node: it takes part from the next round on")
     except ReportedError as error:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -124,49 +122,6 @@ def test_a_killed_server_goes_on_where_it_was(
     assert again == [1, 2, 3, 4]  # no round was trained twice
     train_locally(tmp_path / "local", images, tiny_clip, 4, 60)
     assert_same(*(run / "checkpoint.safetensors" for run in (tmp_path / "local", deployment.run)))
-
-
-@pytest.mark.parametrize("deployment", [(1, 60)], indirect=True)
-def test_who_is_not_let_in_is_told_why(
-    deployment: Deployment, tmp_path: Path, images: Path
-) -> None:
-    nodes, server = deployment.folder / "nodes", deployment.folder / "server"
-    stranger = tmp_path / "stranger"
-    write_deployment(stranger, Deployed("127.0.0.1:1", NAMES, {"a": "a"}, "data", Config()))
-    shutil.copy(stranger / "server" / "authority.pem", nodes / "cartoon" / "authority.pem")
-    (server / "nodes" / "painting.pub").unlink()
-    toml = nodes / "photo" / "node.toml"
-    address = tomllib.loads(toml.read_text())["server"]
-    toml.write_text(toml.read_text().replace(address, f"127.0.0.1:{find_port()}"))
-    renamed = tmp_path / "renamed"
-    for name in ("blue_disc", "red_square", "dots"):
-        shutil.copytree(images / "sketch" / "stripes", renamed / "sketch" / name)
-
-    deployment.start_server()
-    deployment.wait_until(lambda: "Uvicorn running" in deployment.say("server"))
-    for name in ("cartoon", "painting", "photo"):
-        deployment.start(name, "node", str(nodes / name), "--wait", "3")
-    deployment.start("sketch", "node", str(nodes / "sketch"), "--data", str(renamed))
-
-    assert deployment.wait_for_end("cartoon") == 5
-    assert "no TLS certificate that this node trusts" in deployment.say("cartoon")
-    assert "copy the server's authority.pem here" in deployment.say("cartoon")
-    assert deployment.wait_for_end("painting") == 5
-    assert "it does not know this node's key" in deployment.say("painting")
-    assert "put this node's .pub file into `nodes`" in deployment.say("painting")
-    assert "activate-node" in deployment.say("server")  # the server's log has the attempt
-    assert deployment.wait_for_end("photo") == 5
-    assert "no answer (Connection refused), for 3 s" in deployment.say("photo")
-    assert "Traceback" not in "".join(map(deployment.say, ("cartoon", "painting", "photo")))
-
-    settings = server / "server.toml"
-    settings.write_text(settings.read_text() + "wait_seconds = 20.0\n")
-    deployment.start_training()
-    assert deployment.wait_for_end("train") == 5
-    assert "the node's classes: found blue disc, dots, red square" in deployment.say("train")
-    assert "expected 4 (least_nodes) within 20 s" in deployment.say("train")
-    assert "the node's classes: found blue disc, dots, red square" in deployment.say("sketch")
-    assert not (deployment.run / "checkpoint.safetensors").exists()
 
 
 def test_flowers_simulation_trains_as_the_local_engine(

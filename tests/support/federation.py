@@ -34,11 +34,11 @@ class Deployment:
     def run(self) -> Path:
         return self.folder / "server" / "run"
 
-    def start(self, name: str, *arguments: str) -> None:
+    def start(self, name: str, *arguments: str, program: Sequence[str] = FEDAPT) -> None:
         """`fedapt federation ARGUMENTS` in a session of its own; what it says goes to NAME.log."""
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                [*FEDAPT, "federation", *arguments],
+                [*program, "federation", *arguments],
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -66,6 +67,8 @@ def train(
             for line in follow(live, offset):
                 if line is not None:
                     federation.add(line)
+                    if notice := find_notice(line):
+                        view.console.print(notice, markup=False, highlight=False, soft_wrap=True)
                     if as_json:
                         print(json.dumps(line, ensure_ascii=False), flush=True)
                     if console.is_terminal or federation.end:
@@ -86,6 +89,13 @@ def train(
             next_step="see to it, and run this command again: it goes on where it was",
         )
     print(f"written: {folder / settings.out / 'checkpoint.safetensors'}", file=sys.stderr)
+
+
+def find_notice(line: Mapping[str, Any]) -> str:
+    """What the operator has to see to, of one event; empty where that is nothing."""
+    if line["event"] == "turned away":
+        return f"turned away: {line['name']}: {line['reason']}"
+    return str(line["text"]) if line["event"] == "waiting" else ""
 
 
 def draw(federation: Federation) -> Table:

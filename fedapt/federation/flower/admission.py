@@ -29,6 +29,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from fedapt.core.errors import FederationError
 from fedapt.core.files import write_text
 from fedapt.core.report import Reporter
+from fedapt.federation.flower.refusals import fingerprint
 from fedapt.federation.flower.settings import NodeSettings, split_address
 
 _RETRY_S = 2.0
@@ -53,7 +54,9 @@ def wait_for_admission(
             _shake_hands(folder, settings)
             if settings.insecure or _is_admitted(folder, state, settings):
                 return
-            reason = "it does not know this node's key, or another process connects with it"
+            public = fingerprint(read_private_key(folder / settings.key).public_key())
+            reason = f"it does not know this node's key {public}, or another process connects with"
+            reason += " it"
             next_step = "have the server's operator put this node's .pub file into `nodes`"
         except ssl.SSLError as error:
             verdict = getattr(error, "verify_message", "") or error.reason or str(error)

@@ -47,8 +47,12 @@ def build_client_app(find_node: FindNode) -> ClientApp:
     app = ClientApp()
 
     def answer(message: Message, context: Context, work: Callable[[Node], RecordDict]) -> Message:
+        records = message.content.config_records
+        if REFUSAL in records:  # the server's, of a node that saw nothing wrong
+            print(f"error: turned away: {records[REFUSAL]['reason']}", file=sys.stderr, flush=True)
+            return Message(RecordDict(), reply_to=message)
         try:
-            task = message.content.config_records[TASK]
+            task = records[TASK]
             check_protocol(task)
             return Message(work(find_node(task, context)), reply_to=message)
         except ReportedError as error:

@@ -133,11 +133,17 @@ clientapp = "fedapt.federation.flower.stock:client_app"
 
 
 def _write_compose(nodes: Sequence[str]) -> str:
+    services = {"server"}
     text = _COMPOSE + _SERVICE.format(name="server", command="server", folder="server")
     for name in nodes:
-        variable = "IMAGES_" + "".join(c if c.isalnum() else "_" for c in name).upper()
+        # the names of services and variables have fewer characters than those of nodes
+        service = re.sub(r"[^a-z0-9]", "-", name.lower(), flags=re.ASCII)
+        while service in services:
+            service += "-node"
+        services.add(service)
+        variable = "IMAGES_" + service.replace("-", "_").upper()
         command, folder = "node --data /images", f"nodes/{name}"
-        text += _SERVICE.format(name=name, command=command, folder=folder)
+        text += _SERVICE.format(name=service, command=command, folder=folder)
         text += f"      - ${{{variable}:?the folder of the images}}:/images:ro\n"
     return text
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from fedapt.core.errors import FederationError
@@ -25,7 +26,7 @@ from fedapt.federation.flower.task import Plan, task_to_record
 from fedapt.federation.flower.watch import Watch
 
 _NAME = re.compile(r"\w[\w .@-]{0,99}")
-_POLL_S = 0.3
+_POLL_S, _TELL_S = 0.3, 10.0
 
 
 @dataclass(frozen=True)
@@ -65,14 +66,26 @@ class Roster:
         """Their domains, in the order of their first members."""
         return tuple(dict.fromkeys(member.domain for member in self.members))
 
-    def wait(self, least: int, seconds: float) -> None:
+    def wait(
+        self, least: int, seconds: float, find_registered: Callable[[], Collection[str]] = tuple
+    ) -> None:
         """Until `least` nodes are ready; then they are members.
+
+        Args:
+            find_registered: names of the nodes that may connect; those that have not are told of.
 
         Raises:
             FederationError: not within that time.
         """
-        started = time.monotonic()
+        started = told = time.monotonic()
         while len(here := self.connected()) < least:
+            if time.monotonic() - told > _TELL_S:
+                told = time.monotonic()
+                connected = {node.name for node in self._grid.get_nodes()}
+                # nodes that came without a key have no name here
+                unseen = [] if "" in connected else sorted(set(find_registered()) - connected)
+                others = sorted(connected - set(here) - set(self._reasons) - {""})
+                self._watch.waiting(len(here), least, unseen, others)
             if time.monotonic() - started > seconds:
                 raise FederationError(
                     where="the federation",
@@ -102,6 +115,9 @@ class Roster:
         if self._asked:
             for reply in self._grid.pull_messages(list(self._asked)):
                 node = self._asked.pop(reply.metadata.reply_to_message_id)
+                if reply.has_error() and reply.error.code == ErrorCode.NODE_UNAVAILABLE:
+                    self._seen.discard(node)  # it went before it read this, and may be back
+                    continue
                 admitted_as = names.get(node, "")
                 if (member := self._read_member(node, admitted_as, reply, here)) is not None:
                     self._nodes[member.name] = node
@@ -149,6 +165,9 @@ class Roster:
             reason = self._find_conflict(member, here - {node})
             if admitted_as and name != admitted_as:
                 reason = f"the key of {admitted_as}"
+            if reason:
+                told = RecordDict({REFUSAL: ConfigRecord({"reason": reason})})
+                self._grid.push_messages([Message(told, node, MessageType.QUERY)])
         if reason:
             self._reasons[member.name] = reason
             self._watch.turned_away(member.name, reason)

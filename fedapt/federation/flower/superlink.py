@@ -24,6 +24,8 @@ from flwr.superlink.cli import flower_superlink
 from fedapt.core.errors import FederationError, ReportedError
 from fedapt.core.report import Reporter
 from fedapt.federation.flower.control import Control
+from fedapt.federation.flower.door import watch_door
+from fedapt.federation.flower.refusals import Refusals
 from fedapt.federation.flower.settings import ServerSettings, split_address
 
 _POLL_S = 2.0
@@ -41,15 +43,18 @@ def run_superlink(folder: Path, settings: ServerSettings, reporter: Reporter) ->
     state.mkdir(exist_ok=True)
     arguments = ["--host", host, "--port", str(port), "--database", str(state / "superlink.db")]
     arguments.append("--disable-runtime-dependency-installation")
+    door: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if settings.insecure:
         arguments.append("--insecure")
     else:
+        nodes = folder / settings.nodes
+        door = watch_door(Refusals(reporter, nodes, lambda key: key in _read_public_keys(nodes)))
         arguments += ["--ssl-ca-certfile", str(folder / settings.authority)]
         arguments += ["--ssl-certfile", str(folder / settings.certificate)]
         arguments += ["--ssl-keyfile", str(folder / settings.key), "--enable-supernode-auth"]
         thread = threading.Thread(target=_admit, args=(folder, settings, reporter), daemon=True)
         thread.start()
-    with flower_process(folder, ["flower-superlink", *arguments]):
+    with flower_process(folder, ["flower-superlink", *arguments]), door:
         flower_superlink()
 
 
@@ -96,6 +101,14 @@ def _admit(folder: Path, settings: ServerSettings, reporter: Reporter) -> None:
                 reporter.message(f"{path.stem}: may connect")
             admitted.add(path)
         time.sleep(_POLL_S)
+
+
+def _read_public_keys(folder: Path) -> set[bytes]:
+    keys = set()
+    for path in folder.glob("*.pub"):
+        with contextlib.suppress(FederationError):  # told when it was to be registered
+            keys.add(read_public_key(path))
+    return keys
 
 
 def read_public_key(path: Path) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,17 @@ class Watch:
         """A node has introduced itself."""
         self._reporter.message(f"{name}: joined with domain {domain}")
         self._write("joined", name=name, domain=domain)
+
+    def waiting(
+        self, ready: int, least: int, unseen: Sequence[str], preparing: Sequence[str]
+    ) -> None:
+        """Too few nodes are ready; some have not been seen, some load images and CLIP."""
+        text = f"waiting for nodes: {ready} of {least} ready"
+        text += f"; not connected yet: {', '.join(unseen)}" if unseen else ""
+        text += f"; getting ready: {', '.join(preparing)}" if preparing else ""
+        self._reporter.message(text)
+        names = {"unseen": list(unseen), "preparing": list(preparing)}
+        self._write("waiting", ready=ready, least=least, text=text, **names)
 
     def turned_away(self, name: str, reason: str) -> None:
         """A node cannot take part."""
