@@ -89,7 +89,7 @@ class SecureRound:
                 self._refuse(client, "a public key that there is already")
             else:
                 self._mask_keys[client], self._share_keys[client] = keys
-        _check_left("sent keys", self._mask_keys, LEAST)
+        _check_left("that sent keys", self._mask_keys, LEAST)
         self._neighbours = choose_neighbours(sorted(self._mask_keys), self._count)
 
     def _deal_shares(self, n_clients: int) -> dict[int, dict[int, bytes]]:
@@ -115,7 +115,7 @@ class SecureRound:
                 self._refuse(client, f"no sealed shares for each of {len(peers)} neighbours")
             else:
                 sealed[client] = dict(zip(peers, boxes, strict=True))
-        _check_left("sent shares", sealed, LEAST)
+        _check_left("that sent shares", sealed, LEAST)
         return sealed
 
     def _add_masked(
@@ -143,7 +143,9 @@ class SecureRound:
         for client in sealed:
             left = [member for member in self._group(client) if member in sent]
             _check_left(
-                f"of the group of client {client} sent their vector", left, self._needed(client)
+                f"of the group of client {client} that sent their vector",
+                left,
+                self._needed(client),
             )
         return total, sent
 
@@ -168,7 +170,7 @@ class SecureRound:
                 shares[owner].append(share)
         for client, found in shares.items():
             needed = self._needed(client)
-            _check_left(f"sent a share of client {client}", found, needed)
+            _check_left(f"that sent a share of client {client}", found, needed)
             secret = self._combine(client, found[:needed])
             if client in sent:
                 total -= own_mask(secret, client, self._round, len(total))
@@ -195,7 +197,7 @@ class SecureRound:
 
 def _check_left(what: str, left: Collection[object], least: int) -> None:
     if len(left) < least:
-        raise ValueError(f"{len(left)} clients that {what}, where {least} have to")
+        raise ValueError(f"{len(left)} clients {what}, where {least} have to be")
 
 
 def _are_bytes(values: Any, count: int, size: int) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, Message
+from flwr.app import Array, ArrayRecord, Error, Message
 
 from fedapt.core.errors import ConfigError, FederationError
 from fedapt.federation.flower.secure import MASKED, SHARES, STAGES, UNMASK
@@ -138,7 +138,9 @@ def lose(
         asked = grid[0].messages[-1].metadata.message_type.partition(".")[2]
         if stages.get(node) == asked:
             gone.add(node)
-        return None if node in gone else reply
+        if node not in gone:
+            return reply
+        return Message(Error(code=3, reason="gone"), reply_to=grid[0].messages[-1])
 
     return change
 
@@ -147,14 +149,14 @@ def lose(
 def test_a_node_that_drops_out(
     stage: str, images: Path, tiny_clip: Path, tiny_backbone: Backbone
 ) -> None:
-    settings = ("train.rounds=1", "federation.round_seconds=0.4", "train.weighting=samples")
+    settings = ("train.rounds=1", "train.weighting=samples")
     config = configure(images, tiny_clip, *settings, "federation.secure=true")
     session = open_session(config, tiny_backbone)
     grid: list[DirectGrid] = []
     grid.append(connect(session, lose({12: stage}, grid)))
     done = run(session)
     (record,) = done.records
-    assert record["refused"] == {"photo": "no reply within 0 s"}
+    assert record["refused"] == {"photo": "Flower's error 3: gone"}
 
     # after its vector the node counts, before it does not
     counted = [0, 1, 2, 3] if stage == UNMASK else [0, 1, 3]
@@ -173,18 +175,18 @@ def test_a_node_that_drops_out(
 def test_too_few_that_stay(
     stage: str, images: Path, tiny_clip: Path, tiny_backbone: Backbone
 ) -> None:
-    settings = ("federation.round_seconds=0.4", "federation.secure=true")
-    session = open_session(configure(images, tiny_clip, *settings), tiny_backbone)
+    config = configure(images, tiny_clip, "federation.secure=true")
+    session = open_session(config, tiny_backbone)
     grid: list[DirectGrid] = []
     grid.append(connect(session, lose({12: stage, 10: stage}, grid)))
     with pytest.raises(FederationError) as caught:
         run(session)
     error = caught.value
     assert error.where == "round 1"
-    assert error.found.startswith("2 clients that ")
-    assert ", where 3 have to; " in error.found
-    assert "cartoon: no reply within 0 s" in error.found
-    assert "photo: no reply within 0 s" in error.found
+    assert error.found.startswith("2 clients ")
+    assert ", where 3 have to be; " in error.found
+    assert "cartoon: Flower's error 3: gone" in error.found
+    assert "photo: Flower's error 3: gone" in error.found
     if stage in STAGES[: STAGES.index(MASKED) + 1]:  # nobody was asked to unmask anything
         assert UNMASK not in stages_of(grid[0])
 
