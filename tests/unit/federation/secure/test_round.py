@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, Error, Message
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message
 
 from fedapt.core.errors import ConfigError, FederationError
 from fedapt.federation.flower.secure import MASKED, SHARES, STAGES, UNMASK
@@ -286,3 +286,81 @@ def test_a_node_gives_nothing_away_in_clear(
     refusal = grid.replies[0].content["refusal"]["reason"]
     assert "the server's message: found a round whose replies can be read" in refusal
     assert grid.replies[0].content.array_records == {}
+
+
+def answer_with(
+    node: int, **values: Callable[[ConfigRecord], object]
+) -> Callable[[int, Message], Message]:
+    """One node's replies with other values of these names, where they have them."""
+
+    def change(sender: int, reply: Message) -> Message:
+        record = reply.content.config_records.get("reply")
+        for name, make in values.items() if sender == node and record is not None else ():
+            if name in record:
+                record[name] = make(record)
+        return reply
+
+    return change
+
+
+BROKEN: dict[str, dict[str, Callable[[ConfigRecord], object]]] = {
+    "no two public keys of 32 bytes": {"mask_key": lambda r: b"short"},
+    "a public key that there is already": {"mask_key": lambda r: r["share_key"]},
+    "no sealed shares for each of 3 neighbours": {"sealed": lambda r: r["sealed"][:2]},
+    "no sealed shares for each of 3 neighbours ": {"sealed": lambda r: [b"x" * 132] * 2 + [b""]},
+    "no sealed shares for each of 3 neighbours  ": {"peers": lambda r: [0, 1, 2]},
+    "no share of each of its group": {"shares": lambda r: r["shares"][:3]},
+    "no share of each of its group ": {"shares": lambda r: [s + b"x" for s in r["shares"]]},
+}
+
+
+@pytest.mark.parametrize("reason", BROKEN)
+def test_a_broken_reply_drops_its_sender(
+    reason: str, images: Path, tiny_clip: Path, tiny_backbone: Backbone
+) -> None:
+    config = configure(images, tiny_clip, "federation.secure=true", "train.rounds=1")
+    session = open_session(config, tiny_backbone)
+    connect(session, answer_with(11, **BROKEN[reason]))
+    (record,) = run(session).records
+    assert record["refused"] == {"painting": reason.strip()}
+    assert record["replies"] == (4 if "shares" in BROKEN[reason] else 3)
+
+
+def test_a_key_of_somebody_else_is_refused(
+    images: Path, tiny_clip: Path, tiny_backbone: Backbone
+) -> None:
+    keys: list[bytes] = []
+
+    def copy(node: int, reply: Message) -> Message:
+        record = reply.content.config_records.get("reply", ConfigRecord())
+        if "mask_key" in record:
+            keys.append(record["mask_key"])  # type: ignore[arg-type]
+            record["mask_key"] = keys[0]
+        return reply
+
+    config = configure(images, tiny_clip, "federation.secure=true", "train.rounds=1")
+    session = open_session(config, tiny_backbone)
+    connect(session, copy)
+    with pytest.raises(FederationError, match="1 clients that sent keys, where 3 have to be"):
+        run(session)
+
+
+def test_shares_of_another_secret_are_seen(
+    images: Path, tiny_clip: Path, tiny_backbone: Backbone
+) -> None:
+    grid: list[DirectGrid] = []
+    gone = lose({12: MASKED}, grid)
+
+    def change(node: int, reply: Message) -> Message | None:
+        found = gone(node, reply)
+        record = ConfigRecord() if found.has_error() else found.content.get("reply", {})
+        if node == 10 and "shares" in record:  # of 0, 1, 3 and then of 2, which has dropped out
+            shares = record["shares"]
+            record["shares"] = [*shares[:3], shares[3][:4] + shares[0][4:20] + shares[3][20:]]
+        return found
+
+    config = configure(images, tiny_clip, "federation.secure=true", "train.rounds=1")
+    session = open_session(config, tiny_backbone)
+    grid.append(connect(session, change))
+    with pytest.raises(FederationError, match="shares that do not give the key of client 2"):
+        run(session)
