@@ -2,7 +2,7 @@
 
 A task has everything that a node needs besides its own images: the settings without any path, class
 names, the CLIP by name and hash, and the node's domain and key as numbers. It goes with every
-message, so that a node has no state that could be lost.
+message, so that a node has no state that could be lost, except within a secure round.
 """
 
 from __future__ import annotations
