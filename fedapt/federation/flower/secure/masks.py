@@ -44,6 +44,15 @@ def agree(private: bytes, public: bytes, purpose: str) -> bytes:
     return derive(secret, purpose)
 
 
+def is_public_key(key: bytes) -> bool:
+    """Whether a secret that is agreed on with it is one."""
+    try:
+        agree(draw_key(), key, "trial")
+    except ValueError:
+        return False
+    return True
+
+
 def derive(secret: bytes, purpose: str) -> bytes:
     """A key for one purpose alone."""
     return HKDF(SHA256(), KEY_BYTES, salt=None, info=f"fedapt {purpose}".encode()).derive(secret)

@@ -17,8 +17,8 @@ from fedapt.federation.flower.secure import KEYS, MASKED, SECURE, SHARES, UNMASK
 from fedapt.federation.flower.secure.client import WORDS
 from fedapt.federation.flower.secure.group import LEAST, choose_neighbours, count_needed
 from fedapt.federation.flower.secure.masks import (
-    KEY_BYTES,
     Words,
+    is_public_key,
     own_mask,
     pair_mask,
     public_key,
@@ -83,8 +83,8 @@ class SecureRound:
             record = reply.config_records.get(REPLY, ConfigRecord())
             keys: list[Any] = [record.get("mask_key"), record.get("share_key")]
             known = {*self._mask_keys.values(), *self._share_keys.values()}
-            if not all(type(key) is bytes and len(key) == KEY_BYTES for key in keys):
-                self._refuse(client, f"no two public keys of {KEY_BYTES} bytes")
+            if not all(type(key) is bytes and is_public_key(key) for key in keys):
+                self._refuse(client, "no two public keys of X25519")
             elif keys[0] == keys[1] or known & set(keys):
                 self._refuse(client, "a public key that there is already")
             else:

@@ -14,6 +14,7 @@ from fedapt.federation.flower.secure.masks import (
     derive,
     draw_key,
     expand,
+    is_public_key,
     own_mask,
     pair_mask,
     public_key,
@@ -95,3 +96,6 @@ def test_the_agreement_is_x25519_and_hkdf() -> None:
 def test_a_key_that_everybody_knows_is_refused() -> None:
     with pytest.raises(ValueError, match="shared key"):
         agree(draw_key(), bytes(32), "mask")
+    assert is_public_key(public_key(draw_key()))
+    for none in (bytes(32), b"\x01" + bytes(31), bytes(31), b""):
+        assert not is_public_key(none)
