@@ -112,8 +112,16 @@ class FederationConfig:
             none.
         noise: of differential privacy, as a multiple of `clip`; 0 for none.
         delta: of the epsilon that is reported with noise.
+        node_clip: largest norm of an update as a node sends it, longer ones are shortened; 0 for
+            none.
+        node_noise: that each node adds to its update, as a multiple of `node_clip`; 0 for none.
+        secure: secure aggregation: the server learns the sum of a round's updates, no single one.
+        secure_threshold: share of a client and its neighbours that has to stay to a round's end.
+        secure_neighbours: clients with which each one shares masks; 0 for all, or about 2 log2(n)
+            of more than 32.
+        secure_range: change of a single value above which a node cuts it off.
         least_replies: usable replies without which a round fails.
-        round_seconds: how long a round waits for replies from other machines.
+        round_seconds: how long a round, or a stage of a secure one, waits for other machines.
         largest_update: norm of an update above which a reply from another machine is refused.
     """
 
@@ -129,6 +137,12 @@ class FederationConfig:
     clip: float = 0.0
     noise: float = 0.0
     delta: float = 1e-5
+    node_clip: float = 0.0
+    node_noise: float = 0.0
+    secure: bool = False
+    secure_threshold: float = 2 / 3
+    secure_neighbours: int = 0
+    secure_range: float = 16.0
     least_replies: int = 1
     round_seconds: float = 3600.0
     largest_update: float = 1000.0
@@ -221,6 +235,11 @@ _RANGES: dict[str, tuple[float, float]] = {
     "federation.clip": (0.0, 1e9),
     "federation.noise": (0.0, 1e6),
     "federation.delta": (1e-15, 0.5),
+    "federation.node_clip": (0.0, 1e9),
+    "federation.node_noise": (0.0, 1e6),
+    "federation.secure_threshold": (0.5, 1.0),
+    "federation.secure_neighbours": (0, 1_000_000),
+    "federation.secure_range": (1e-6, 1e6),
     "federation.least_replies": (1, 1_000_000),
     "federation.round_seconds": (0.1, 1e7),
     "federation.largest_update": (1e-9, 1e12),

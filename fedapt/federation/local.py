@@ -48,7 +48,7 @@ class LocalEngine:
         with torch_threads(threads_each), ThreadPoolExecutor(at_once) as pool:
             yield from pool.map(train, order)
 
-    def describe_round(self) -> Record:
+    def describe_round(self, earlier: Sequence[Record]) -> Record:
         """Nothing beyond what the loop counts."""
         return {}
 

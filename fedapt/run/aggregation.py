@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from fedapt.core.config import Config, FederationConfig
 from fedapt.core.errors import ConfigError
 from fedapt.federation.flower import require_flower
 from fedapt.train.aggregate import Aggregation, Average
-from fedapt.train.methods import Method
+from fedapt.train.methods import METHODS, Method
+
+# a Gaussian is further out once in 10^15 draws
+_WIDTHS = 8
 
 
 def choose_aggregation(method: Method) -> Callable[[], Aggregation]:
@@ -34,4 +38,75 @@ def choose_aggregation(method: Method) -> Callable[[], Aggregation]:
     require_flower()
     from fedapt.federation.flower.robust import Robust
 
-    return lambda: Robust(config, weighting, len(method.setting.clients))
+    return lambda: Robust(config, weighting)
+
+
+def check_privacy(config: Config, *, local: bool) -> None:
+    """Refuse a secure sum, or noise of nodes, that would not hide what it should.
+
+    Args:
+        local: whether this process trains all clients, so that nobody has anything to hide.
+
+    Raises:
+        ConfigError: settings that exclude each other, or a method that shows a client's own values.
+        DependencyError: Flower's accountant is not installed.
+    """
+    federation, default = config.federation, FederationConfig()
+    hides = federation.secure or federation.node_clip or federation.node_noise
+    if not hides:
+        return
+    if local:
+        raise _exclude(
+            "federation.secure, node_clip, node_noise",
+            "clients that are all in this process",
+            "clients that are nodes",
+            "train with --engine flower or `fedapt federation`",
+        )
+    if federation.secure:
+        method = METHODS[config.train.method]
+        if method.owned:
+            raise _exclude(
+                "federation.secure",
+                f"the method {config.train.method}, whose {', '.join(method.owned)} belong to one"
+                " domain each",
+                "a method whose clients share all that is learned",
+                "train another method, fedapt for one",
+            )
+        for name in ("aggregation", "clip", "noise", "largest_update"):
+            if (value := getattr(federation, name)) != getattr(default, name):
+                raise _exclude(
+                    "federation.secure",
+                    f"{name} = {value!r}, for which the server has to see every single update",
+                    f"{getattr(default, name)!r}",
+                    "leave it out; federation.node_clip shortens updates at the nodes",
+                )
+    if federation.node_noise:
+        if not federation.node_clip or federation.noise or federation.clip:
+            raise _exclude(
+                f"federation.node_noise = {federation.node_noise:g}",
+                f"node_clip = {federation.node_clip:g}, clip = {federation.clip:g},"
+                f" noise = {federation.noise:g}",
+                "a node_clip above 0, and no clip or noise of the server's",
+                "set federation.node_clip, and leave clip and noise at 0",
+            )
+        if federation.secure and config.train.weighting != "uniform":
+            raise _exclude(
+                f"federation.node_noise = {federation.node_noise:g}",
+                f"weighting = {config.train.weighting!r} in a secure sum",
+                "uniform: each update counts once",
+                "leave train.weighting at its default",
+            )
+        widest = federation.node_clip * (1 + _WIDTHS * federation.node_noise)
+        if federation.secure and widest > federation.secure_range:
+            raise _exclude(
+                f"federation.secure_range = {federation.secure_range:g}",
+                f"noise of width {federation.node_clip * federation.node_noise:g}, of which it"
+                " would cut off the tail",
+                f"{widest:g} or more",
+                "raise it",
+            )
+        require_flower("dp_accounting")
+
+
+def _exclude(where: str, found: str, expected: str, next_step: str) -> ConfigError:
+    return ConfigError(where=where, found=found, expected=expected, next_step=next_step)

@@ -19,7 +19,7 @@ from fedapt.federation.local import LocalEngine
 from fedapt.model.backbone import Backbone
 from fedapt.model.checkpoint import Checkpoint, CheckpointInfo, load_checkpoint
 from fedapt.model.image_encoder import image_encoder
-from fedapt.run.aggregation import choose_aggregation
+from fedapt.run.aggregation import check_privacy, choose_aggregation
 from fedapt.run.folder import RunFolder
 from fedapt.train.evaluate import Evaluation, evaluate, measure
 from fedapt.train.loop import Engine, Measured, Progress, run_rounds
@@ -153,6 +153,7 @@ class Session:
         self, start: Progress, save: Callable[[Progress], None], reporter: Reporter
     ) -> Progress:
         """Train from `start` to the end, by this process or by what `engine` is set to."""
+        check_privacy(self.config, local=isinstance(self.engine, LocalEngine))
         return run_rounds(
             self.engine,
             self.method,

@@ -11,6 +11,7 @@ from fedapt.core.errors import UsageError
 from fedapt.core.report import Reporter
 from fedapt.data.partition import Client
 from fedapt.federation.flower import require_flower
+from fedapt.run.aggregation import check_privacy
 from fedapt.run.session import Session
 from fedapt.train.methods import METHODS
 from fedapt.train.sampling import sample_clients
@@ -19,10 +20,11 @@ LOCAL, FLOWER = "local", "flower"
 
 
 def check_engine(engine: str, config: Config) -> None:
-    """Refuse an engine that is not known, has no package, or has nothing to send.
+    """Refuse an engine that is not known, has no package, or has nothing to send or to hide.
 
     Raises:
         UsageError: an unknown engine, or a method whose clients send nothing.
+        ConfigError: a secure sum or noise of nodes that would not hide what it should.
         DependencyError: Flower or Ray is not installed.
     """
     if engine not in (LOCAL, FLOWER):
@@ -41,6 +43,7 @@ def check_engine(engine: str, config: Config) -> None:
                 next_step="leave --engine out, or choose another --method",
             )
         require_flower("ray")
+    check_privacy(config, local=engine == LOCAL)
 
 
 @contextmanager

@@ -26,8 +26,12 @@ class Engine(Protocol):
         """Each of these clients trains from its share of `start`; replies in a fixed order."""
         ...
 
-    def describe_round(self) -> Record:
-        """What else the record of the round should say, when it has been measured."""
+    def describe_round(self, earlier: Sequence[Record]) -> Record:
+        """What else the record of the round should say, when it has been measured.
+
+        Args:
+            earlier: the records of the rounds before.
+        """
         ...
 
 
@@ -131,7 +135,7 @@ def run_rounds(
             record |= measured.to_record()
             record["evaluation_seconds"] = round(time.monotonic() - trained, 4)
             note += f", mean {100 * mean(measured.validation or measured.test):.1f} %"
-        record |= engine.describe_round() | aggregate.describe(number + 1)
+        record |= engine.describe_round(progress.records) | aggregate.describe(number + 1)
         progress = Progress(learned, number + 1, (*progress.records, record))
         save(progress)
         reporter.progress("rounds", number + 1, n_rounds, note)

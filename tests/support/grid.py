@@ -24,6 +24,7 @@ class DirectGrid(Grid):
     Attributes:
         down, up: all that was sent, as bytes.
         change: what happens to a reply on its way: (node, reply) -> reply, or None for no reply.
+        contexts: what a node remembers from one message to the next.
     """
 
     apps: dict[int, ClientApp]
@@ -32,6 +33,7 @@ class DirectGrid(Grid):
     up: list[bytes] = field(default_factory=list)
     replies: list[Message] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
+    contexts: dict[int, Context] = field(default_factory=dict)
     _waiting: dict[str, Message] = field(default_factory=dict)
     _numbers: Iterable[int] = field(default_factory=count)
 
@@ -63,7 +65,8 @@ class DirectGrid(Grid):
             node = message.metadata.dst_node_id
             if node not in self.apps:
                 continue
-            context = Context(1, node, UserConfig(), RecordDict(), UserConfig())
+            fresh = Context(1, node, UserConfig(), RecordDict(), UserConfig())
+            context = self.contexts.setdefault(node, fresh)
             reply = self.change(node, self.apps[node](arrived, context))
             if reply is not None:
                 self._waiting[number] = send(reply, self.up)

@@ -113,7 +113,7 @@ def draw(federation: Federation) -> Table:
             name,
             node.domain,
             time.strftime("%H:%M:%S", time.localtime(node.seen)) if node.seen else "",
-            f"{node.images:,}",
+            "" if node.images is None else f"{node.images:,}",
             f"{node.seconds:.1f}",
             str(node.refused),
             "" if accuracy is None else percent(accuracy),

@@ -1,8 +1,9 @@
 """The ClientApp: Flower's messages -> `Node` -> replies.
 
 What goes up: the learned tensors, how many images they were learned from, and the loss; of an
-evaluation, shares of right answers and how many images they are of. Never an image, a feature, a
-path or a count per class. An error goes up in the words of the check that raised it, or, where it
+evaluation, shares of right answers and how many images they are of. In a secure round the first
+three are masked (`federation.flower.secure`). Never an image, a feature, a path or a count per
+class. An error goes up in the words of the check that raised it, or, where it
 could name a file, as its kind alone; the node's own log has all of it.
 """
 
@@ -13,28 +14,25 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from torch import Tensor
 
 import fedapt
-from fedapt.core.errors import ReportedError, UsageError
+from fedapt.core.errors import FederationError, ReportedError, UsageError
 from fedapt.federation.flower.node import Node, Party
+from fedapt.federation.flower.secure.client import add_stages
 from fedapt.federation.flower.task import (
+    LEARNED,
     PROTOCOL,
-    Place,
-    Plan,
+    REFUSAL,
+    REPLY,
+    TASK,
     check_protocol,
-    read_place,
     read_plan,
+    unpack,
 )
-from fedapt.federation.flower.tensors import from_arrays, to_arrays
-from fedapt.train.methods.base import Learned
+from fedapt.federation.flower.tensors import to_arrays
 
-TASK, LEARNED, KEYS = "task", "learned", "keys"
-REPLY, REFUSAL = "reply", "refusal"
-_KEYS_NAME = "keys"
 # these begin with a phrase of ours; any other may name a file or folder of the node
 _SAYABLE = ("version", "the node's ", "client ", "round ", "the server's message")
 
@@ -76,7 +74,15 @@ def build_client_app(find_node: FindNode) -> ClientApp:
         """One client's round."""
 
         def work(node: Node) -> RecordDict:
-            update = node.train(*_unpack(message.content, node.device))
+            plan, place, share, keys = unpack(message.content, node.device)
+            if plan.config.federation.secure:
+                raise FederationError(
+                    where="the server's message",
+                    found="a round whose replies can be read",
+                    expected="the stages of a secure one (federation.secure)",
+                    next_step="this node gives nothing away in this round; see to the server",
+                )
+            update = node.train(plan, place, share, keys)
             return RecordDict(
                 {
                     LEARNED: to_arrays(update.learned),
@@ -91,22 +97,13 @@ def build_client_app(find_node: FindNode) -> ClientApp:
         """Accuracy of the global model on this node's images."""
 
         def work(node: Node) -> RecordDict:
-            score = node.evaluate(*_unpack(message.content, node.device))
+            score = node.evaluate(*unpack(message.content, node.device))
             return RecordDict({REPLY: MetricRecord(dataclasses.asdict(score))})
 
         return answer(message, context, work)
 
+    add_stages(app, answer)
     return app
-
-
-def _unpack(
-    records: RecordDict, device: torch.device
-) -> tuple[Plan, Place, Learned, Tensor | None]:
-    """What the server asks for: the run, this client's place in it, what is learned, the keys."""
-    task = records.config_records[TASK]
-    learned = from_arrays(records.array_records[LEARNED], device)
-    keys = from_arrays(records.array_records[KEYS], device).get(_KEYS_NAME)
-    return read_plan(task), read_place(task), learned, keys
 
 
 def _tell(error: ReportedError) -> ConfigRecord:

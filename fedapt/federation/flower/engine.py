@@ -11,18 +11,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from flwr.app import Message, MessageType, RecordDict
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedapt.core.config import FederationConfig
 from fedapt.core.errors import FederationError
 from fedapt.core.records import Record
 from fedapt.data.partition import Client
-from fedapt.federation.flower.client_app import KEYS, LEARNED, TASK
 from fedapt.federation.flower.exchange import Answer, exchange
 from fedapt.federation.flower.node import Score
-from fedapt.federation.flower.replies import read_score, read_update
-from fedapt.federation.flower.task import Place, Plan, task_to_record
+from fedapt.federation.flower.privacy import account_nodes
+from fedapt.federation.flower.replies import read_refusal, read_score, read_update
+from fedapt.federation.flower.secure.encoding import Encoding, count_words
+from fedapt.federation.flower.secure.server import SecureRound
+from fedapt.federation.flower.task import KEYS, LEARNED, TASK, Place, Plan, task_to_record
 from fedapt.federation.flower.tensors import to_arrays
 from fedapt.federation.flower.watch import Watch
 from fedapt.train.client import ClientUpdate
@@ -40,6 +42,7 @@ class _Round:
     n_bytes: int = 0
     evaluation_bytes: int = 0
     replies: int = 0
+    clipped: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
 
@@ -76,6 +79,9 @@ class FlowerEngine:
             FederationError: fewer sound replies than `federation.least_replies`.
         """
         self._last = _Round(round_number)
+        if self._limits.secure:
+            yield self._train_in_secret(start, clients)
+            return
         updates: dict[int, ClientUpdate] = {}
         shares = {c.index: self._method.share(start, c) for c in clients}
         contents = {c.index: self._fill(c, shares[c.index], round_number) for c in clients}
@@ -88,18 +94,71 @@ class FlowerEngine:
                 updates[client.index] = update
                 self._last.seconds[client.name] = round(answer.seconds, 3)
                 self._watch.replied(client.name, update.n_samples, answer.seconds)
-        self._last.replies = len(updates)
-        least = min(self._limits.least_replies, len(clients))
-        if len(updates) < least:
+        self._check_replies(len(updates), clients)
+        yield from (updates[index] for index in sorted(updates))
+
+    def _train_in_secret(self, start: Learned, clients: Sequence[Client]) -> ClientUpdate:
+        """One update that stands for the mean of all; who learned what, nobody is told."""
+        last, limits, by_index = self._last, self._limits, {c.index: c for c in clients}
+        nodes = self._find_nodes(clients)
+        for client in clients:
+            last.seconds[client.name] = 0.0
+
+        def ask(stage: str, asked: Mapping[int, RecordDict]) -> Iterator[tuple[int, RecordDict]]:
+            those = [by_index[index] for index in asked]
+            contents = {
+                c.index: RecordDict({TASK: self._describe(c, last.number), **asked[c.index]})
+                for c in those
+            }
+            kind = f"{MessageType.TRAIN}.{stage}"
+            for client, answer in self._ask(kind, those, contents, nodes):
+                last.n_bytes += answer.n_bytes
+                last.seconds[client.name] = round(last.seconds[client.name] + answer.seconds, 3)
+                if reason := read_refusal(answer):
+                    self._refuse(client, reason)
+                else:
+                    yield client.index, answer.reply.content
+
+        def refuse(index: int, reason: str) -> None:
+            self._refuse(by_index[index], reason)
+
+        encoding = Encoding.of(self._plan.config, len(clients))
+        secret = SecureRound(
+            ask, refuse, last.number, limits.secure_neighbours, limits.secure_threshold
+        )
+        work = self._work(start)
+        try:
+            total, added = secret.add_up({c.index: work for c in clients}, count_words(start))
+            found = encoding.decode(total, len(added), start)
+        except ValueError as error:
             raise FederationError(
-                where=f"round {round_number + 1}",
-                found=f"{len(updates)} usable replies of {len(clients)}"
-                + "".join(f"; {name}: {why}" for name, why in self._last.refused.items()),
+                where=f"round {last.number + 1}",
+                found=str(error) + self._list_refused(),
+                expected="a sum of the round's updates",
+                next_step="see to these nodes and start again: the checkpoint of the round before"
+                " is kept",
+            ) from error
+        self._check_replies(len(added), clients)
+        last.clipped = found.clipped
+        for index in added:
+            name = by_index[index].name
+            self._watch.replied(name, None, last.seconds[name])
+        return ClientUpdate(added[0], found.learned, found.images, found.loss)
+
+    def _check_replies(self, count: int, clients: Sequence[Client]) -> None:
+        self._last.replies = count
+        least = min(self._limits.least_replies, len(clients))
+        if count < least:
+            raise FederationError(
+                where=f"round {self._last.number + 1}",
+                found=f"{count} usable replies of {len(clients)}{self._list_refused()}",
                 expected=f"at least {least} (federation.least_replies)",
                 next_step="see to these nodes and start again: the checkpoint of the round before"
                 " is kept",
             )
-        yield from (updates[index] for index in sorted(updates))
+
+    def _list_refused(self) -> str:
+        return "".join(f"; {name}: {why}" for name, why in self._last.refused.items())
 
     def measure(self, learned: Learned) -> dict[int, Score]:
         """What each client's node reports of the aggregate; nodes that do not answer are absent."""
@@ -115,8 +174,11 @@ class FlowerEngine:
                 scores[client.index] = score
         return scores
 
-    def describe_round(self) -> Record:
-        """Bytes as they were sent, seconds of each client, and whose reply was not used."""
+    def describe_round(self, earlier: Sequence[Record]) -> Record:
+        """Bytes as they were sent, seconds of each client, and whose reply was not used.
+
+        With noise of the nodes, what they have given away in this round and the earlier ones.
+        """
         last = self._last
         record: Record = {
             "bytes_sent": last.n_bytes,
@@ -125,6 +187,11 @@ class FlowerEngine:
         }
         if last.evaluation_bytes:
             record["evaluation_bytes"] = last.evaluation_bytes
+        if last.clipped:
+            record["clipped_values"] = last.clipped
+        if self._limits.node_noise:
+            replies = [*(r["replies"] for r in earlier), last.replies]
+            record["epsilon"] = account_nodes(self._limits, replies)
         return record | ({"refused": last.refused} if last.refused else {})
 
     @property
@@ -132,27 +199,32 @@ class FlowerEngine:
         return self._plan.config.federation
 
     def _fill(self, client: Client, learned: Learned, round_number: int) -> RecordDict:
+        return RecordDict({TASK: self._describe(client, round_number), **self._work(learned)})
+
+    def _work(self, learned: Learned) -> RecordDict:
+        return RecordDict({LEARNED: to_arrays(learned), KEYS: to_arrays(self._method.frozen())})
+
+    def _describe(self, client: Client, round_number: int) -> ConfigRecord:
         share = 0  # a node's folder is its own, except where one is dealt out to several
         if self._limits.clients_per_domain > 1:
             siblings = [c.index for c in self._method.setting.clients if c.domain == client.domain]
             share = siblings.index(client.index)
-        place = Place.of(client, share, round_number)
-        return RecordDict(
-            {
-                TASK: task_to_record(self._plan, place),
-                LEARNED: to_arrays(learned),
-                KEYS: to_arrays(self._method.frozen()),
-            }
-        )
+        return task_to_record(self._plan, Place.of(client, share, round_number))
 
     def _ask(
         self,
         kind: str,
         clients: Sequence[Client],
         contents: Mapping[int, RecordDict],
+        nodes: Mapping[int, int] | None = None,
     ) -> Iterator[tuple[Client, Answer]]:
-        """Send to the clients' nodes; answers as they come, until the round's time is over."""
-        nodes = self._find_nodes(clients)
+        """Send to the clients' nodes; answers as they come, until the round's time is over.
+
+        Args:
+            nodes: of the clients, where it has been found before.
+        """
+        if nodes is None:
+            nodes = self._find_nodes(clients)
         seconds, group = self._limits.round_seconds, str(self._last.number + 1)
         messages: list[Message] = []
         waiting: dict[int, Client] = {}

@@ -20,14 +20,14 @@ class NodeState:
 
     Attributes:
         seen: time of its last sign.
-        images: of its last reply, `seconds` after it was asked.
+        images: of its last reply, `seconds` after it was asked; None where it does not say.
         refused: replies that were not used, or did not come.
         accuracy: of its domain, the last time it was measured.
     """
 
     domain: str = ""
     seen: float = 0.0
-    images: int = 0
+    images: int | None = 0
     seconds: float = 0.0
     refused: int = 0
     reason: str = ""

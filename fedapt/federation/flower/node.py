@@ -23,6 +23,7 @@ from fedapt.data.folders import check_complete, scan_folders
 from fedapt.data.partition import Client, deal_domain
 from fedapt.data.splits import split_as_configured
 from fedapt.data.views import StrongViews
+from fedapt.federation.flower.privacy import blur
 from fedapt.federation.flower.task import Place, Plan
 from fedapt.model.backbone import Backbone, load_backbone
 from fedapt.model.image_encoder import image_encoder
@@ -89,7 +90,7 @@ class Node:
         return len(self._load(plan)[1].train)
 
     def train(self, plan: Plan, place: Place, share: Learned, keys: Tensor | None) -> ClientUpdate:
-        """One client's round.
+        """One client's round, with noise of the node's own where the run asks for it.
 
         Args:
             share: what the client has of the aggregate (`Method.share`).
@@ -108,7 +109,8 @@ class Node:
                 next_step="install the same version of fedapt on server and nodes",
             )
         client = Client(place.client, domain.name, place.domain, place.key, shares[place.share])
-        return train_round(method, client, share, plan.config.train, place.round)
+        update = train_round(method, client, share, plan.config.train, place.round)
+        return blur(update, share, plan.config.federation)
 
     def evaluate(self, plan: Plan, place: Place, learned: Learned, keys: Tensor | None) -> Score:
         """Accuracy of the global model on this node's images.

@@ -13,9 +13,9 @@ import torch
 from flwr.app import MetricRecord
 
 from fedapt.data.partition import Client
-from fedapt.federation.flower.client_app import LEARNED, REFUSAL, REPLY
 from fedapt.federation.flower.exchange import Answer
 from fedapt.federation.flower.node import Score
+from fedapt.federation.flower.task import LEARNED, REFUSAL, REPLY
 from fedapt.federation.flower.tensors import check_arrays, from_arrays
 from fedapt.train.client import ClientUpdate
 from fedapt.train.methods.base import Learned
@@ -32,7 +32,7 @@ def read_update(
         share: what the client was sent.
         largest_update: norm of the difference that is still believed.
     """
-    if reason := _read_refusal(answer):
+    if reason := read_refusal(answer):
         return reason
     records = answer.reply.content
     if LEARNED not in records.array_records:
@@ -66,7 +66,7 @@ def measure_update(learned: Learned, start: Learned) -> float:
 
 def read_score(answer: Answer) -> Score | str:
     """What a node reports of a model, or why that is refused."""
-    if reason := _read_refusal(answer):
+    if reason := read_refusal(answer):
         return reason
     metrics = _read_metrics(answer)
     values: dict[str, float] = {}
@@ -80,7 +80,7 @@ def read_score(answer: Answer) -> Score | str:
     return Score(**values)  # type: ignore[arg-type]
 
 
-def _read_refusal(answer: Answer) -> str:
+def read_refusal(answer: Answer) -> str:
     """Why there is nothing to read; empty where there is."""
     reply = answer.reply
     if reply.has_error():

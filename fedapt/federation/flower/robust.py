@@ -25,17 +25,11 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 from flwr.supercore.differential_privacy import compute_clip_model_update
-from flwr.supercore.privacy_accounting import (
-    GaussianPrivacyEvent,
-    NeighboringRelation,
-    PrivacyConfig,
-    SamplingMethod,
-)
-from flwr.supercore.privacy_accounting.rdp_accountant import RdpAccountant
 
 from fedapt.core.config import FederationConfig
 from fedapt.core.errors import FederationError
 from fedapt.core.records import Record
+from fedapt.federation.flower.privacy import account
 from fedapt.federation.flower.tensors import from_arrays, to_arrays
 from fedapt.train.client import ClientUpdate
 from fedapt.train.methods.base import Learned
@@ -49,11 +43,10 @@ class Robust:
     Args:
         config: which aggregate.
         weighting: `uniform` or `samples`, of a mean.
-        n_clients: of the federation, for the accountant.
     """
 
-    def __init__(self, config: FederationConfig, weighting: str, n_clients: int) -> None:
-        self._config, self._weighting, self._n_clients = config, weighting, n_clients
+    def __init__(self, config: FederationConfig, weighting: str) -> None:
+        self._config, self._weighting = config, weighting
         self._replies: list[tuple[ClientUpdate, Mapping[str, int]]] = []
         logging.getLogger("flwr").setLevel(logging.WARNING)  # a line for each reply
 
@@ -84,17 +77,7 @@ class Robust:
         """What has been given away of each client's images after `rounds` rounds like this one."""
         if not self._config.noise:
             return {}
-        n = len(self._replies)
-        privacy = PrivacyConfig(
-            self._config.delta,
-            max(n, self._n_clients),
-            NeighboringRelation.ADD_OR_REMOVE_ONE,
-            SamplingMethod.NO_AMPLIFICATION,
-        )
-        accountant = RdpAccountant(privacy)
-        event = GaussianPrivacyEvent(self._config.noise, n, max(n, self._n_clients))
-        accountant.compose(event, rounds)
-        return {"epsilon": accountant.get_privacy_spent().epsilon}
+        return {"epsilon": account([self._config.noise] * rounds, self._config.delta)}
 
     def _group(
         self,

@@ -21,8 +21,7 @@ from flwr.serverapp import Grid
 from fedapt.core.errors import FederationError
 from fedapt.core.files import write_text
 from fedapt.data.partition import Client
-from fedapt.federation.flower.client_app import REFUSAL, REPLY, TASK
-from fedapt.federation.flower.task import Plan, task_to_record
+from fedapt.federation.flower.task import REFUSAL, REPLY, TASK, Plan, task_to_record
 from fedapt.federation.flower.watch import Watch
 
 _NAME = re.compile(r"\w[\w .@-]{0,99}")

@@ -1,8 +1,8 @@
-"""What the server tells a node of the run and of its place in it, as a Flower ConfigRecord.
+"""What the server tells a node of the run and of its place in it, as Flower's records.
 
 A task has everything that a node needs besides its own images: the settings without any path, class
 names, the CLIP by name and hash, and the node's domain and key as numbers. It goes with every
-message, so that a node has no state that could be lost.
+message, so that a node has no state that could be lost, except within a secure round.
 """
 
 from __future__ import annotations
@@ -12,15 +12,24 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from flwr.app import ConfigRecord
+import torch
+from flwr.app import ConfigRecord, RecordDict
+from torch import Tensor
 
 import fedapt
 from fedapt.core.config import Config, config_from_dict, remove_folders
 from fedapt.core.errors import ConfigError, FederationError
 from fedapt.data.partition import Client
+from fedapt.federation.flower.tensors import from_arrays
+from fedapt.train.methods.base import Learned
 
 # raise when messages change so that an older node would misread them
-PROTOCOL = 1
+PROTOCOL = 2
+
+# the records of a message, and of a reply
+TASK, LEARNED, KEYS = "task", "learned", "keys"
+REPLY, REFUSAL = "reply", "refusal"
+_KEYS_NAME = "keys"
 
 
 @dataclass(frozen=True)
@@ -132,6 +141,18 @@ def read_place(record: ConfigRecord) -> Place:
             next_step="install the same version of fedapt on server and nodes",
         )
     return Place(**{name: int(str(value)) for name, value in values.items()})
+
+
+def unpack(records: RecordDict, device: torch.device) -> tuple[Plan, Place, Learned, Tensor | None]:
+    """What the server asks for: the run, this client's place in it, what is learned, the keys.
+
+    Raises:
+        FederationError: of another protocol, or damaged.
+    """
+    task = records.config_records[TASK]
+    learned = from_arrays(records.array_records[LEARNED], device)
+    keys = from_arrays(records.array_records[KEYS], device).get(_KEYS_NAME)
+    return read_plan(task), read_place(task), learned, keys
 
 
 def check_protocol(record: ConfigRecord) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -40,14 +41,21 @@ def check_arrays(record: Mapping[str, Array], expected: Learned) -> str:
     if record.keys() != expected.keys():
         return f"tensors {', '.join(sorted(record)) or 'none'}, not {', '.join(sorted(expected))}"
     for name, tensor in expected.items():
-        array, shape = record[name], tuple(tensor.shape)
-        if len(array.data) > tensor.numel() * 4 + _MOST_HEADER_BYTES:
-            return f"{name} of {len(array.data):,} bytes"
-        found = _read_header(array.data)
-        if found is None:
-            return f"{name} that is no array"
-        if (tuple(array.shape), array.dtype) != (shape, "float32") or found != (shape, "<f4"):
-            return f"{name} of {array.dtype} {list(array.shape)}, not float32 {list(shape)}"
+        if reason := check_array(name, record[name], tuple(tensor.shape), "float32"):
+            return reason
+    return ""
+
+
+def check_array(name: str, array: Array, shape: tuple[int, ...], dtype: str) -> str:
+    """Why this array cannot be of that shape and dtype; empty where it is."""
+    kind = np.dtype(dtype).newbyteorder("<")
+    if len(array.data) > math.prod(shape) * kind.itemsize + _MOST_HEADER_BYTES:
+        return f"{name} of {len(array.data):,} bytes"
+    found = _read_header(array.data)
+    if found is None:
+        return f"{name} that is no array"
+    if (tuple(array.shape), array.dtype) != (shape, dtype) or found != (shape, kind.str):
+        return f"{name} of {array.dtype} {list(array.shape)}, not {dtype} {list(shape)}"
     return ""
 
 

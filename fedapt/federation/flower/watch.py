@@ -43,8 +43,8 @@ class Watch:
         self._reporter.message(f"{name}: turned away: {reason}")
         self._write("turned away", name=name, reason=reason)
 
-    def replied(self, name: str, images: int, seconds: float) -> None:
-        """A node's reply was sound."""
+    def replied(self, name: str, images: int | None, seconds: float) -> None:
+        """A node's reply was sound; None images where the server is not told."""
         self._write("replied", name=name, images=images, seconds=round(seconds, 3))
 
     def refused(self, name: str, round_number: int, reason: str) -> None:

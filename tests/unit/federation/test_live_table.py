@@ -39,6 +39,17 @@ def test_rounds_and_nodes() -> None:
     assert federation.end == ""
 
 
+def test_a_node_that_does_not_say_how_many_images() -> None:
+    federation = Federation()
+    for event in (EVENTS[0], EVENTS[2] | {"images": None}):
+        federation.add(event)
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(draw(federation))
+    (north,) = (line for line in capture.get().splitlines() if "north" in line)
+    assert [cell.strip() for cell in north.split("│")][4:6] == ["", "4.2"]
+
+
 def test_lines_are_followed_as_they_are_written(tmp_path: Path) -> None:
     path = tmp_path / "live.jsonl"
     before = json.dumps(EVENTS[0]) + "\n"

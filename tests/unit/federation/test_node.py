@@ -100,9 +100,9 @@ def test_a_clip_in_a_folder_has_to_be_named(
 
 def test_another_version(party: Party, plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
     record = task_to_record(plan)
-    record["protocol"], record["version"] = 2, "9.9"
+    record["protocol"], record["version"] = 3, "9.9"
     told, said = refused(party, record, capsys).split("|")
-    assert "version: found protocol 2 of fedapt '9.9'; expected protocol 1" in told
+    assert "version: found protocol 3 of fedapt '9.9'; expected protocol 2" in told
     assert "install the same version of fedapt on server and nodes" in said
 
 

@@ -21,7 +21,7 @@ VALUES = ([1.0, 10.0], [2.0, 20.0], [4.0, -30.0], [9.0, 50.0], [100.0, 0.0])
 def aggregate(
     values: tuple[list[float], ...] = VALUES, weighting: str = "uniform", **config: object
 ) -> Learned:
-    found = Robust(FederationConfig(**config), weighting, len(values))  # type: ignore[arg-type]
+    found = Robust(FederationConfig(**config), weighting)  # type: ignore[arg-type]
     for i, value in enumerate(values):
         found.add(ClientUpdate(i, {"x": torch.tensor(value)}, i + 1, 0.0), {})
     return found.result({"x": torch.zeros(2)})
@@ -66,13 +66,13 @@ def test_a_long_update_is_shortened() -> None:
 
 
 def test_clipping_counts_from_the_start() -> None:
-    found = Robust(FederationConfig(clip=1.0), "uniform", 1)
+    found = Robust(FederationConfig(clip=1.0), "uniform")
     found.add(ClientUpdate(0, {"x": torch.tensor([10.0, 5.0])}, 1, 0.0), {})
     assert found.result({"x": torch.tensor([10.0, 0.0])})["x"].tolist() == [10.0, 1.0]
 
 
 def test_a_slice_is_aggregated_over_its_owners() -> None:
-    found = Robust(FederationConfig(aggregation="median"), "uniform", 4)
+    found = Robust(FederationConfig(aggregation="median"), "uniform")
     for i, value in enumerate((1.0, 2.0, 9.0, 5.0)):
         own = torch.tensor([value])
         learned = {"own": own, "shared": own}
@@ -85,7 +85,7 @@ def test_a_slice_is_aggregated_over_its_owners() -> None:
 
 
 def test_noise_has_the_width_that_it_should() -> None:
-    found = Robust(FederationConfig(clip=2.0, noise=3.0), "uniform", 4)
+    found = Robust(FederationConfig(clip=2.0, noise=3.0), "uniform")
     n = 40_000
     for i in range(4):
         found.add(ClientUpdate(i, {"x": torch.full((n,), 1e-9)}, 1, 0.0), {})
@@ -98,7 +98,7 @@ def test_noise_has_the_width_that_it_should() -> None:
 
 
 def test_epsilon_is_the_accountants() -> None:
-    found = Robust(FederationConfig(clip=1.0, noise=4.0, delta=1e-5), "uniform", 8)
+    found = Robust(FederationConfig(clip=1.0, noise=4.0, delta=1e-5), "uniform")
     for i in range(8):
         found.add(ClientUpdate(i, {"x": torch.zeros(1)}, 1, 0.0), {})
     one, ten = found.describe(1)["epsilon"], found.describe(10)["epsilon"]
@@ -109,4 +109,4 @@ def test_epsilon_is_the_accountants() -> None:
             for a in np.linspace(1.01, 200, 9999)
         )
         assert 0.5 * loose < epsilon <= loose * 1.01
-    assert Robust(FederationConfig(clip=1.0), "uniform", 8).describe(3) == {}
+    assert Robust(FederationConfig(clip=1.0), "uniform").describe(3) == {}

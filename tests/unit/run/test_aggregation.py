@@ -15,7 +15,10 @@ from fedapt.data.folders import scan_folders
 from fedapt.data.splits import split_as_configured
 from fedapt.model.backbone import Backbone
 from fedapt.model.image_encoder import image_encoder
+from fedapt.run.aggregation import check_privacy
 from fedapt.run.session import Session
+from fedapt.run.simulation import check_engine
+from fedapt.train.methods import METHODS
 
 
 def run_session(images: Path, backbone: Backbone, *settings: str) -> Session:
@@ -54,3 +57,63 @@ def test_noise_is_accounted_for(tiny_images: Path, tiny_backbone: Backbone) -> N
         session = run_session(tiny_images, tiny_backbone, *settings, wrong)
         with pytest.raises(ConfigError, match=r"federation\.noise = 2"):
             session.run(session.begin(), lambda progress: None, Reporter())
+
+
+SECURE, NOISE = "federation.secure=true", ("federation.node_clip=1.0", "federation.node_noise=1.0")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ((SECURE, "train.method=adapt"), "the method adapt, whose contexts belong to one domain"),
+        ((SECURE, "federation.aggregation=median"), "aggregation = 'median', for which the server"),
+        ((SECURE, "federation.clip=1.0"), "clip = 1.0, for which the server has to see every"),
+        ((SECURE, "federation.clip=1.0", "federation.noise=1.0"), "clip = 1.0, for which"),
+        ((SECURE, "federation.largest_update=5.0"), "largest_update = 5.0, for which the server"),
+        ((SECURE, *NOISE, "train.weighting=samples"), "weighting = 'samples' in a secure sum"),
+        ((SECURE, *NOISE, "federation.secure_range=8.9"), "found noise of width 1, of which"),
+        (
+            ("federation.node_noise=1.0",),
+            "node_clip = 0, clip = 0, noise = 0; expected a node_clip",
+        ),
+        ((*NOISE, "federation.clip=1.0"), "no clip or noise of the server's"),
+        ((*NOISE, "federation.clip=1.0", "federation.noise=1.0"), "node_clip = 1, clip = 1, noise"),
+    ],
+)
+def test_what_a_secure_sum_or_noise_of_nodes_excludes(
+    settings: tuple[str, ...], message: str
+) -> None:
+    config = read_config(None, settings)
+    for check in (
+        lambda: check_privacy(config, local=False),
+        lambda: check_engine("flower", config),
+    ):
+        with pytest.raises(ConfigError, match=message) as caught:
+            check()
+        assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        *((SECURE, f"train.method={n}") for n, m in METHODS.items() if m.sends and not m.owned),
+        (SECURE, "train.weighting=samples", "federation.node_clip=1.0"),
+        (SECURE, *NOISE, "federation.secure_range=9.0"),
+        (*NOISE, "train.method=adapt", "train.weighting=samples", "federation.secure_range=0.1"),
+    ],
+)
+def test_what_goes_with_it(settings: tuple[str, ...]) -> None:
+    check_privacy(read_config(None, settings), local=False)
+
+
+@pytest.mark.parametrize("setting", [SECURE, "federation.node_clip=1.0"])
+def test_one_process_has_nothing_to_hide(
+    setting: str, tiny_images: Path, tiny_backbone: Backbone
+) -> None:
+    expected = "clients that are all in this process; expected clients that are nodes"
+    with pytest.raises(ConfigError, match=expected):
+        check_engine("local", read_config(None, [setting]))
+    session = run_session(tiny_images, tiny_backbone, setting)
+    with pytest.raises(ConfigError, match=expected):
+        session.run(session.begin(), lambda progress: None, Reporter())

@@ -1,0 +1,88 @@
+"""Masks: the same numbers at both ends of a pair, and noise to everybody else.
+
+X25519 agrees on a secret, HKDF-SHA256 makes a key of it for one purpose and round, and AES-256 in
+counter mode stretches the key to a mask modulo 2^64. (Flower's own masks come from a generator that
+is seeded with 32 bits, which anyone can search.)
+
+Source: RFC 7748, RFC 5869, NIST SP 800-38A, by the package `cryptography`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from numpy.typing import NDArray
+
+# fixed-point numbers modulo 2^64
+Words = NDArray[np.uint64]
+
+KEY_BYTES = 32
+
+
+def draw_key() -> bytes:
+    """A private key, from the operating system's randomness."""
+    return X25519PrivateKey.generate().private_bytes_raw()
+
+
+def public_key(private: bytes) -> bytes:
+    """The public half of a private key."""
+    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+
+
+def agree(private: bytes, public: bytes, purpose: str) -> bytes:
+    """The key that the holders of two private keys share for one purpose.
+
+    Raises:
+        ValueError: a public key that makes the secret known to everybody.
+    """
+    secret = X25519PrivateKey.from_private_bytes(private).exchange(
+        X25519PublicKey.from_public_bytes(public)
+    )
+    return derive(secret, purpose)
+
+
+def is_public_key(key: bytes) -> bool:
+    """Whether a secret that is agreed on with it is one."""
+    try:
+        agree(draw_key(), key, "trial")
+    except ValueError:
+        return False
+    return True
+
+
+def derive(secret: bytes, purpose: str) -> bytes:
+    """A key for one purpose alone."""
+    return HKDF(SHA256(), KEY_BYTES, salt=None, info=f"fedapt {purpose}".encode()).derive(secret)
+
+
+def expand(key: bytes, n_words: int) -> Words:
+    """A mask, uint64 [n_words]; a key makes one mask and nothing else."""
+    # the key is used once, so the counter may start at 0
+    stream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+    return np.frombuffer(stream.update(bytes(8 * n_words)), "<u8").astype(np.uint64, copy=False)
+
+
+def own_mask(seed: bytes, client: int, round_number: int, n_words: int) -> Words:
+    """What a client adds by itself, so that its vector stays hidden if its pairs are known."""
+    return expand(derive(seed, f"own mask of {client} in round {round_number}"), n_words)
+
+
+def pair_mask(
+    private: bytes, client: int, public: bytes, other: int, round_number: int, n_words: int
+) -> Words:
+    """What `client` adds for a neighbour; the neighbour's for `client` is this one's negative.
+
+    Args:
+        private: the mask key of `client`.
+        public: that of `other`.
+
+    Raises:
+        ValueError: a public key that makes the mask known to everybody.
+    """
+    low, high = sorted((client, other))
+    key = agree(private, public, f"mask of {low} and {high} in round {round_number}")
+    mask = expand(key, n_words)
+    return mask if client == low else np.negative(mask)

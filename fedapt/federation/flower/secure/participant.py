@@ -1,0 +1,247 @@
+"""A client in a secure round: its secrets, what it gives away of them, and what it refuses.
+
+It takes one stage after the other and each of them once. What it refuses, it refuses with a reason
+that the server is told.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from flwr.app import ConfigRecord, RecordDict
+
+from fedapt.core.errors import FederationError
+from fedapt.federation.flower.secure import KEYS, MASKED, SECURE, SHARES, STAGES, UNMASK
+from fedapt.federation.flower.secure.group import LEAST, count_needed
+from fedapt.federation.flower.secure.masks import (
+    KEY_BYTES,
+    Words,
+    draw_key,
+    own_mask,
+    pair_mask,
+    public_key,
+)
+from fedapt.federation.flower.secure.shares import SHARE_BYTES, seal, split, unseal
+
+
+@dataclass
+class Participant:
+    """What a client knows of the round that it is in; all of it fits into a `ConfigRecord`.
+
+    Attributes:
+        client, round: its index, and the round from 0.
+        stage: the last that it has taken.
+        mask_key, share_key: X25519, private.
+        seed: of its own mask.
+        n_clients: of the round, as the server says.
+        needed: clients of its group that have to stay.
+        peers: its neighbours, ascending.
+        mask_keys, share_keys: their public keys, in that order.
+        senders: the neighbours that have sealed shares for it, and itself.
+        seed_shares, key_shares: what it holds of the senders' secrets, in that order.
+    """
+
+    client: int
+    round: int
+    stage: str
+    mask_key: bytes
+    share_key: bytes
+    seed: bytes
+    n_clients: int = 0
+    needed: int = 0
+    peers: list[int] = field(default_factory=list)
+    mask_keys: list[bytes] = field(default_factory=list)
+    share_keys: list[bytes] = field(default_factory=list)
+    senders: list[int] = field(default_factory=list)
+    seed_shares: list[bytes] = field(default_factory=list)
+    key_shares: list[bytes] = field(default_factory=list)
+
+    @classmethod
+    def begin(cls, client: int, round_number: int) -> Participant:
+        """Fresh secrets for a round."""
+        return cls(
+            client, round_number, KEYS, draw_key(), draw_key(), secrets.token_bytes(KEY_BYTES)
+        )
+
+    @property
+    def public_keys(self) -> tuple[bytes, bytes]:
+        """For masks, and for sealed shares."""
+        return public_key(self.mask_key), public_key(self.share_key)
+
+    def deal(
+        self,
+        n_clients: int,
+        group: Sequence[int],
+        mask_keys: Sequence[bytes],
+        share_keys: Sequence[bytes],
+        threshold: float,
+    ) -> dict[int, bytes]:
+        """Shares of seed and mask key, sealed for each neighbour.
+
+        Args:
+            n_clients: of the round.
+            group: neighbours and itself, ascending, with their public keys.
+            threshold: `federation.secure_threshold`.
+
+        Raises:
+            FederationError: a stage out of order, or a group in which a sum would hide nothing.
+        """
+        self._check_order(SHARES)
+        keys = [*mask_keys, *share_keys]
+        if sorted(set(group)) != list(group) or not (
+            len(group) == len(mask_keys) == len(share_keys)
+        ):
+            raise _refuse(f"the clients {list(group)} with {len(keys)} keys", "two keys for each")
+        if self.client not in group:
+            raise _refuse(f"the clients {list(group)}", f"client {self.client} among them")
+        if len(group) < LEAST or n_clients < len(group):
+            raise _refuse(f"{len(group)} clients of {n_clients}", f"{LEAST} or more")
+        if len(set(keys)) < len(keys):
+            raise _refuse("a public key twice", "fresh keys of each client")
+        place = group.index(self.client)
+        if (mask_keys[place], share_keys[place]) != self.public_keys:
+            raise _refuse(f"other public keys of client {self.client}", "those that it has sent")
+        self.n_clients, self.needed = n_clients, count_needed(len(group), threshold)
+        self.peers = [client for client in group if client != self.client]
+        self.mask_keys = [key for key in mask_keys if key != mask_keys[place]]
+        self.share_keys = [key for key in share_keys if key != share_keys[place]]
+        seeds = dict(zip(group, split(self.seed, self.needed, len(group)), strict=True))
+        parts = dict(zip(group, split(self.mask_key, self.needed, len(group)), strict=True))
+        self.senders = [self.client]
+        self.seed_shares, self.key_shares = [seeds[self.client]], [parts[self.client]]
+        try:
+            sealed = {
+                peer: seal(
+                    self.share_key, key, self._route(self.client, peer), seeds[peer] + parts[peer]
+                )
+                for peer, key in zip(self.peers, self.share_keys, strict=True)
+            }
+        except ValueError as error:
+            raise _refuse(f"a public key that is none ({error})", "keys of X25519") from error
+        self.stage = SHARES
+        return sealed
+
+    def open_shares(self, sealed: Mapping[int, bytes]) -> None:
+        """Take what neighbours have sealed; the others have dropped out.
+
+        Raises:
+            FederationError: a stage out of order, too few, a stranger's, or damaged.
+        """
+        self._check_order(MASKED)
+        if strangers := sorted(set(sealed) - set(self.peers)):
+            raise _refuse(f"shares of client {strangers[0]}", f"of {self.peers}")
+        if len(sealed) + 1 < self.needed:
+            raise _refuse(f"shares of {len(sealed)} neighbours", f"of {self.needed - 1} or more")
+        for peer, box in sorted(sealed.items()):
+            key = self.share_keys[self.peers.index(peer)]
+            try:
+                plain = unseal(self.share_key, key, self._route(peer, self.client), box)
+            except ValueError as error:
+                raise _refuse(f"shares of client {peer}: {error}", "as they were sealed") from error
+            self.senders.append(peer)
+            self.seed_shares.append(plain[:SHARE_BYTES])
+            self.key_shares.append(plain[SHARE_BYTES:])
+        self.stage = MASKED
+
+    def mask(self, words: Words) -> Words:
+        """The client's words under its own mask and one for each neighbour that has sealed shares.
+
+        Raises:
+            FederationError: a neighbour's public key is none.
+        """
+        n, masked = len(words), words + own_mask(self.seed, self.client, self.round, len(words))
+        for peer, key in zip(self.peers, self.mask_keys, strict=True):
+            if peer in self.senders:
+                try:
+                    masked += pair_mask(self.mask_key, self.client, key, peer, self.round, n)
+                except ValueError as error:
+                    raise _refuse(f"a public key that is none ({error})", "X25519") from error
+        return masked
+
+    def reveal(self, sent: Sequence[int], dropped: Sequence[int]) -> list[bytes]:
+        """Shares of the seeds of those that sent their vector, then of the others' mask keys.
+
+        Raises:
+            FederationError: a stage out of order, a client in both lists or in none of its groups,
+                or fewer left than have to stay.
+        """
+        self._check_order(UNMASK)
+        if both := sorted(set(sent) & set(dropped)):
+            raise _refuse(f"both shares of client {both[0]}", "one: both would unmask it")
+        if strangers := sorted({*sent, *dropped} - set(self.senders)):
+            raise _refuse(f"shares of client {strangers[0]}", f"of {self.senders}")
+        if self.client not in sent or len(set(sent)) < self.needed:
+            raise _refuse(
+                f"{len(set(sent))} clients left in the group of client {self.client}",
+                f"{self.needed} or more, and itself among them",
+            )
+        seeds = dict(zip(self.senders, self.seed_shares, strict=True))
+        parts = dict(zip(self.senders, self.key_shares, strict=True))
+        self.stage = UNMASK
+        return [*(seeds[client] for client in sent), *(parts[client] for client in dropped)]
+
+    def _check_order(self, stage: str) -> None:
+        if STAGES.index(stage) != STAGES.index(self.stage) + 1:
+            raise _refuse(
+                f"stage {stage!r} of round {self.round + 1} after {self.stage!r}",
+                "each stage once, in their order",
+            )
+
+    def _route(self, sender: int, receiver: int) -> str:
+        return f"from {sender} to {receiver} in round {self.round}"
+
+
+def keep(participant: Participant, state: RecordDict) -> None:
+    """Remember it for the next stage; after the last, no more than that the round was."""
+    if participant.stage == UNMASK:
+        participant = Participant(participant.client, participant.round, UNMASK, b"", b"", b"")
+    state[SECURE] = ConfigRecord(dataclasses.asdict(participant))
+
+
+def recall(state: RecordDict) -> Participant | None:
+    """Who it is in its last round; None before the first."""
+    record = state.config_records.get(SECURE)
+    return None if record is None else Participant(**record)  # type: ignore[arg-type]
+
+
+def begin_round(state: RecordDict, client: int, round_number: int) -> Participant:
+    """A participant with fresh secrets.
+
+    Raises:
+        FederationError: that round has been before: two sums of one round, over other clients each,
+            would tell the difference.
+    """
+    last = recall(state)
+    if last is not None and round_number <= last.round:
+        raise _refuse(
+            f"stage {KEYS!r} of round {round_number + 1} after round {last.round + 1}",
+            "each round once, in their order",
+        )
+    return Participant.begin(client, round_number)
+
+
+def find_participant(state: RecordDict, client: int, round_number: int) -> Participant:
+    """Who the message is for.
+
+    Raises:
+        FederationError: this node is not in that round; it was started again, or another's message.
+    """
+    found = recall(state)
+    if found is None or (found.client, found.round) != (client, round_number):
+        raise _refuse(
+            f"client {client} in round {round_number + 1}, of which this node knows nothing",
+            "a node that was there from the round's first stage",
+        )
+    return found
+
+
+def _refuse(found: str, expected: str) -> FederationError:
+    return FederationError(
+        where="the server's message",
+        found=found,
+        expected=expected,
+        next_step="this node gives nothing away in this round; see to the server",
+    )

@@ -1,0 +1,209 @@
+"""The server's side of a secure round: it carries sealed shares, adds up, and takes masks off.
+
+Source: Bonawitz et al. (CCS 2017), figure 4, without its signatures: the server is believed to
+carry the public keys of the clients and no others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from flwr.app import ConfigRecord, RecordDict
+
+from fedapt.core.errors import ConfigError
+from fedapt.federation.flower.secure import KEYS, MASKED, SECURE, SHARES, UNMASK
+from fedapt.federation.flower.secure.client import WORDS
+from fedapt.federation.flower.secure.group import LEAST, choose_neighbours, count_needed
+from fedapt.federation.flower.secure.masks import (
+    Words,
+    is_public_key,
+    own_mask,
+    pair_mask,
+    public_key,
+)
+from fedapt.federation.flower.secure.shares import SEALED_BYTES, SHARE_BYTES, combine
+from fedapt.federation.flower.task import LEARNED, REPLY
+from fedapt.federation.flower.tensors import check_array
+
+# (stage, client -> what it is asked beyond its task) -> replies as they come
+Ask = Callable[[str, Mapping[int, RecordDict]], Iterator[tuple[int, RecordDict]]]
+# told of a client whose reply cannot be used, and why
+Refuse = Callable[[int, str], None]
+
+
+class SecureRound:
+    """One round, from fresh keys to the sum.
+
+    Args:
+        ask: sends to clients; one that does not reply is left out.
+        refuse: told of replies that are not used.
+        round_number: from 0.
+        neighbours, threshold: `federation.secure_neighbours`, `federation.secure_threshold`.
+    """
+
+    def __init__(
+        self, ask: Ask, refuse: Refuse, round_number: int, neighbours: int, threshold: float
+    ) -> None:
+        self._ask, self._refuse = ask, refuse
+        self._round, self._count, self._threshold = round_number, neighbours, threshold
+        self._mask_keys: dict[int, bytes] = {}
+        self._share_keys: dict[int, bytes] = {}
+        self._neighbours: dict[int, list[int]] = {}
+
+    def add_up(
+        self, contents: Mapping[int, RecordDict], n_words: int
+    ) -> tuple[Words, tuple[int, ...]]:
+        """The sum of the clients' words, and whose they are.
+
+        Args:
+            contents: client -> what it is to train with, besides the sealed shares.
+            n_words: of a client's vector.
+
+        Raises:
+            ConfigError: too few clients to hide in.
+            ValueError: too few of them are left, or what they have sent does not fit together.
+        """
+        if len(contents) < LEAST:
+            raise ConfigError(
+                where="federation.secure",
+                found=f"a round of {len(contents)} clients",
+                expected=f"{LEAST} or more: of a sum of two, each takes off its own",
+                next_step="sample more, or set least_nodes in server.toml",
+            )
+        self._collect_keys(contents)
+        sealed = self._deal_shares(len(contents))
+        total, sent = self._add_masked(contents, sealed, n_words)
+        self._take_off(total, sent, sealed)
+        return total, tuple(sorted(sent))
+
+    def _collect_keys(self, clients: Collection[int]) -> None:
+        for client, reply in self._ask(KEYS, {client: RecordDict() for client in clients}):
+            record = reply.config_records.get(REPLY, ConfigRecord())
+            keys: list[Any] = [record.get("mask_key"), record.get("share_key")]
+            known = {*self._mask_keys.values(), *self._share_keys.values()}
+            if not all(type(key) is bytes and is_public_key(key) for key in keys):
+                self._refuse(client, "no two public keys of X25519")
+            elif keys[0] == keys[1] or known & set(keys):
+                self._refuse(client, "a public key that there is already")
+            else:
+                self._mask_keys[client], self._share_keys[client] = keys
+        _check_left("that sent keys", self._mask_keys, LEAST)
+        self._neighbours = choose_neighbours(sorted(self._mask_keys), self._count)
+
+    def _deal_shares(self, n_clients: int) -> dict[int, dict[int, bytes]]:
+        """Sender -> receiver -> sealed shares."""
+        asked = {}
+        for client in self._neighbours:
+            group = self._group(client)
+            record = ConfigRecord(
+                {
+                    "clients": n_clients,
+                    "group": group,
+                    "mask_keys": [self._mask_keys[member] for member in group],
+                    "share_keys": [self._share_keys[member] for member in group],
+                }
+            )
+            asked[client] = RecordDict({SECURE: record})
+        sealed: dict[int, dict[int, bytes]] = {}
+        for client, reply in self._ask(SHARES, asked):
+            record = reply.config_records.get(REPLY, ConfigRecord())
+            boxes: Any = record.get("sealed")
+            peers = self._neighbours[client]
+            if record.get("peers") != peers or not _are_bytes(boxes, len(peers), SEALED_BYTES):
+                self._refuse(client, f"no sealed shares for each of {len(peers)} neighbours")
+            else:
+                sealed[client] = dict(zip(peers, boxes, strict=True))
+        _check_left("that sent shares", sealed, LEAST)
+        return sealed
+
+    def _add_masked(
+        self,
+        contents: Mapping[int, RecordDict],
+        sealed: Mapping[int, Mapping[int, bytes]],
+        n_words: int,
+    ) -> tuple[Words, set[int]]:
+        asked = {}
+        for client in sealed:
+            senders = [peer for peer in self._neighbours[client] if peer in sealed]
+            boxes = [sealed[peer][client] for peer in senders]
+            record = ConfigRecord({"peers": senders, "sealed": boxes})
+            asked[client] = RecordDict({**contents[client], SECURE: record})
+        total, sent = np.zeros(n_words, np.uint64), set()
+        for client, reply in self._ask(MASKED, asked):
+            arrays = reply.array_records.get(LEARNED)
+            if arrays is None or arrays.keys() != {WORDS}:
+                self._refuse(client, "a reply without words")
+            elif reason := check_array(WORDS, arrays[WORDS], (n_words,), "uint64"):
+                self._refuse(client, reason)
+            else:
+                total += arrays[WORDS].numpy()
+                sent.add(client)
+        for client in sealed:
+            left = [member for member in self._group(client) if member in sent]
+            _check_left(
+                f"of the group of client {client} that sent their vector",
+                left,
+                self._needed(client),
+            )
+        return total, sent
+
+    def _take_off(
+        self, total: Words, sent: set[int], sealed: Mapping[int, Mapping[int, bytes]]
+    ) -> None:
+        """Every own mask of who has sent, and the masks that who has dropped out left behind."""
+        asked, wanted = {}, {}
+        for client in sorted(sent):
+            group = [member for member in self._group(client) if member in sealed]
+            there = [member for member in group if member in sent]
+            gone = [member for member in group if member not in sent]
+            asked[client] = RecordDict({SECURE: ConfigRecord({"sent": there, "dropped": gone})})
+            wanted[client] = [*there, *gone]
+        shares: dict[int, list[bytes]] = {client: [] for client in sealed}
+        for client, reply in self._ask(UNMASK, asked):
+            found: Any = reply.config_records.get(REPLY, ConfigRecord()).get("shares")
+            if not _are_bytes(found, len(wanted[client]), SHARE_BYTES):
+                self._refuse(client, "no share of each of its group")
+                continue
+            for owner, share in zip(wanted[client], found, strict=True):
+                shares[owner].append(share)
+        for client, found in shares.items():
+            needed = self._needed(client)
+            _check_left(f"that sent a share of client {client}", found, needed)
+            secret = self._combine(client, found[:needed])
+            if client in sent:
+                total -= own_mask(secret, client, self._round, len(total))
+                continue
+            if public_key(secret) != self._mask_keys[client]:
+                raise ValueError(f"shares that do not give the key of client {client}")
+            for other in self._neighbours[client]:
+                if other in sent:  # its mask for this client is the negative of this client's
+                    key = self._mask_keys[other]
+                    total += pair_mask(secret, client, key, other, self._round, len(total))
+
+    def _combine(self, client: int, shares: list[bytes]) -> bytes:
+        try:
+            return combine(shares)
+        except ValueError as error:
+            raise ValueError(f"shares of client {client}: {error}") from error
+
+    def _group(self, client: int) -> list[int]:
+        return sorted((*self._neighbours[client], client))
+
+    def _needed(self, client: int) -> int:
+        return count_needed(len(self._neighbours[client]) + 1, self._threshold)
+
+
+def _check_left(what: str, left: Collection[object], least: int) -> None:
+    if len(left) < least:
+        raise ValueError(f"{len(left)} clients {what}, where {least} have to be")
+
+
+def _are_bytes(values: Any, count: int, size: int) -> bool:
+    """Whether these are so many byte strings of that size."""
+    return (
+        isinstance(values, list)
+        and len(values) == count
+        and all(type(value) is bytes and len(value) == size for value in values)
+    )
