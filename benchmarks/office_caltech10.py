@@ -1,4 +1,4 @@
-"""FedAPT with `lite` on Office-Caltech10, three seeds, beside zero-shot and a centralised probe.
+"""FedAPT with `lite` on Office-Caltech10, ten seeds, beside zero-shot and a centralised probe.
 
     python benchmarks/office_caltech10.py [--quick]
 
@@ -29,7 +29,7 @@ from fedapt.model.image_encoder import image_encoder
 from fedapt.run.session import Session
 from fedapt.train.evaluate import Evaluation
 
-SEEDS = (0, 1, 2)
+SEEDS = tuple(range(10))
 
 
 class Office:

@@ -47,7 +47,8 @@ def build_client_app(find_node: FindNode) -> ClientApp:
     def answer(message: Message, context: Context, work: Callable[[Node], RecordDict]) -> Message:
         records = message.content.config_records
         if REFUSAL in records:  # the server's, of a node that saw nothing wrong
-            print(f"error: turned away: {records[REFUSAL]['reason']}", file=sys.stderr, flush=True)
+            reason = str(records[REFUSAL].get("reason"))
+            print(f"error: turned away: {reason}", file=sys.stderr, flush=True)
             return Message(RecordDict(), reply_to=message)
         try:
             task = records[TASK]
@@ -130,4 +131,5 @@ def read_party(context: Context) -> Party:
                 next_step="start the node with both",
             )
     others = ("domain", "name", "model", "pretrained", "device")
-    return Party(Path(str(config["data"])), **{n: str(config[n]) for n in others if n in config})
+    named = {n: str(config[n]) for n in others if n in config}
+    return Party(Path(str(config["data"])), **named, secure=config.get("secure") is True)

@@ -58,6 +58,7 @@ class Party:
         name: by which the server knows it from others of its domain.
         model, pretrained: its CLIP, where the server's is a folder.
         device: `cpu` or `cuda`.
+        secure: whether it takes part in secure rounds alone (`federation.secure`).
     """
 
     root: Path
@@ -66,6 +67,7 @@ class Party:
     model: str = ""
     pretrained: str = ""
     device: str = "cpu"
+    secure: bool = False
 
 
 class Node:
@@ -157,6 +159,13 @@ class Node:
 
     def _load(self, plan: Plan) -> tuple[Backbone, Domain]:
         """CLIP and images, as long as nothing changes that they depend on."""
+        if self.party.secure and not plan.config.federation.secure:
+            raise FederationError(
+                where="the node's configuration",
+                found="a run in which the server can read each update",
+                expected="a secure one: secure = true in node.toml",
+                next_step="have the server's operator set federation.secure, or remove it here",
+            )
         if self._images is None or not _asks_the_same(self._images[0], plan):
             self._images = self._method = None
             backbone = self._load_backbone(plan)

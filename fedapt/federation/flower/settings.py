@@ -55,6 +55,7 @@ class NodeSettings:
         authority: PEM file of who signed the server's certificate.
         key: this node's private key.
         insecure: without TLS and key.
+        secure: takes part in secure rounds alone, whatever the server's settings say.
     """
 
     server: str
@@ -67,10 +68,11 @@ class NodeSettings:
     authority: str = "authority.pem"
     key: str = "node.key"
     insecure: bool = False
+    secure: bool = False
 
     def to_party(self, folder: Path) -> Party:
         """The node's images and CLIP; `folder` is that of the file."""
-        others = (self.name, self.model, self.pretrained, self.device)
+        others = (self.name, self.model, self.pretrained, self.device, self.secure)
         return Party(folder / self.data, self.domain, *others)
 
 

@@ -158,6 +158,19 @@ def test_a_stock_node_reads_its_configuration() -> None:
     config: UserConfig = {"data": "/images", "domain": "photo", "device": "cuda"}
     context = Context(1, 1, config, RecordDict(), {})
     assert read_party(context) == Party(Path("/images"), "photo", device="cuda")
+    config["secure"] = True
+    assert read_party(context).secure
     del config["domain"]
     with pytest.raises(Exception, match="the node's configuration: found no domain"):
         read_party(context)
+
+
+def test_a_node_that_wants_secure_rounds_takes_part_in_no_others(
+    party: Party, plan: Plan, capsys: pytest.CaptureFixture[str]
+) -> None:
+    careful = dataclasses.replace(party, secure=True)
+    told, said = refused(careful, task_to_record(plan), capsys).split("|")
+    assert told.startswith("the node's configuration: found a run in which the server can read")
+    assert "To do: have the server's operator set federation.secure, or remove it here" in said
+    secure = dataclasses.replace(plan, config=read_config(None, ["federation.secure=true"]))
+    assert ask(careful, task_to_record(secure)).keys() == {"reply"}

@@ -45,6 +45,13 @@ def test_a_new_deployment_can_be_read(folder: Path) -> None:
     node = read_node(folder / "nodes" / "clinic")
     assert (node.server, node.domain, node.name) == (server.address, "webcam", "clinic")
     assert node.to_party(Path("/srv")).root == Path("/srv/data")
+    assert not node.to_party(Path("/srv")).secure
+    rewrite(folder / "nodes" / "clinic" / "node.toml", secure="yes")
+    with pytest.raises(ConfigError, match=r"secure"):
+        read_node(folder / "nodes" / "clinic")
+    lines = (folder / "nodes" / "clinic" / "node.toml").read_text().replace('"yes"', "true")
+    (folder / "nodes" / "clinic" / "node.toml").write_text(lines)
+    assert read_node(folder / "nodes" / "clinic").to_party(Path("/srv")).secure
     for secret in ("server/server.key", "nodes/amazon/node.key", "nodes/clinic/node.key"):
         assert stat.S_IMODE((folder / secret).stat().st_mode) == 0o600
     # the key of a node is with the node alone
