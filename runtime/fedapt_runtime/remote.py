@@ -136,9 +136,9 @@ def write_remote(path: Path, uri: str) -> None:
 
     file_system, target = _resolve(uri)
     if file_system.type_name in ("local", "hdfs"):  # whose files grow under their names
-        part = f"{target}.part"
-        copy_files(str(path), part, LocalFileSystem(), file_system)
-        file_system.move(part, target)
+        fresh = f"{target}.new"  # .part is the journal's, which may be in the same folder
+        copy_files(str(path), fresh, LocalFileSystem(), file_system)
+        file_system.move(fresh, target)
     else:
         copy_files(str(path), target, LocalFileSystem(), file_system)
     size, expected = file_system.get_file_info(target).size, path.stat().st_size

@@ -198,6 +198,10 @@ def test_predictions_go_to_a_file_by_uri(
     assert classify(tiny_model, image, "--out", f"file://{tmp_path}/a b.jsonl") == 0
     assert json.loads((tmp_path / "a b.jsonl").read_text("utf-8"))["path"] == image
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["a b.jsonl", "work"]
+    # into the working folder, where the unfinished job keeps its rows
+    for _ in range(2):
+        assert classify(tiny_model, image, "--out", f"file://{tmp_path}/work/a.csv") == 0
+        assert [p.name for p in (tmp_path / "work").iterdir()] == ["a.csv"]
 
 
 @pytest.mark.parametrize(
