@@ -15,6 +15,7 @@ import tomli_w
 from fedapt.core.config import Config
 from fedapt.federation.flower.files import Deployment as Deployed
 from fedapt.federation.flower.files import write_deployment
+from fedapt.federation.flower.task import PROTOCOL
 from tests.support.federation import Deployment, deploy, find_port, processes_of
 from tests.support.tiny import CLASSES, write_tiny_clip, write_tiny_images
 
@@ -109,7 +110,7 @@ def test_who_is_not_let_in_is_told_why(deployment: Deployment, tmp_path: Path) -
 
     # what nodes are asked for once they are in
     for name, reason in (
-        ("newer", "version: found protocol 1 of fedapt"),
+        ("newer", f"version: found protocol {PROTOCOL} of fedapt"),
         ("renamed", "the node's classes: found blue disc, dots, red square; expected those of"),
         ("other", "the node's CLIP: found weights of hash"),
     ):

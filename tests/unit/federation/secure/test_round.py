@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message
 from fedapt.core.errors import ConfigError, FederationError
 from fedapt.federation.flower.secure import MASKED, SHARES, STAGES, UNMASK
 from fedapt.federation.flower.secure.encoding import Encoding
+from fedapt.federation.local import torch_threads
 from fedapt.model.backbone import Backbone
 from fedapt.train.methods import METHODS
 from tests.support.grid import DirectGrid
@@ -28,6 +29,13 @@ SHARED = [name for name, method in METHODS.items() if method.sends and not metho
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four domains, three classes, six images each."""
     return write_tiny_images(tmp_path_factory.mktemp("secure") / "data", 6, DOMAINS)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As the local engine's clients have: another number adds up in another order."""
+    with torch_threads(1):
+        yield
 
 
 def stages_of(grid: DirectGrid) -> list[str]:
