@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import fedapt_runtime
+from fedapt_runtime.backends.base import USUAL_BATCH
 from fedapt_runtime.backends.choose import AIMS, BACKENDS, DEVICES, load_backend
 from fedapt_runtime.batch import Engine, Summary, classify_files
 from fedapt_runtime.bench import bench, choose_batch_size
@@ -24,8 +25,6 @@ from fedapt_runtime.journal import part_path
 from fedapt_runtime.output import check_output
 from fedapt_runtime.pipeline import Image
 from fedapt_runtime.sources import count_images, find_images
-
-_RAY_BATCH = 32
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -176,7 +175,7 @@ def _ray_engine(options: argparse.Namespace, classifier: Classifier, batch_size:
     from fedapt_runtime.ray_engine import RaySettings, predict_on_ray
 
     # a batch is a task of Ray's: too small ones cost more than they compute
-    size = batch_size if options.batch_size else _RAY_BATCH
+    size = batch_size if options.batch_size else USUAL_BATCH
 
     def predict(images: Iterable[Image]) -> Iterator[dict[str, Any]]:
         return predict_on_ray(

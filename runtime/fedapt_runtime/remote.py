@@ -22,6 +22,7 @@ from fedapt_runtime.errors import (
 from fedapt_runtime.preprocess import MOST_FILE_BYTES
 
 _URI = re.compile(r"[a-z][a-z0-9+.-]+://", re.ASCII)
+_NEXT_STEP = "check the URI, the credentials and the network"
 
 
 def is_uri(path: object) -> bool:
@@ -122,7 +123,7 @@ def check_folder(uri: str) -> None:
             where=uri,
             found=found,
             expected="a bucket or folder that can be written",
-            next_step="check the URI, the credentials and the network",
+            next_step=_NEXT_STEP,
         )
 
 
@@ -151,7 +152,7 @@ def _unreadable(uri: str, found: str) -> ImageError:
         where=uri,
         found=found,
         expected="an image that can be read",
-        next_step="check the URI, the credentials and the network",
+        next_step=_NEXT_STEP,
     )
 
 
@@ -160,5 +161,5 @@ def _refuse(uri: str, found: str) -> InputError:
         where=uri,
         found=found,
         expected="a file, a folder or a prefix with images",
-        next_step="check the URI, the credentials and the network",
+        next_step=_NEXT_STEP,
     )

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from fedapt_runtime.manifest import Manifest
 
+USUAL_BATCH = 32  # images of a batch where nothing speaks for another size
+
 
 class Outputs(NamedTuple):
     """What the graph says of a batch.

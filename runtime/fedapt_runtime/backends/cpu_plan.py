@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
+from fedapt_runtime.backends.base import USUAL_BATCH
+
 
 class CpuPlan(NamedTuple):
     """See `plan_cpu_work`.
@@ -29,4 +31,4 @@ def plan_cpu_work(threads: int, throughput: bool) -> CpuPlan:
     """The plan for so many threads (0: every core), for the most images a second or the first."""
     if throughput:
         return CpuPlan(threads or os.cpu_count() or 1, 8, 1)
-    return CpuPlan(1, 32, threads)
+    return CpuPlan(1, USUAL_BATCH, threads)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedapt_runtime.backends.base import Outputs
+from fedapt_runtime.backends.base import USUAL_BATCH, Outputs
 from fedapt_runtime.backends.border import (
     Slot,
     check_model_file,
@@ -26,7 +26,7 @@ PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt-ep": "TensorrtExecutionProvider",
 }
-_GPU_IN_FLIGHT, _GPU_BATCH = 2, 32  # while one batch is copied, the other computes
+_GPU_IN_FLIGHT = 2  # while one batch is copied, the other computes
 _VARIANTS = ("onnxruntime", "onnxruntime-gpu")
 
 
@@ -162,7 +162,7 @@ class OrtBackend:
         onnxruntime = import_onnxruntime()
         plan = plan_cpu_work(threads, throughput)
         self._session, device, why = _open_on(onnxruntime, path, device, plan.threads)
-        self.in_flight, self.usual_batch = _GPU_IN_FLIGHT, _GPU_BATCH
+        self.in_flight, self.usual_batch = _GPU_IN_FLIGHT, USUAL_BATCH
         if device == "cpu":
             self.in_flight, self.usual_batch = plan.in_flight, plan.usual_batch
         self.manifest = parse_manifest(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedapt_runtime.backends.base import Outputs
+from fedapt_runtime.backends.base import USUAL_BATCH, Outputs
 from fedapt_runtime.backends.border import Slot, check_signature, probe
 from fedapt_runtime.backends.cuda import Gpu
 from fedapt_runtime.backends.engine_file import EngineFile, read_engine_file
@@ -80,7 +80,7 @@ class TensorRtBackend:
         widths = [int(engine.get_tensor_shape(name)[-1]) for name in Outputs._fields]
         lanes = [_EngineLane(trt, gpu, engine, engine_file, widths) for _ in range(_LANES)]
         self._lanes = Lanes(lanes, engine_file.least_batch, engine_file.most_batch)
-        self.in_flight, self.usual_batch = _LANES, min(32, engine_file.most_batch)
+        self.in_flight, self.usual_batch = _LANES, min(USUAL_BATCH, engine_file.most_batch)
         self.description = f"{engine_file.library} {trt.__version__} on {gpu.name}"
         probe(self, path)
 

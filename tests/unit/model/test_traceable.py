@@ -183,14 +183,19 @@ def count_tokens(tower: Any) -> list[int]:
     return seen
 
 
-@pytest.mark.parametrize("options", [{}, {"final_ln_after_pool": True}, {"no_ln_pre": True}])
-def test_the_last_block_of_a_vit_computes_the_class_token_alone(options: dict[str, Any]) -> None:
+def assert_blocks(options: dict[str, Any], n_tokens: list[int]) -> None:
+    """The rewritten tower computes the same features, each block from so many tokens."""
     tower = build_vit(**options)
     x = draw(5, 3, 32, 32).double()
     expected = tower(x)
     rewrite_for_tracing(tower)
-    assert count_tokens(tower) == [17, 17, 1]
+    assert count_tokens(tower) == n_tokens
     torch.testing.assert_close(tower(x), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", [{}, {"final_ln_after_pool": True}, {"no_ln_pre": True}])
+def test_the_last_block_of_a_vit_computes_the_class_token_alone(options: dict[str, Any]) -> None:
+    assert_blocks(options, [17, 17, 1])
 
 
 @pytest.mark.parametrize(
@@ -202,9 +207,4 @@ def test_the_last_block_of_a_vit_computes_the_class_token_alone(options: dict[st
     ],
 )
 def test_where_other_tokens_are_read_too_the_last_block_stays(options: dict[str, Any]) -> None:
-    tower = build_vit(**options)
-    x = draw(2, 3, 32, 32).double()
-    expected = tower(x)
-    rewrite_for_tracing(tower)
-    assert count_tokens(tower) == [17, 17, 17]
-    torch.testing.assert_close(tower(x), expected, rtol=0, atol=1e-12)
+    assert_blocks(options, [17, 17, 17])
