@@ -49,12 +49,16 @@ bench: $(READY) ## the benchmarks that need no GPU; they write benchmarks/result
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/many_clients.py
 	$(BIN)/python benchmarks/runtime.py
+	$(BIN)/python benchmarks/precision.py
+	$(BIN)/python benchmarks/unknown_domains.py
+	$(BIN)/python benchmarks/families.py
 	$(BIN)/python benchmarks/plot_office.py
 
 bench-flower: $(READY_DEV) ## the benchmarks of federations over Flower
 	$(BIN)/python benchmarks/federation.py
 	$(BIN)/python benchmarks/poisoned.py
 	$(BIN)/python benchmarks/privacy.py
+	$(BIN)/python benchmarks/secure.py
 	$(BIN)/python benchmarks/many_simulated.py
 
 gpu: ## tests and figures that need an NVIDIA GPU, in an environment of their own

@@ -9,15 +9,15 @@ of them enlarged to 12 megapixels. Writes benchmarks/results/decoding.json.
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from figures import publish
 from numpy.typing import NDArray
-from photos import RESULTS, machine, photos_root
+from photos import photos_root
 from PIL import Image
 
 from fedapt_runtime import Preprocessing
@@ -69,13 +69,10 @@ def main() -> None:
             photo = Image.open(path).convert("RGB").resize((4000, 3000), Image.Resampling.BICUBIC)
             photo.save(name, quality=92)
         report = {
-            "command": "python benchmarks/decoding.py",
             "photos": measure(paths),
             "photos_of_12_megapixels": measure(large),
-            "machine": machine(),
         }
-    print(json.dumps(report, indent=2))
-    (RESULTS / "decoding.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+    publish("decoding", report)
 
 
 if __name__ == "__main__":

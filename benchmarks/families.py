@@ -10,12 +10,11 @@ table of docs/models.md.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
 import torch
-from photos import RESULTS, machine
+from figures import publish
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -104,12 +103,10 @@ def main() -> None:
             }
         print(family, rows[family], flush=True)
     report = {
-        "command": "python benchmarks/families.py",
         "weights": "random",
         "families": rows,
-        "machine": machine(),
     }
-    (RESULTS / "families.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+    publish("families", report)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,13 @@ with TLS and node keys. One node is killed with -9 when round 2 is over, and sta
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import tempfile
 from pathlib import Path
 
-from photos import RESULTS, ROOT, machine, photos_root
+from figures import publish
+from photos import ROOT, photos_root
 
 from fedapt.core.config import read_config
 from fedapt.core.records import Record, read_records
@@ -69,7 +69,6 @@ def main() -> None:
         for name, records in (("local", local), ("deployment", whole))
     }
     report = {
-        "command": "python benchmarks/federation.py",
         "seconds_per_round": seconds,
         "overhead_seconds": round(seconds["deployment"] - seconds["local"], 2),
         "bytes_per_round": whole[-1]["bytes_sent"],
@@ -81,10 +80,8 @@ def main() -> None:
             "one node killed": broken[-1]["mean_accuracy"],
         },
         "replies_with_one_node_killed": [r["replies"] for r in broken],
-        "machine": machine(),
     }
-    print(json.dumps(report, indent=2))
-    (RESULTS / "federation.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+    publish("federation", report)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,11 @@ Trains with the paper's settings on Office-Caltech10, exports, and compares on e
 from __future__ import annotations
 
 import dataclasses
-import json
 import tempfile
 from pathlib import Path
 
-from photos import RESULTS, ROOT, machine, photos_root
+from figures import publish
+from photos import ROOT, photos_root
 
 from fedapt.core.config import read_config
 from fedapt.core.report import Reporter
@@ -34,15 +34,12 @@ def main() -> None:
         size = model.stat().st_size
     figures = {k: v for k, v in parity.to_dict().items() if k != "source"}
     result = {
-        "command": "python benchmarks/fused_agreement.py",
         "model": "lite",
         "accuracy": evaluation.mean,
         "model_bytes": size,
         "parity": figures,
-        "machine": machine(),
     }
-    print(json.dumps(result, indent=2))
-    (RESULTS / "fused_agreement.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    publish("fused_agreement", result)
 
 
 if __name__ == "__main__":

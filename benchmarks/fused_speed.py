@@ -9,15 +9,14 @@ images are timed. Ratios are medians over interleaved repetitions, since machine
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from statistics import median
 
 import numpy as np
 import torch
+from figures import publish
 from full_prompts import encode_full_prompts
-from photos import RESULTS, machine
 from torch.nn.functional import normalize
 
 from fedapt.core.config import PromptConfig
@@ -70,10 +69,8 @@ def main() -> None:
     images = np.random.default_rng(0).integers(0, 256, (BATCH, *size, 3), dtype=np.uint8)
     bare = open_session(onnxruntime, read_tower(backbone).SerializeToString(), "cpu", "tower")
     report: dict[str, object] = {
-        "command": "python benchmarks/fused_speed.py",
         "model": "ViT-B-32-quickgelu, random weights",
         "batch": BATCH,
-        "machine": machine(),
     }
     for n_classes, slow_images in ((10, 4), (345, 1)):
         model = build_model(backbone, n_classes)
@@ -100,7 +97,7 @@ def main() -> None:
             "fused_over_exact_prompts": round(median(slow) / per_image, 1),
         }
         print(n_classes, report[f"{n_classes} classes"], flush=True)
-    (RESULTS / "fused_speed.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+    publish("fused_speed", report)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ nothing and are not kept.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,8 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from figures import publish
 from numpy.typing import NDArray
-from photos import RESULTS, machine
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedapt.core.errors import ReportedError
@@ -142,16 +141,13 @@ def main() -> None:
                 rows[name][batch] = {"images_per_s": speed, "share_of_peak": share}
                 print(f"{name:14} {batch:5} {speed:9.1f}/s {100 * share:5.1f} %", flush=True)
     report = {
-        "command": "python benchmarks/gpu.py",
         "model": f"{MODEL}, random weights, float16",
         "gpu": torch.cuda.get_device_name() if device == "cuda" else "none",
         "peak_teraflops": peak / 1e12,
         "operations_per_image": operations,
         "backends": rows,
-        "machine": machine(),
     }
-    if device == "cuda":
-        (RESULTS / "gpu.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+    publish("gpu", report, keep=device == "cuda")
 
 
 if __name__ == "__main__":

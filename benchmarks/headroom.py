@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import tempfile
 from pathlib import Path
 from statistics import fmean, stdev
 
+from figures import publish
 from office_caltech10 import Office, spread
-from photos import RESULTS, ROOT, machine, photos_root
+from photos import ROOT, photos_root
 from ridge import ridge_accuracy
 
 from fedapt.compare.plan import IN_DOMAIN, Plan
@@ -90,7 +90,6 @@ def main() -> None:
         scores.append(office.run(dataclasses.replace(config, train=train), domains).mean)
         ridge.append(ridge_accuracy(domains))
     report = {
-        "command": "python benchmarks/headroom.py",
         "model": "lite",
         "seeds": list(SEEDS),
         "rates": list(RATES),
@@ -98,11 +97,8 @@ def main() -> None:
         "best": best["variant"],
         "test_of_the_best": spread(scores),
         "test_of_ridge_on_pooled_features": spread(ridge),
-        "machine": machine(),
     }
-    print(json.dumps(report, indent=2))
-    if not options.quick:
-        (RESULTS / "headroom.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+    publish("headroom", report, keep=not options.quick)
 
 
 if __name__ == "__main__":

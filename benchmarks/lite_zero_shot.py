@@ -6,10 +6,9 @@ python benchmarks/lite_zero_shot.py
 
 from __future__ import annotations
 
-import json
-
 import torch
-from photos import RESULTS, ROOT, machine, photos_root
+from figures import publish
+from photos import ROOT, photos_root
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -59,14 +58,10 @@ def main() -> None:
             shares["mean"] = sum(shares.values()) / len(shares)
     cosine = None if teachers is None else float((students * teachers).sum(-1).mean())
     result = {
-        "command": "python benchmarks/lite_zero_shot.py",
         "zero_shot_accuracy": {name: shares for name, shares in report.items() if shares},
         "cosine_to_teacher_on_class_names": cosine,
-        "machine": machine(),
     }
-    print(json.dumps(result, indent=2))
-    if teachers is not None:
-        (RESULTS / "lite_zero_shot.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    publish("lite_zero_shot", result, keep=teachers is not None)
 
 
 if __name__ == "__main__":

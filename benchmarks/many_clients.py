@@ -9,12 +9,11 @@ clients a domain; `lite`'s text tower and the paper's settings.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 import torch
-from photos import RESULTS, machine
+from figures import publish
 
 from fedapt.core.config import Config, FederationConfig, TrainConfig
 from fedapt.core.report import Reporter
@@ -68,7 +67,6 @@ def main() -> None:
     done = session.run(session.begin(), watch, Reporter())
     seconds = [record["seconds"] for record in done.records]
     report = {
-        "command": "python benchmarks/many_clients.py",
         "clients": DOMAINS * 250,
         "clients_per_round": 20,
         "rounds": ROUNDS,
@@ -77,10 +75,8 @@ def main() -> None:
         "resident_mb_round_5": round(resident[5] / 1e6),
         "resident_mb_round_50": round(resident[ROUNDS] / 1e6),
         "growth": round(resident[ROUNDS] / resident[5] - 1, 4),
-        "machine": machine(),
     }
-    print(json.dumps(report, indent=2))
-    (RESULTS / "many_clients.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+    publish("many_clients", report)
 
 
 if __name__ == "__main__":

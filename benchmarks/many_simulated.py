@@ -16,7 +16,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from photos import RESULTS, machine
+from figures import publish
 from PIL import Image
 
 from fedapt.core.config import read_config
@@ -88,7 +88,6 @@ def main() -> None:
         records = [json.loads(line) for line in (out / "records.jsonl").open()]
     seconds = [record["seconds"] for record in records[5:]]  # by then each domain has been read
     report = {
-        "command": "python benchmarks/many_simulated.py",
         "clients": DOMAINS * 250,
         "clients_per_round": 20,
         "rounds": ROUNDS,
@@ -96,10 +95,8 @@ def main() -> None:
         "seconds_per_round": round(sum(seconds) / len(seconds), 2),
         "resident_mb": {n: round(memory.rounds[n] / 1e6) for n in (5, 10, 15, 20)},
         "bytes_per_round": records[-1]["bytes_sent"],
-        "machine": machine(),
     }
-    print(json.dumps(report, indent=2))
-    (RESULTS / "many_simulated.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+    publish("many_simulated", report)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 from statistics import fmean, stdev
 
-from photos import RESULTS, ROOT, machine, photos_root
+from figures import publish
+from photos import ROOT, photos_root
 from ridge import ridge_accuracy
 
 from fedapt.core.config import Config, read_config
@@ -73,7 +73,6 @@ def summarise(evaluations: list[Evaluation]) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="3 rounds: a check, no result")
-    parser.add_argument("--out", type=Path, default=RESULTS / "office_caltech10.json")
     options = parser.parse_args()
     root = photos_root()
     office = Office(root)
@@ -90,7 +89,6 @@ def main() -> None:
         results[name] = {"config": f"configs/{file}.toml", **summarise(evaluations)}
         print(f"test, {name}: {results[name]}", flush=True)
     report = {
-        "command": "python benchmarks/office_caltech10.py",
         "model": "lite",
         "seeds": list(SEEDS),
         "fedapt": results,
@@ -102,11 +100,8 @@ def main() -> None:
             },
         },
         "ridge_on_pooled_features": spread([ridge_accuracy(office.domains(s)) for s in SEEDS]),
-        "machine": machine(),
     }
-    print(json.dumps(report, indent=2))
-    if not options.quick:
-        options.out.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+    publish("office_caltech10", report, keep=not options.quick)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import platform
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 
 
 def photos_root() -> Path:
@@ -19,14 +16,3 @@ def photos_root() -> Path:
     if not root.is_dir():
         sys.exit(f"no Office-Caltech10 at {root}: set FEDAPT_PHOTOS to ROOT/<domain>/<class>/*.jpg")
     return root
-
-
-def machine() -> dict[str, str | int]:
-    """What the figures were measured on."""
-    names = ("torch", "open_clip_torch", "onnxruntime", "numpy", "pillow")
-    return {
-        "python": platform.python_version(),
-        "cores": os.cpu_count() or 0,
-        "processor": platform.machine(),
-        **{name: version(name) for name in names},
-    }

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 
+from figures import RESULTS
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from photos import RESULTS, ROOT
+from photos import ROOT
 
 COLOURS = {"zero-shot": "#b0b7c3", "FedAPT": "#2f6fde"}
 

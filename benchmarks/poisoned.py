@@ -8,13 +8,13 @@ Messages are serialised and replies checked as in a deployment; nodes answer in 
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 import numpy as np
+from figures import publish
 from flwr.app import Array, ArrayRecord, Message
-from photos import RESULTS, ROOT, machine, photos_root
+from photos import ROOT, photos_root
 
 from fedapt.core.config import read_config
 from fedapt.core.report import Reporter
@@ -95,8 +95,7 @@ def main() -> None:
     for aggregation, attack in CELLS:
         results[f"{aggregation}, {attack}"] = train(root, attack, aggregation)
         print(aggregation, attack, results[f"{aggregation}, {attack}"], flush=True)
-    report = {"command": "python benchmarks/poisoned.py", "results": results, "machine": machine()}
-    (RESULTS / "poisoned.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+    publish("poisoned", {"results": results})
 
 
 if __name__ == "__main__":

@@ -10,14 +10,14 @@ values) in float32 and int8. Speeds are the best of interleaved turns, since mac
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from photos import RESULTS, ROOT, machine, photos_root
+from figures import publish
+from photos import ROOT, photos_root
 
 from fedapt.core.config import read_config
 from fedapt.core.report import Reporter
@@ -105,12 +105,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         lite = measure_lite(photos_root(), Path(folder))
     report = {
-        "command": "python benchmarks/precision.py",
         "lite": lite,
         "ViT-B-32, random weights, int8": measure_vit(),
-        "machine": machine(),
     }
-    (RESULTS / "precision.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+    publish("precision", report)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ N(0, (z C / n)^2) on their mean. Epsilon is for one of the four clients more or 
 
 from __future__ import annotations
 
-import json
 import statistics
 
-from photos import RESULTS, machine, photos_root
+from figures import publish
+from photos import photos_root
 
 from fedapt.core.config import read_config
 from fedapt.core.report import Reporter
@@ -52,8 +52,7 @@ def main() -> None:
         }
         rows.append(row)
         print(row, flush=True)
-    report = {"command": "python benchmarks/privacy.py", "rows": rows, "machine": machine()}
-    (RESULTS / "privacy.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+    publish("privacy", {"rows": rows})
 
 
 if __name__ == "__main__":

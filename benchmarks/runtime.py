@@ -26,7 +26,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from photos import RESULTS, machine, photos_root
+from figures import publish
+from photos import photos_root
 from PIL import Image
 
 import fedapt_runtime
@@ -189,14 +190,11 @@ def main() -> None:
         ]
         start = cold_start(folder, paths[0])
     report = {
-        "command": "python benchmarks/runtime.py",
         "photos": len(paths),
         "models": models,
         "cold_start_of_lite": start,
-        "machine": machine(),
     }
-    print(json.dumps(report, indent=2))
-    (RESULTS / "runtime.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+    publish("runtime", report)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ server's. Epsilon is of the sum of all four, all of them honest, delta 1e-5.
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
 from pathlib import Path
 
-from photos import RESULTS, machine, photos_root
+from figures import publish
+from photos import photos_root
 
 from fedapt.core.config import read_config
 from fedapt.core.records import read_records
@@ -65,8 +65,7 @@ def main() -> None:
         }
         rows.append(row)
         print(row, flush=True)
-    report = {"command": "python benchmarks/secure.py", "rows": rows, "machine": machine()}
-    (RESULTS / "secure.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+    publish("secure", {"rows": rows})
 
 
 if __name__ == "__main__":

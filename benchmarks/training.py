@@ -22,8 +22,9 @@ import time
 from pathlib import Path
 
 import torch
+from figures import publish
 from full_prompts import encode_full_prompts
-from photos import RESULTS, ROOT, machine, photos_root
+from photos import ROOT, photos_root
 from torch.nn.functional import cross_entropy, normalize
 
 from fedapt.core.config import Config, ModelConfig, read_config
@@ -120,7 +121,6 @@ def main() -> None:
     per_round = n_steps * (few - per_image) + images * per_image
     straightforward = config.train.rounds * per_round
     report = {
-        "command": "python benchmarks/training.py",
         "model": "ViT-B-32-quickgelu, random weights",
         "rounds": config.train.rounds,
         "clients": len(domains),
@@ -135,10 +135,8 @@ def main() -> None:
         "warm_bfloat16_ratio": round(straightforward / warm_half, 1),
         "lite_seconds_per_round": lite,
         "memory_of_345_classes": memory_of_many_classes(),
-        "machine": machine(),
     }
-    print(json.dumps(report, indent=2))
-    (RESULTS / "training.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+    publish("training", report)
 
 
 if __name__ == "__main__":

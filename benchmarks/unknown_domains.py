@@ -12,15 +12,15 @@ benchmarks/results/unknown_domains.json and docs/unknown_domains.png.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
+from figures import publish
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from photos import RESULTS, ROOT, machine, photos_root
+from photos import ROOT, photos_root
 
 from fedapt.core.config import read_config
 from fedapt.core.report import Reporter
@@ -145,14 +145,11 @@ def main() -> None:
         measured = {domain: measure(domain, folder, drawings) for domain in domains}
     figures = [found for found, _ in measured.values()]
     report = {
-        "command": "python benchmarks/unknown_domains.py",
         "rounds": ROUNDS,
         "kept_by_the_threshold": KEEP,
         "domains": figures,
-        "machine": machine(),
     }
-    print(json.dumps(report, indent=2))
-    (RESULTS / "unknown_domains.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+    publish("unknown_domains", report)
     areas = {str(found["left_out"]): found["auc"][SIGNAL] for found in figures}  # type: ignore[index]
     plot({domain: curve for domain, (_, curve) in measured.items()}, areas)
 

@@ -1,0 +1,36 @@
+"""How a benchmark's figures are shown and kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+
+from photos import ROOT
+
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def publish(name: str, figures: Mapping[str, object], *, keep: bool = True) -> None:
+    """Print what `benchmarks/NAME.py` found, with the command and the machine.
+
+    `keep` writes it to `results/NAME.json` too: a quick check is no result.
+    """
+    report = {"command": f"python benchmarks/{name}.py", **figures, "machine": machine()}
+    text = json.dumps(report, indent=2)
+    print(text)
+    if keep:
+        (RESULTS / f"{name}.json").write_text(text + "\n", "utf-8")
+
+
+def machine() -> dict[str, str | int]:
+    """What the figures were measured on."""
+    names = ("torch", "open_clip_torch", "onnxruntime", "numpy", "pillow")
+    return {
+        "python": platform.python_version(),
+        "cores": os.cpu_count() or 0,
+        "processor": platform.machine(),
+        **{name: version(name) for name in names},
+    }
