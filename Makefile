@@ -29,8 +29,8 @@ $(READY_DEV): $(READY)
 demo: $(READY) ## data, train, export, classify; writes demo/report.html
 	$(BIN)/fedapt demo --out demo
 
-test: $(READY_DEV) ## all tests
-	$(BIN)/python -m pytest
+test: $(READY_DEV) ## all tests, one file a core at a time
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(READY_DEV) ## style, formatting and import rules
 	$(BIN)/ruff check .
