@@ -21,7 +21,7 @@ from statistics import fmean, stdev
 from figures import publish
 from office_caltech10 import Office, spread
 from photos import ROOT, photos_root
-from ridge import ridge_accuracy
+from pooled import fit_ridge, pooled_accuracy
 
 from fedapt.compare.plan import IN_DOMAIN, Plan
 from fedapt.compare.run import compare
@@ -88,7 +88,7 @@ def main() -> None:
         domains = office.domains(seed)
         train = dataclasses.replace(config.train, seed=seed)
         scores.append(office.run(dataclasses.replace(config, train=train), domains).mean)
-        ridge.append(ridge_accuracy(domains))
+        ridge.append(pooled_accuracy(domains, fit_ridge))
     report = {
         "model": "lite",
         "seeds": list(SEEDS),

@@ -1,0 +1,121 @@
+"""Whether any settings are better than the recommended ones on Office-Caltech10 with `lite`.
+
+    python benchmarks/plateau.py [--quick]
+
+Each variant changes configs/office_caltech10.toml, trains on four fifths of each client's training
+images of ten splits, in bfloat16, and is looked at on the last fifth: test images play no part.
+Beside them stands what the same images allow where they are pooled (pooled.py), which no
+federation may do: ridge regression; unit class vectors at CLIP's scale, FedAPT's own form; and the
+best of these vectors that the frozen text tower can give at all, the ceiling of every prompt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache, partial
+from multiprocessing import get_context
+
+import torch
+from figures import publish
+from office_caltech10 import Office, spread
+from photos import ROOT, photos_root
+from pooled import pooled_accuracy, pooled_fits
+
+from fedapt.core.config import Config, read_config
+from fedapt.core.report import Reporter
+from fedapt.data.domains import Domain, divide_table
+from fedapt.data.splits import split_folders
+from fedapt.run.session import Session
+
+SEEDS = tuple(range(10))
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "recommended, and on to round 100": ("train.rounds=100",),
+    "lr 0.1": ("train.lr=0.1",),
+    "batch 256, lr 0.3, cosine, 200 rounds": (
+        "train.batch_size=256",
+        "train.lr=0.3",
+        "train.schedule=cosine",
+        "train.rounds=200",
+    ),
+    "M = 4": ("prompt.context_length=4",),
+    'M = 16, start "a photo of a"': ("prompt.context_length=16", "prompt.start='a photo of a'"),
+    "shared context": ("prompt.class_specific=false",),
+    "weighting by samples": ("train.weighting=samples",),
+    "weight decay 0.05": ("train.weight_decay=0.05",),
+}
+
+
+@cache
+def open_office() -> Office:
+    """The photos, once a process."""
+    return Office(photos_root())
+
+
+def domains_of(seed: int) -> list[Domain]:
+    """Training and validation images of a split."""
+    office = open_office()
+    split = split_folders(
+        office.folders, office.config.data.test_fraction, seed, validation_fraction=0.2
+    )
+    return divide_table(office.table, office.folders, split)
+
+
+def settings(overrides: tuple[str, ...], seed: int) -> Config:
+    """The recommended settings with these changes."""
+    options = {
+        "data.root": str(photos_root()),
+        "data.validation_fraction": 0.2,
+        "train.precision": "bfloat16",
+        "train.evaluate_every": 10,
+        "train.seed": seed,
+    }
+    return read_config(ROOT / "configs" / "office_caltech10.toml", overrides, options)
+
+
+def validate(cell: tuple[tuple[str, ...], int]) -> dict[int, float]:
+    """Mean validation accuracy over the domains, after every tenth round, and the last."""
+    overrides, seed = cell
+    office, config = open_office(), settings(overrides, seed)
+    session = Session(config, office.backbone, office.folders, domains_of(seed))
+    done = session.run(session.begin(), lambda progress: None, Reporter())
+    return {r["round"]: r["mean_validation"] for r in done.records if "mean_validation" in r}
+
+
+def run_cells(cells: list[tuple[tuple[str, ...], int]]) -> Iterator[dict[int, float]]:
+    """Each cell in a process of one thread, as many at once as there are cores."""
+    with ProcessPoolExecutor(
+        mp_context=get_context("spawn"), initializer=partial(torch.set_num_threads, 1)
+    ) as pool:
+        yield from pool.map(validate, cells)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="3 rounds: a check, no result")
+    options = parser.parse_args()
+    seeds = SEEDS[:2] if options.quick else SEEDS
+    variants = {
+        name: (*overrides, "train.rounds=3") if options.quick else overrides
+        for name, overrides in VARIANTS.items()
+    }
+    curves = run_cells([(overrides, seed) for overrides in variants.values() for seed in seeds])
+    rows = []
+    for name, overrides in variants.items():
+        found = [next(curves) for _ in seeds]
+        curve = {n: spread([one[n] for one in found]) for n in found[0]}
+        rows.append({"variant": name, "overrides": list(overrides), "validation": curve})
+        print(name, {n: round(100 * at["mean"], 2) for n, at in curve.items()}, flush=True)
+    pooled = {
+        name: spread([pooled_accuracy(domains_of(seed), fit, "validation") for seed in seeds])
+        for name, fit in pooled_fits(open_office().backbone).items()
+    }
+    report = {"model": "lite", "seeds": list(seeds), "fedapt": rows, "pooled_features": pooled}
+    publish("plateau", report, keep=not options.quick)
+
+
+if __name__ == "__main__":
+    os.environ["OMP_NUM_THREADS"] = "1"
+    main()
