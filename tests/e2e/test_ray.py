@@ -10,7 +10,10 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -109,6 +112,16 @@ def descends(pid: int) -> bool:
     return False
 
 
+def kill_one(title: bytes, over: Event) -> bool:
+    """Kill the first process of this title: a worker has its task's only while it runs."""
+    while not over.wait(0.01):
+        for pid in processes(title)[:1]:
+            with suppress(ProcessLookupError):  # it has ended: the next one
+                os.kill(pid, signal.SIGKILL)
+                return True
+    return False
+
+
 @pytest.fixture(scope="module")
 def slow_images(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Sixty paths that take some seconds to decode."""
@@ -125,16 +138,16 @@ def slow_images(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def test_killed_workers_lose_nothing(
     cluster: None, tiny_model: Path, slow_images: list[str]
 ) -> None:
-    rows, killed = [], []
+    over = Event()
     paths = 3 * slow_images
-    for row in run_on_ray(tiny_model, paths, batch_size=4):
-        rows.append(row)
-        if len(rows) == 1:
-            killed = processes(b"ray::MapWorker(MapBatches(_Worker))")[:1]
-            killed += processes(b"ray::MapBatches(_decode)")[:1]
-            for pid in killed:
-                os.kill(pid, signal.SIGKILL)
-    assert len(killed) == 2, "nobody was there to be killed: the test proves nothing"
+    with ThreadPoolExecutor(2) as killers:
+        titles = (b"ray::MapWorker(MapBatches(_Worker))", b"ray::MapBatches(_decode)")
+        killed = [killers.submit(kill_one, title, over) for title in titles]
+        try:
+            rows = list(run_on_ray(tiny_model, paths, batch_size=4))
+        finally:
+            over.set()
+    assert all(one.result() for one in killed), "nobody was killed: the test proves nothing"
     assert_same(rows, run_locally(tiny_model, paths, batch_size=4))
 
 
