@@ -46,6 +46,7 @@ bench: $(READY) ## the benchmarks that need no GPU; they write benchmarks/result
 	$(BIN)/python benchmarks/fused_agreement.py
 	$(BIN)/python benchmarks/fused_speed.py
 	$(BIN)/python benchmarks/headroom.py
+	$(BIN)/python benchmarks/plateau.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/many_clients.py
 	$(BIN)/python benchmarks/runtime.py

@@ -15,10 +15,9 @@ import argparse
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache, partial
+from functools import cache
 from multiprocessing import get_context
 
-import torch
 from figures import publish
 from office_caltech10 import Office, spread
 from photos import ROOT, photos_root
@@ -86,9 +85,8 @@ def validate(cell: tuple[tuple[str, ...], int]) -> dict[int, float]:
 
 def run_cells(cells: list[tuple[tuple[str, ...], int]]) -> Iterator[dict[int, float]]:
     """Each cell in a process of one thread, as many at once as there are cores."""
-    with ProcessPoolExecutor(
-        mp_context=get_context("spawn"), initializer=partial(torch.set_num_threads, 1)
-    ) as pool:
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch, in the processes to come
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         yield from pool.map(validate, cells)
 
 
@@ -117,5 +115,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    os.environ["OMP_NUM_THREADS"] = "1"
     main()

@@ -19,7 +19,7 @@ from fedapt.model.backbone import Backbone
 from fedapt.model.text_tower import TextTower
 from fedapt.train.evaluate import accuracy
 
-Part = Literal["train", "validation", "test"]
+Part = Literal["validation", "test"]
 Fit = Callable[[Tensor, Tensor], Callable[[Tensor], Tensor]]
 
 
