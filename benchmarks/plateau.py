@@ -6,7 +6,7 @@ Each variant changes configs/office_caltech10.toml, trains on four fifths of eac
 images of ten splits, in bfloat16, and is looked at on the last fifth: test images play no part.
 Beside them stands what the same images allow where they are pooled (pooled.py), which no
 federation may do: ridge regression; unit class vectors at CLIP's scale, FedAPT's own form; and the
-best of these vectors that the frozen text tower can give at all, the ceiling of every prompt.
+best of these vectors that the frozen text tower can give, whatever the prompt.
 """
 
 from __future__ import annotations
