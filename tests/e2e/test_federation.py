@@ -74,7 +74,7 @@ def find_missed(deployment: Deployment) -> list[Record]:
     return [r for r in read_records(deployment.run / "records.jsonl") if "refused" in r]
 
 
-@pytest.mark.parametrize("deployment", [(14, 8)], indirect=True)
+@pytest.mark.parametrize("deployment", [(10, 15)], indirect=True)
 def test_a_node_dies_and_comes_back(deployment: Deployment) -> None:
     deployment.start_server()
     for name in DOMAINS:
@@ -88,7 +88,7 @@ def test_a_node_dies_and_comes_back(deployment: Deployment) -> None:
 
     assert deployment.wait_for_end("train") == 0
     records = read_records(deployment.run / "records.jsonl")
-    assert [r["round"] for r in records] == list(range(1, 15))
+    assert [r["round"] for r in records] == list(range(1, 11))
     assert records[1]["replies"] == 4
     missed = find_missed(deployment)
     assert missed
