@@ -40,7 +40,7 @@ lint: $(READY_DEV) ## style, formatting and import rules
 types: $(READY_DEV) ## strict types
 	$(BIN)/mypy
 
-bench: $(READY) ## the benchmarks that need no GPU; they write benchmarks/results
+bench: $(READY_DEV) ## the benchmarks that need no GPU; they write benchmarks/results
 	$(BIN)/python benchmarks/lite_zero_shot.py
 	$(BIN)/python benchmarks/office_caltech10.py
 	$(BIN)/python benchmarks/fused_agreement.py

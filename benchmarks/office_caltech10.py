@@ -45,9 +45,14 @@ class Office:
         encoder = image_encoder(self.backbone)
         self.table = load_table(self.folders, samples, encoder, Reporter())
 
-    def domains(self, seed: int) -> list[Domain]:
-        """Training and test images of a seed."""
-        split = split_folders(self.folders, self.config.data.test_fraction, seed)
+    def domains(self, seed: int, validation_fraction: float = 0.0) -> list[Domain]:
+        """Training and test images of a seed, and validation images out of the former."""
+        split = split_folders(
+            self.folders,
+            self.config.data.test_fraction,
+            seed,
+            validation_fraction=validation_fraction,
+        )
         return divide_table(self.table, self.folders, split)
 
     def run(self, config: Config, domains: list[Domain]) -> Evaluation:

@@ -25,11 +25,11 @@ from pooled import pooled_accuracy, pooled_fits
 
 from fedapt.core.config import Config, read_config
 from fedapt.core.report import Reporter
-from fedapt.data.domains import Domain, divide_table
-from fedapt.data.splits import split_folders
+from fedapt.data.domains import Domain
 from fedapt.run.session import Session
 
 SEEDS = tuple(range(10))
+VALIDATION = 0.2
 VARIANTS: dict[str, tuple[str, ...]] = {
     "recommended, and on to round 100": ("train.rounds=100",),
     "lr 0.1": ("train.lr=0.1",),
@@ -55,18 +55,14 @@ def open_office() -> Office:
 
 def domains_of(seed: int) -> list[Domain]:
     """Training and validation images of a split."""
-    office = open_office()
-    split = split_folders(
-        office.folders, office.config.data.test_fraction, seed, validation_fraction=0.2
-    )
-    return divide_table(office.table, office.folders, split)
+    return open_office().domains(seed, VALIDATION)
 
 
 def settings(overrides: tuple[str, ...], seed: int) -> Config:
     """The recommended settings with these changes."""
     options = {
         "data.root": str(photos_root()),
-        "data.validation_fraction": 0.2,
+        "data.validation_fraction": VALIDATION,
         "train.precision": "bfloat16",
         "train.evaluate_every": 10,
         "train.seed": seed,
