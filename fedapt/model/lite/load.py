@@ -13,9 +13,11 @@ from torch import nn
 
 from fedapt.core.errors import DependencyError, ModelError
 from fedapt.model.lite.image_tower import read_efficientnet_lite0
+from fedapt.model.lite.side_by_side import place_side_by_side
 from fedapt.model.open_clip_import import import_open_clip
 
 WEIGHTS = "text_tower.safetensors"
+APART = "text_apart.safetensors"
 
 
 def read_lite_config() -> dict[str, Any]:
@@ -62,17 +64,26 @@ def _trunk_state(trunk: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _text_state(clip: nn.Module) -> dict[str, torch.Tensor]:
+    packed, apart = _read(WEIGHTS), _read(APART)
+    empty = clip.state_dict()
     try:
-        with as_file(files("fedapt.model.lite") / WEIGHTS) as path:
-            packed = {name: tensor.float() for name, tensor in load_file(path).items()}
+        rows, known = packed.pop("token_rows").long(), packed.pop("token_embedding")
         # only rows seen in pretraining are kept; the others are zero, a token without meaning
-        embedding = torch.zeros_like(clip.state_dict()["token_embedding.weight"])
-        embedding[packed.pop("token_rows").long()] = packed.pop("token_embedding")
-    except (OSError, KeyError, IndexError, RuntimeError, SafetensorError) as error:
-        raise _damaged(f"{WEIGHTS}: {error}") from error
-    packed["token_embedding.weight"] = embedding
-    packed["logit_scale"] = clip.state_dict()["logit_scale"]
-    return packed
+        embedding = known.new_zeros(len(empty["token_embedding.weight"]), known.shape[1])
+        embedding[rows] = known
+        projection = packed.pop("visual.head.proj.weight")
+        text = place_side_by_side(packed | {"token_embedding.weight": embedding}, apart["apart"])
+    except (KeyError, IndexError, RuntimeError) as error:
+        raise _damaged(f"{WEIGHTS} or {APART}: {error}") from error
+    return text | {"visual.head.proj.weight": projection, "logit_scale": empty["logit_scale"]}
+
+
+def _read(name: str) -> dict[str, torch.Tensor]:
+    try:
+        with as_file(files("fedapt.model.lite") / name) as path:
+            return {key: tensor.float() for key, tensor in load_file(path).items()}
+    except (OSError, SafetensorError) as error:
+        raise _damaged(f"{name}: {error}") from error
 
 
 def _damaged(found: str) -> ModelError:

@@ -4,8 +4,9 @@
     python -m fedapt.model.lite.pretrain --out fedapt/model/lite/text_tower.safetensors
 
 About an hour on two CPU cores. Writes the weights (float16, only the token rows that training has
-seen) and, beside them, `pretrain.json`: settings, versions and the cosine to the teacher on phrases
-that were held out. `benchmarks/lite_zero_shot.py` measures the result on photos.
+seen) and, beside them, how two copies are put together (`side_by_side.py`) and `pretrain.json`:
+settings, versions and the cosine to the teacher on phrases that were held out.
+`benchmarks/lite_zero_shot.py` measures the result on photos.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ import math
 import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from fedapt.model.lite.image_tower import read_efficientnet_lite0
+from fedapt.model.lite.load import APART, read_lite_config
+from fedapt.model.lite.side_by_side import choose_apart
 from fedapt.model.lite.teacher import Teacher, embed_phrases, read_lemmas
 from fedapt.model.open_clip_import import import_open_clip
 from fedapt.model.text_tower import TextTower
@@ -88,15 +91,22 @@ def batch_similarity_loss(student: Tensor, target: Tensor, scale: float) -> Tens
     return torch.nn.functional.kl_div(found, wanted, log_target=True, reduction="batchmean")
 
 
+def narrow_config() -> dict[str, Any]:
+    """Of the tower that is trained, which `lite` has twice (`side_by_side.py`)."""
+    config: dict[str, Any] = read_lite_config()["model_cfg"]
+    text = config["text_cfg"]
+    halved = {"width": text["width"] // 2, "heads": text["heads"] // 2}
+    return {**config, "text_cfg": {**text, **halved}}
+
+
 class Distillation:
     """Text tower, phrases, targets, and the step that brings the first to the last."""
 
     def __init__(self, settings: Settings) -> None:
         torch.manual_seed(settings.seed)
         open_clip = import_open_clip()
-        config = json.loads((files("fedapt.model.lite") / "open_clip_config.json").read_text())
         self.settings = settings
-        self.clip = open_clip.CLIP(**config["model_cfg"])
+        self.clip = open_clip.CLIP(**narrow_config())
         self.tower = TextTower(self.clip, "lite")
         self.tokenizer = open_clip.SimpleTokenizer()
         import timm
@@ -203,6 +213,8 @@ class Distillation:
             if not name.startswith(("visual.", "token_embedding.", "logit_scale")):
                 tensors[name] = tensor.detach().half()
         save_file({k: v.detach().contiguous() for k, v in tensors.items()}, str(out))
+        apart = choose_apart(tensors["text_projection"].float(), self.settings.seed)
+        save_file({"apart": apart.half().contiguous()}, str(out.with_name(APART)))
         report = {
             "settings": asdict(self.settings),
             "templates": TEMPLATES,

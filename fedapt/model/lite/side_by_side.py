@@ -1,0 +1,56 @@
+"""Two copies of a narrow text tower side by side in one that is twice as wide.
+
+The last thing a text tower does is a projection of its channels, so its features lie in as many
+directions of the joint space as it has channels, whatever stands before a class name. `lite` was
+distilled with half as many as its joint space has. It is loaded as two copies, each of which sees
+one half of a token's embedding:
+
+    feature = (h_a + h_b) / 2 P + (h_a - h_b) R
+
+A text has the same embedding in both halves, h_a = h_b, and its feature is what it was. A learned
+context need not be the same in both; what it makes of the difference points along R, the rest of
+the joint space. Only the LayerNorms see both halves.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def place_side_by_side(narrow: dict[str, Tensor], apart: Tensor) -> dict[str, Tensor]:
+    """The state of OpenCLIP's text tower at twice the width and twice the heads.
+
+    Args:
+        narrow: of the tower at its own width W, named as in `open_clip.CLIP`.
+        apart: R, float32 [W, D].
+    """
+    return {name: _widen(name, tensor, apart) for name, tensor in narrow.items()}
+
+
+def _widen(name: str, x: Tensor, apart: Tensor) -> Tensor:
+    if name == "text_projection":
+        return torch.cat([x / 2 + apart, x / 2 - apart])
+    if name.endswith("in_proj_weight"):
+        return torch.cat([torch.block_diag(part, part) for part in x.chunk(3)])
+    if name.endswith("in_proj_bias"):
+        return torch.cat([part.repeat(2) for part in x.chunk(3)])
+    if name in ("token_embedding.weight", "positional_embedding"):
+        return x.repeat(1, 2)
+    return torch.block_diag(x, x) if x.dim() == 2 else x.repeat(2)
+
+
+def choose_apart(projection: Tensor, seed: int) -> Tensor:
+    """R: an orthogonal basis of what P does not reach, in random order, as long as P / 2.
+
+    Args:
+        projection: P, float32 [W, D], D at least 2 W.
+    """
+    width, joint = projection.shape
+    if joint < 2 * width:
+        raise ValueError(f"{width} channels reach more than half of {joint} directions already")
+    rest = torch.linalg.svd(projection.double(), full_matrices=True).Vh[width : 2 * width]
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(width, width, generator=generator, dtype=torch.float64)
+    mixed = torch.linalg.qr(noise).Q @ rest
+    return (mixed * projection.norm(dim=1).mean() / 2).float()
