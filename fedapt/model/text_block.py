@@ -1,10 +1,11 @@
 """One block of CLIP's text transformer, computed only where its result is needed.
 
-The same numbers as OpenCLIP's own block, with three savings that its interface does not offer:
+The same numbers as OpenCLIP's own block, with four savings that its interface does not offer:
 tokens that stand before all others and never change (SOS, or a context shared by all classes) are
 encoded once and enter as keys and values; the last block is computed at the pooled position alone;
-and the matrix products may run in half precision, while residuals, LayerNorm and softmax stay in
-float32.
+where the weights keep two halves of the channels apart, as in `lite`, their zeros are not
+multiplied; and the matrix products may run in half precision, while residuals, LayerNorm and
+softmax stay in float32.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ class TextBlock(nn.Module):
         self.attn, self.fc, self.proj = parts.attn, parts.mlp.c_fc, parts.mlp.c_proj
         self.activation = parts.mlp.gelu
         self.dtype = dtype
+        self.is_halved = self._is_halved()
         if dtype != torch.float32:  # copies: the CLIP itself keeps its weights
             self.attn, self.fc, self.proj = (
                 copy.deepcopy(part).to(dtype) for part in (self.attn, self.fc, self.proj)
@@ -87,10 +89,10 @@ class TextBlock(nn.Module):
         weight, bias = self.attn.in_proj_weight, self.attn.in_proj_bias
         y = self.ln_1(x)
         if at is None:
-            q, k, v = self._linear(y, weight, bias).chunk(3, dim=-1)
+            q, k, v = self._linear(y, weight, bias, layers=3).chunk(3, dim=-1)
         else:
             width = x.shape[-1]
-            k, v = self._linear(y, weight[width:], bias[width:]).chunk(2, dim=-1)
+            k, v = self._linear(y, weight[width:], bias[width:], layers=2).chunk(2, dim=-1)
             rows = torch.arange(len(x), device=x.device)
             x, y = x[rows, at].unsqueeze(1), y[rows, at].unsqueeze(1)
             q = self._linear(y, weight[:width], bias[:width])
@@ -104,11 +106,32 @@ class TextBlock(nn.Module):
         hidden = self.activation(self._linear(self.ln_2(x), self.fc.weight, self.fc.bias))
         return x + self.ls_2(self._linear(hidden, self.proj.weight, self.proj.bias)), own
 
-    def _linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return linear(x.to(self.dtype), weight, bias).to(x.dtype)
+    def _linear(self, x: Tensor, weight: Tensor, bias: Tensor, layers: int = 1) -> Tensor:
+        """The product and bias of one layer, or of several of the same input, one below another."""
+        y = x.to(self.dtype)
+        if not self.is_halved:
+            return linear(y, weight, bias).to(x.dtype)
+        halves, biases = y.chunk(2, dim=-1), bias.chunk(2 * layers)
+        blocks = _quarters(weight, layers)
+        outputs = [linear(halves[i % 2], blocks[i], biases[i]) for i in range(2 * layers)]
+        return torch.cat(outputs, dim=-1).to(x.dtype)
+
+    def _is_halved(self) -> bool:
+        """Whether nothing goes from one half of the channels to the other."""
+        attn = self.attn
+        single = (attn.out_proj.weight, self.fc.weight, self.proj.weight)
+        weights = [(attn.in_proj_weight, 3), *((weight, 1) for weight in single)]
+        across = (block for w, layers in weights for block in _quarters(w, layers, off=1))
+        return attn.num_heads % 2 == 0 and not any(bool(block.any()) for block in across)
 
     def _split_heads(self, x: Tensor) -> Tensor:
         n, length, width = x.shape
         heads: int = self.attn.num_heads
         # no -1: there may be no rows
         return x.view(n, length, heads, width // heads).transpose(1, 2)
+
+
+def _quarters(weight: Tensor, layers: int, off: int = 0) -> list[Tensor]:
+    """Two of the four quarters of each of `layers` matrices: on the diagonal, or `off` it."""
+    rows = weight.chunk(2 * layers)
+    return [half.chunk(2, dim=1)[(i + off) % 2] for i, half in enumerate(rows)]

@@ -18,6 +18,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
     "layer scale": {"ls_init_value": 0.5},
     "quick gelu": {"act_layer": "QuickGELU"},
+    "halves apart": {"halved": True},
 }
 
 
@@ -25,7 +26,13 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def build(act_layer: str = "", **options: Any) -> nn.Module:
+def keep_apart(weight: Tensor) -> None:
+    height, width = weight.shape[0] // 2, weight.shape[1] // 2
+    weight.data[:height, width:] = 0
+    weight.data[height:, :width] = 0
+
+
+def build(act_layer: str = "", halved: bool = False, **options: Any) -> nn.Module:
     module = import_open_clip().transformer
     if act_layer:
         options["act_layer"] = getattr(module, act_layer)
@@ -34,6 +41,12 @@ def build(act_layer: str = "", **options: Any) -> nn.Module:
         block: nn.Module = module.ResidualAttentionBlock(W, HEADS, **options)
         for parameter in block.parameters():
             parameter.data += 0.1 * torch.randn_like(parameter)
+    if halved:
+        attn, mlp = block.attn, block.mlp
+        for part in (attn.out_proj.weight, mlp.c_fc.weight, mlp.c_proj.weight):
+            keep_apart(part)
+        for part in attn.in_proj_weight.chunk(3):
+            keep_apart(part)
     return block.requires_grad_(False).eval()
 
 
@@ -162,3 +175,20 @@ def test_float32_shares_the_weights(block: nn.Module) -> None:
     changed: Any = copy.deepcopy(block)
     changed.mlp.c_proj.weight.data += 1
     assert float((TextBlock(changed)(X, MASK, None)[0] - ours(X, MASK, None)[0]).abs().max()) > 1e-2
+
+
+def test_halves_are_told_from_the_weights() -> None:
+    assert TextBlock(build(halved=True)).is_halved
+    assert not TextBlock(build()).is_halved
+    for name in ("attn.in_proj_weight", "attn.out_proj.weight", "mlp.c_fc.weight"):
+        block = build(halved=True)
+        block.get_parameter(name).data[-1, 0] = 1e-3  # the last row of the last layer
+        assert not TextBlock(block).is_halved, name
+
+
+def test_halves_apart_have_the_gradients_of_the_whole() -> None:
+    ours, x = TextBlock(build(halved=True)), X.clone().requires_grad_()
+    (found,) = torch.autograd.grad(ours(x, MASK, None)[0].square().sum(), x)
+    ours.is_halved = False
+    (expected,) = torch.autograd.grad(ours(x, MASK, None)[0].square().sum(), x)
+    close(found, expected, 1e-5)
