@@ -25,6 +25,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     "name",
     [
         "fedapt/model/lite/text_tower.safetensors",
+        "fedapt/model/lite/text_apart.safetensors",
         "fedapt/model/lite/open_clip_config.json",
         "fedapt/model/lite/pretrain.json",
         "fedapt/demo/report.html.j2",

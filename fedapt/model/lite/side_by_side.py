@@ -32,16 +32,21 @@ def _widen(name: str, x: Tensor, apart: Tensor) -> Tensor:
     if name == "text_projection":
         return torch.cat([x / 2 + apart, x / 2 - apart])
     if name.endswith("in_proj_weight"):
-        return torch.cat([torch.block_diag(part, part) for part in x.chunk(3)])
+        return torch.cat([_diagonal(part) for part in x.chunk(3)])
     if name.endswith("in_proj_bias"):
         return torch.cat([part.repeat(2) for part in x.chunk(3)])
     if name in ("token_embedding.weight", "positional_embedding"):
         return x.repeat(1, 2)
-    return torch.block_diag(x, x) if x.dim() == 2 else x.repeat(2)
+    return _diagonal(x) if x.dim() == 2 else x.repeat(2)
+
+
+def _diagonal(x: Tensor) -> Tensor:
+    zero = torch.zeros_like(x)
+    return torch.cat([torch.cat([x, zero], dim=1), torch.cat([zero, x], dim=1)])
 
 
 def choose_apart(projection: Tensor, seed: int) -> Tensor:
-    """R: an orthogonal basis of what P does not reach, in random order, as long as P / 2.
+    """R: a random orthogonal basis of what P does not reach, its rows as long as P's.
 
     Args:
         projection: P, float32 [W, D], D at least 2 W.
@@ -52,5 +57,5 @@ def choose_apart(projection: Tensor, seed: int) -> Tensor:
     rest = torch.linalg.svd(projection.double(), full_matrices=True).Vh[width : 2 * width]
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(width, width, generator=generator, dtype=torch.float64)
-    mixed = torch.linalg.qr(noise).Q @ rest
-    return (mixed * projection.norm(dim=1).mean() / 2).float()
+    basis: Tensor = torch.linalg.qr(noise).Q @ rest * projection.norm(dim=1).mean()
+    return basis.float()
