@@ -2,68 +2,44 @@
 
     python benchmarks/office_caltech10.py [--quick]
 
-Every seed has its own 80/20 split, keys and batches. Run as they stand are the paper's settings
-(configs/office_caltech10_paper.toml) and the recommended ones (configs/office_caltech10.toml),
-which validation images chose (benchmarks/headroom.py). Classifiers on all clients' pooled
-features, which no federation may do, show what the frozen features and text tower allow.
+Every seed has its own 80/20 split, keys and batches. Run as they stand, but with products in
+bfloat16, are the paper's settings (configs/office_caltech10_paper.toml) and the recommended ones
+(configs/office_caltech10.toml), which validation images chose (benchmarks/headroom.py). Classifiers
+on all clients' pooled features, which no federation may do, show what the frozen features allow.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-from pathlib import Path
-from statistics import fmean, stdev
+from itertools import product
 
 from figures import publish
+from office import in_processes, open_office, spread
 from photos import ROOT, photos_root
 from pooled import pooled_accuracy, pooled_fits
 
-from fedapt.core.config import Config, read_config
+from fedapt.core.config import read_config
 from fedapt.core.report import Reporter
-from fedapt.data.domains import Domain, divide_table, load_table
-from fedapt.data.folders import scan_folders
-from fedapt.data.splits import split_folders
-from fedapt.model.backbone import load_backbone
-from fedapt.model.image_encoder import image_encoder
 from fedapt.run.session import Session
 from fedapt.train.evaluate import Evaluation
 
 SEEDS = tuple(range(30))
+CONFIGS = {"paper": "office_caltech10_paper", "recommended": "office_caltech10"}
 
 
-class Office:
-    """The photos with their features, split anew for each seed."""
-
-    def __init__(self, root: Path) -> None:
-        self.config = read_config(
-            ROOT / "configs" / "office_caltech10_paper.toml", (), {"data.root": str(root)}
-        )
-        self.backbone = load_backbone("lite")
-        self.folders = scan_folders(root, self.config.data.class_names)
-        samples = [s for domain in self.folders.domains for s in self.folders.samples[domain]]
-        encoder = image_encoder(self.backbone)
-        self.table = load_table(self.folders, samples, encoder, Reporter())
-
-    def domains(self, seed: int, validation_fraction: float = 0.0) -> list[Domain]:
-        """Training and test images of a seed, and validation images out of the former."""
-        split = split_folders(
-            self.folders,
-            self.config.data.test_fraction,
-            seed,
-            validation_fraction=validation_fraction,
-        )
-        return divide_table(self.table, self.folders, split)
-
-    def run(self, config: Config, domains: list[Domain]) -> Evaluation:
-        """Train and evaluate."""
-        session = Session(config, self.backbone, self.folders, domains)
-        return session.evaluate(session.run(session.begin(), lambda _: None, Reporter()))
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Mean and sample standard deviation."""
-    return {"mean": fmean(values), "std": stdev(values)}
+def train(cell: tuple[str, int, tuple[str, ...]]) -> Evaluation:
+    """Train with the settings of a file under a seed, and look at the test images."""
+    file, seed, overrides = cell
+    options = {
+        "data.root": str(photos_root()),
+        "train.precision": "bfloat16",
+        "train.evaluate_every": 1000,
+        "train.seed": seed,
+    }
+    config = read_config(ROOT / "configs" / f"{file}.toml", overrides, options)
+    office = open_office()
+    session = Session(config, office.backbone, office.folders, office.domains(seed))
+    return session.evaluate(session.run(session.begin(), lambda _: None, Reporter()))
 
 
 def summarise(evaluations: list[Evaluation]) -> dict[str, object]:
@@ -80,27 +56,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="3 rounds: a check, no result")
     options = parser.parse_args()
-    root = photos_root()
-    office = Office(root)
+    seeds = SEEDS[:2] if options.quick else SEEDS
+    overrides = ("train.rounds=3",) if options.quick else ()
+    trained = in_processes(train, product(CONFIGS.values(), seeds, [overrides]))
     results: dict[str, object] = {}
-    for name, file in (("paper", "office_caltech10_paper"), ("recommended", "office_caltech10")):
-        config = read_config(ROOT / "configs" / f"{file}.toml", (), {"data.root": str(root)})
-        evaluations = []
-        for seed in SEEDS:
-            train = dataclasses.replace(config.train, seed=seed, evaluate_every=1000)
-            if options.quick:
-                train = dataclasses.replace(train, rounds=3)
-            settings = dataclasses.replace(config, train=train)
-            evaluations.append(office.run(settings, office.domains(seed)))
+    for name, file in CONFIGS.items():
+        evaluations = [next(trained) for _ in seeds]
         results[name] = {"config": f"configs/{file}.toml", **summarise(evaluations)}
         print(f"test, {name}: {results[name]}", flush=True)
+    office = open_office()
     pooled = {
-        name: spread([pooled_accuracy(office.domains(seed), fit) for seed in SEEDS])
+        name: spread([pooled_accuracy(office.domains(seed), fit) for seed in seeds])
         for name, fit in pooled_fits(office.backbone).items()
     }
     report = {
         "model": "lite",
-        "seeds": list(SEEDS),
+        "seeds": list(seeds),
+        "precision": "bfloat16",
         "fedapt": results,
         "zero_shot": {
             "mean": spread([e.zero_shot_mean for e in evaluations]),

@@ -48,7 +48,7 @@ def pooled_fits(backbone: Backbone) -> dict[str, Fit]:
     return {
         "ridge regression": fit_ridge,
         "unit class vectors": fit_unit_vectors(scale),
-        "unit class vectors within the text tower's reach": fit_reachable(
+        "unit class vectors within reach of one copy of the text tower": fit_reachable(
             backbone.text_tower, scale
         ),
     }
@@ -74,24 +74,25 @@ def fit_unit_vectors(scale: float) -> Fit:
 
 
 def fit_reachable(tower: TextTower, scale: float) -> Fit:
-    """The same, of vectors that a text tower can give.
+    """The same, of vectors that one of `lite`'s two copies of a text tower could give alone.
 
-    That is what its last LayerNorm and projection let through of any input: with fewer channels
-    than the joint space has, a part of it.
-
-    Args:
-        tower: with a linear projection at its end.
+    That is what their last LayerNorm and projection let through where both hold the same: half of
+    the joint space, which is why there are two (fedapt/model/lite/side_by_side.py).
     """
     norm, projection = deepcopy(tower.ln_final).double(), tower.text_projection
     if not isinstance(projection, nn.Parameter):
         raise TypeError(f"a projection that is a matrix is expected, not {type(projection)}")
-    matrix = projection.detach().double()
+    first, second = projection.detach().double().chunk(2)
 
     def fit(features: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
         means = _class_means(features, labels)
-        hidden = torch.linalg.lstsq(matrix.T, means.T).solution.T
+        hidden = torch.linalg.lstsq((first + second).T, means.T).solution.T
         hidden = hidden / hidden.std(1, keepdim=True)
-        return _optimise(hidden, lambda x: norm(x) @ matrix, scale, features, labels)
+
+        def to_text(copy: Tensor) -> Tensor:
+            return norm(copy.repeat(1, 2)) @ torch.cat([first, second])
+
+        return _optimise(hidden, to_text, scale, features, labels)
 
     return fit
 
