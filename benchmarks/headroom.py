@@ -15,14 +15,10 @@ import argparse
 from itertools import product
 
 from figures import publish
-from office import in_processes, open_office, spread
-from photos import ROOT, photos_root
+from office import in_processes, open_office, open_session, spread
 from pooled import pooled_accuracy, pooled_fits
 
-from fedapt.core.config import Config, read_config
 from fedapt.core.report import Reporter
-from fedapt.data.domains import Domain
-from fedapt.run.session import Session
 
 SEEDS = tuple(range(10))
 VALIDATION = 0.2
@@ -39,28 +35,12 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 }
 
 
-def domains_of(seed: int) -> list[Domain]:
-    """Training and validation images of a split."""
-    return open_office().domains(seed, VALIDATION)
-
-
-def settings(overrides: tuple[str, ...], seed: int) -> Config:
-    """The recommended settings with these changes."""
-    options = {
-        "data.root": str(photos_root()),
-        "data.validation_fraction": VALIDATION,
-        "train.precision": "bfloat16",
-        "train.evaluate_every": 10,
-        "train.seed": seed,
-    }
-    return read_config(ROOT / "configs" / "office_caltech10.toml", overrides, options)
-
-
 def validate(cell: tuple[tuple[str, ...], int]) -> dict[int, float]:
     """Mean validation accuracy over the domains, after every tenth round, and the last."""
     overrides, seed = cell
-    office, config = open_office(), settings(overrides, seed)
-    session = Session(config, office.backbone, office.folders, domains_of(seed))
+    session = open_session(
+        "office_caltech10", overrides, seed, evaluate_every=10, validation_fraction=VALIDATION
+    )
     done = session.run(session.begin(), lambda progress: None, Reporter())
     return {r["round"]: r["mean_validation"] for r in done.records if "mean_validation" in r}
 
@@ -81,9 +61,11 @@ def main() -> None:
         curve = {n: spread([one[n] for one in found]) for n in found[0]}
         rows.append({"variant": name, "overrides": list(overrides), "validation": curve})
         print(name, {n: round(100 * at["mean"], 2) for n, at in curve.items()}, flush=True)
+    office = open_office()
+    splits = [office.domains(seed, VALIDATION) for seed in seeds]
     pooled = {
-        name: spread([pooled_accuracy(domains_of(seed), fit, "validation") for seed in seeds])
-        for name, fit in pooled_fits(open_office().backbone).items()
+        name: spread([pooled_accuracy(domains, fit, "validation") for domains in splits])
+        for name, fit in pooled_fits(office.backbone).items()
     }
     report = {"model": "lite", "seeds": list(seeds), "fedapt": rows, "pooled_features": pooled}
     publish("headroom", report, keep=not options.quick)

@@ -19,6 +19,7 @@ from fedapt.data.folders import scan_folders
 from fedapt.data.splits import split_folders
 from fedapt.model.backbone import load_backbone
 from fedapt.model.image_encoder import image_encoder
+from fedapt.run.session import Session
 
 Cell = TypeVar("Cell")
 Found = TypeVar("Found")
@@ -55,11 +56,33 @@ def open_office() -> Office:
     return Office()
 
 
-def in_processes(work: Callable[[Cell], Found], cells: Iterable[Cell]) -> Iterator[Found]:
-    """Each cell in a process of one thread, as many at once as there are cores; in order.
+def open_session(
+    file: str,
+    overrides: tuple[str, ...],
+    seed: int,
+    *,
+    evaluate_every: int,
+    validation_fraction: float = 0.0,
+) -> Session:
+    """To train under a seed with the settings of configs/FILE.toml, changed by `overrides`.
 
-    Steps as small as these gain little from a second thread.
+    Products are in bfloat16.
     """
+    options = {
+        "data.root": str(photos_root()),
+        "data.validation_fraction": validation_fraction,
+        "train.precision": "bfloat16",
+        "train.evaluate_every": evaluate_every,
+        "train.seed": seed,
+    }
+    config = read_config(ROOT / "configs" / f"{file}.toml", overrides, options)
+    office = open_office()
+    domains = office.domains(seed, validation_fraction)
+    return Session(config, office.backbone, office.folders, domains)
+
+
+def in_processes(work: Callable[[Cell], Found], cells: Iterable[Cell]) -> Iterator[Found]:
+    """Each cell in a process whose products take one thread, one at a time a core; in order."""
     os.environ["OMP_NUM_THREADS"] = "1"  # before torch, in the processes to come
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         yield from pool.map(work, cells)

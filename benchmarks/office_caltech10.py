@@ -14,13 +14,10 @@ import argparse
 from itertools import product
 
 from figures import publish
-from office import in_processes, open_office, spread
-from photos import ROOT, photos_root
+from office import in_processes, open_office, open_session, spread
 from pooled import pooled_accuracy, pooled_fits
 
-from fedapt.core.config import read_config
 from fedapt.core.report import Reporter
-from fedapt.run.session import Session
 from fedapt.train.evaluate import Evaluation
 
 SEEDS = tuple(range(30))
@@ -30,15 +27,7 @@ CONFIGS = {"paper": "office_caltech10_paper", "recommended": "office_caltech10"}
 def train(cell: tuple[str, int, tuple[str, ...]]) -> Evaluation:
     """Train with the settings of a file under a seed, and look at the test images."""
     file, seed, overrides = cell
-    options = {
-        "data.root": str(photos_root()),
-        "train.precision": "bfloat16",
-        "train.evaluate_every": 1000,
-        "train.seed": seed,
-    }
-    config = read_config(ROOT / "configs" / f"{file}.toml", overrides, options)
-    office = open_office()
-    session = Session(config, office.backbone, office.folders, office.domains(seed))
+    session = open_session(file, overrides, seed, evaluate_every=1000)
     return session.evaluate(session.run(session.begin(), lambda _: None, Reporter()))
 
 

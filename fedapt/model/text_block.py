@@ -117,7 +117,7 @@ class TextBlock(nn.Module):
         return torch.cat(outputs, dim=-1).to(x.dtype)
 
     def _is_halved(self) -> bool:
-        """Whether nothing goes from one half of the channels to the other."""
+        """Whether nothing goes from one half of the channels to the other, in frozen weights."""
         attn = self.attn
         single = (attn.out_proj.weight, self.fc.weight, self.proj.weight)
         weights = [(attn.in_proj_weight, 3), *((weight, 1) for weight in single)]
