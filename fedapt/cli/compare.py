@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,12 +11,14 @@ import typer
 
 from fedapt.cli.options import DeviceOption, JsonOption, resolve_name
 from fedapt.cli.show import console_reporter, percent, print_json, print_table
-from fedapt.core.config import METHODS, flatten, read_config
+from fedapt.core.config import METHODS, read_config
 from fedapt.core.errors import DependencyError, UsageError
 from fedapt.core.files import write_text
 
 if TYPE_CHECKING:
     from fedapt.compare.table import Row, Spread
+
+_VALIDATION = 0.2
 
 
 def compare(
@@ -29,11 +32,13 @@ def compare(
     ] = "in-domain",
     seeds: Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ...")] = 3,
     lr: Annotated[
-        str, typer.Option(help="Learning rates by commas; each method takes its best.")
-    ] = "0.01,0.1",
+        str | None,
+        typer.Option(help="Learning rates by commas; each run takes its best (train.lr alone)."),
+    ] = None,
     validation: Annotated[
-        float, typer.Option(help="Share of training images that choose round and learning rate.")
-    ] = 0.2,
+        float | None,
+        typer.Option(help="Share of training images that choose round and learning rate (0.2)."),
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="A TOML file with settings.")] = None,
     model: Annotated[str | None, typer.Option(help="As of `fedapt train`.")] = None,
     pretrained: Annotated[str | None, typer.Option(help="As of `fedapt train`.")] = None,
@@ -53,9 +58,12 @@ def compare(
         "train.rounds": rounds,
     }
     settings = read_config(config, override or (), named)
-    rates = _parse_rates(lr)
+    if validation is None and not settings.data.validation_fraction:
+        data_config = dataclasses.replace(settings.data, validation_fraction=_VALIDATION)
+        settings = dataclasses.replace(settings, data=data_config)
+    rates = (settings.train.lr,) if lr is None else _parse_rates(lr)
     with console_reporter() as reporter:
-        from fedapt.compare.plan import PROTOCOLS, Plan
+        from fedapt.compare.plan import PROTOCOLS, Plan, shared_settings
         from fedapt.compare.run import compare as run_comparison
         from fedapt.compare.table import build_rows, to_csv, to_json
 
@@ -76,11 +84,11 @@ def compare(
         )
         comparison = run_comparison(settings, plan, out, device, reporter)
         rows = build_rows(comparison)
-        flat = {k: v for k, v in flatten(settings).items() if k != "data.root"}
-        results = to_json(comparison, rows, flat)
+        shared = shared_settings(settings)
+        results = to_json(comparison, rows, shared)
         write_text(out / "results.json", json.dumps(results) + "\n")
         write_text(out / "results.csv", to_csv(comparison))
-        write_report(comparison, rows, flat, out / "report.html")
+        write_report(comparison, rows, shared, out / "report.html")
         reporter.message(f"written: {out / 'report.html'}, results.csv, results.json")
     if as_json:
         print_json(results["rows"])
@@ -90,6 +98,8 @@ def compare(
 
 
 def _show(rows: list[Row], protocol: str, domains: tuple[str, ...]) -> None:
+    from fedapt.compare.table import show_rates
+
     print_table(
         f"{protocol}: test accuracy, %",
         ["method", *domains, "mean", "lr", "trained", "of CLIP", "MB a round", "seconds"],
@@ -97,8 +107,8 @@ def _show(rows: list[Row], protocol: str, domains: tuple[str, ...]) -> None:
             [
                 row.title + (f" ({len(row.errors)} diverged)" if row.errors else ""),
                 *(_show_spread(row.domains[d]) if d in row.domains else "" for d in domains),
-                _show_spread(row.mean) if row.domains else "",
-                f"{row.lr:g}" if row.parameters else "",
+                _show_spread(row.mean) if row.mean else "",
+                show_rates(row),
                 f"{row.parameters:,}",
                 f"{100 * row.share:.2f} %",
                 f"{row.bytes_per_round / 1e6:.2f}",

@@ -1,10 +1,12 @@
 """What a comparison runs: one cell for each method, protocol, seed and learning rate.
 
-in-domain       every domain trains and is tested on images of its own that it kept apart
+in-domain       every domain trains, as one client, and is tested on images that it kept apart
 leave-one-out   each domain in turn trains nothing and is the one that is tested
 dirichlet       several clients share a domain, labels by Dirichlet(alpha); one of each domain
 a round (federation.clients_per_domain, alpha; 5 and 0.5 unless set)
 few-shot        k training images of each class and domain (data.shots; 8 unless set)
+
+What one protocol asks for does not reach the others.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Any
 
-from fedapt.core.config import METHODS, Config
+from fedapt.core.config import METHODS, Config, flatten
 from fedapt.core.errors import UsageError
 
 IN_DOMAIN, LEAVE_ONE_OUT, DIRICHLET, FEW_SHOT = (
@@ -25,6 +28,14 @@ IN_DOMAIN, LEAVE_ONE_OUT, DIRICHLET, FEW_SHOT = (
 )
 PROTOCOLS = (IN_DOMAIN, LEAVE_ONE_OUT, DIRICHLET, FEW_SHOT)
 _CLIENTS_PER_DOMAIN, _SHOTS = 5, 8
+# a comparison sets these itself, cell by cell
+_OWN = ("data.split_seed", "data.leave_out", "federation.join", "train.method", "train.seed")
+# one protocol reads these
+_OF_PROTOCOL = {
+    "data.shots": FEW_SHOT,
+    "federation.clients_per_domain": DIRICHLET,
+    "federation.sampled_per_domain": DIRICHLET,
+}
 
 
 @dataclass(frozen=True)
@@ -52,16 +63,20 @@ class Cell:
     def configure(self, base: Config) -> Config:
         """The run's settings."""
         data, federation = base.data, base.federation
-        data = dataclasses.replace(data, split_seed=self.seed, leave_out=self.fold)
-        if self.protocol == FEW_SHOT:
-            data = dataclasses.replace(data, shots=data.shots or _SHOTS)
+        data = dataclasses.replace(
+            data,
+            split_seed=self.seed,
+            leave_out=self.fold,
+            shots=(data.shots or _SHOTS) if self.protocol == FEW_SHOT else 0,
+        )
+        several, sampled = 1, 0
         if self.protocol == DIRICHLET:
-            several = max(federation.clients_per_domain, 1)
-            federation = dataclasses.replace(
-                federation,
-                clients_per_domain=several if several > 1 else _CLIENTS_PER_DOMAIN,
-                sampled_per_domain=federation.sampled_per_domain or int(not federation.sampled),
-            )
+            several = federation.clients_per_domain
+            several = several if several > 1 else _CLIENTS_PER_DOMAIN
+            sampled = federation.sampled_per_domain or int(not federation.sampled)
+        federation = dataclasses.replace(
+            federation, clients_per_domain=several, sampled_per_domain=sampled
+        )
         train = dataclasses.replace(base.train, method=self.method, seed=self.seed, lr=self.lr)
         return dataclasses.replace(base, data=data, federation=federation, train=train)
 
@@ -73,8 +88,8 @@ class Plan:
     Attributes:
         methods, protocols: names, in the order of the tables.
         seeds: each has its own split, keys, starts and batches.
-        rates: learning rates; of several, each method takes the one with the best mean validation
-            accuracy in-domain, over all seeds.
+        rates: learning rates; of several, each trial takes the one with the best accuracy on its
+            own validation images.
     """
 
     methods: tuple[str, ...]
@@ -86,10 +101,47 @@ class Plan:
         _check_names("--methods", self.methods, METHODS)
         _check_names("--protocols", self.protocols, PROTOCOLS)
 
-    def cells(self, protocol: str, method: str, lr: float, domains: Sequence[str]) -> list[Cell]:
-        """The cells of one method under one protocol."""
+    def trials(
+        self, protocol: str, method: str, rates: Sequence[float], domains: Sequence[str]
+    ) -> list[tuple[Cell, ...]]:
+        """One for each fold and seed: its cells, one for each learning rate."""
         folds = tuple(domains) if protocol == LEAVE_ONE_OUT else ("",)
-        return [Cell(protocol, fold, method, seed, lr) for fold in folds for seed in self.seeds]
+        return [
+            tuple(Cell(protocol, fold, method, seed, lr) for lr in rates)
+            for fold in folds
+            for seed in self.seeds
+        ]
+
+
+def check_settings(config: Config, protocols: Sequence[str]) -> None:
+    """Refuse settings that would have no effect.
+
+    Raises:
+        UsageError: each cell has a value of its own, or no protocol reads it.
+    """
+    usual = flatten(Config())
+    changed = {name: v for name, v in flatten(config).items() if v != usual[name]}
+    for name, value in changed.items():
+        if name in _OWN:
+            raise UsageError(
+                where=f"{name} = {value!r}",
+                found="a setting that differs from cell to cell",
+                expected="--methods, --protocols and --seeds alone to decide on it",
+                next_step="leave it out of --config and -o",
+            )
+        if (protocol := _OF_PROTOCOL.get(name)) and protocol not in protocols:
+            raise UsageError(
+                where=f"{name} = {value!r}",
+                found=f"protocols {', '.join(protocols)}",
+                expected=f"{protocol}, which alone reads this setting",
+                next_step=f"leave it out, or add {protocol} to --protocols",
+            )
+
+
+def shared_settings(config: Config) -> dict[str, Any]:
+    """What all cells have in common, before a method's own demands: key -> value."""
+    own = {*_OWN, "data.root", "train.lr"}
+    return {name: value for name, value in flatten(config).items() if name not in own}
 
 
 def _check_names(where: str, names: Sequence[str], known: Sequence[str]) -> None:

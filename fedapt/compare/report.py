@@ -7,7 +7,7 @@ from typing import Any
 
 from fedapt.compare.plan import LEAVE_ONE_OUT, PROTOCOLS
 from fedapt.compare.run import CellResult, Comparison
-from fedapt.compare.table import Row
+from fedapt.compare.table import Row, show_rates
 from fedapt.core.files import write_text
 from fedapt.pages.figure import COLOURS, FEDAPT_COLOUR, ZERO_SHOT_COLOUR
 from fedapt.pages.plots import plot_bars, plot_lines, plot_routing
@@ -41,7 +41,7 @@ def write_report(
             "name": protocol,
             "says": _SAYS[protocol],
             "rows": members,
-            "best": max((r.mean.mean for r in members), default=0.0),
+            "best": max((r.mean.mean for r in members if r.mean), default=0.0),
             "bars": _bars(members, colours),
             "lines": _curves(comparison, members, colours, by_bytes=False),
             "bytes": _curves(comparison, members, colours, by_bytes=True),
@@ -58,6 +58,8 @@ def write_report(
             plan=comparison.plan,
             domains=comparison.domains,
             settings=settings,
+            has_validation=settings["data.validation_fraction"] > 0,
+            show_rates=show_rates,
             sections=sections,
         ),
     )
@@ -74,7 +76,7 @@ def _bars(rows: list[Row], colours: dict[str, str]) -> str:
     series = {
         row.title: {
             **{name: (s.mean, s.std) for name, s in row.domains.items()},
-            "mean": (row.mean.mean, row.mean.std),
+            **({"mean": (row.mean.mean, row.mean.std)} if row.mean else {}),
         }
         for row in rows
         if row.domains
@@ -121,5 +123,4 @@ def _routing(comparison: Comparison, rows: list[Row]) -> dict[str, str]:
 
 
 def _results(comparison: Comparison, row: Row) -> list[CellResult]:
-    cells = comparison.plan.cells(row.protocol, row.method, row.lr, comparison.domains)
-    return [comparison.results[cell] for cell in cells if not comparison.results[cell].error]
+    return [r for r in comparison.chosen_results(row.protocol, row.method) if not r.error]

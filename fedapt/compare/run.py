@@ -9,20 +9,21 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fedapt.compare.plan import IN_DOMAIN, Cell, Plan
-from fedapt.core.config import Config, config_to_toml, read_config
-from fedapt.core.errors import ConfigError, FederationError, UsageError
+from fedapt.compare.plan import Cell, Plan, check_settings
+from fedapt.core.config import Config, DataConfig, config_to_toml, read_config
+from fedapt.core.errors import ConfigError, DataError, FederationError, UsageError
 from fedapt.core.files import write_text
 from fedapt.core.report import Reporter
-from fedapt.data.domains import ImageTable, divide_table, load_table
+from fedapt.data.domains import Domain, ImageTable, divide_table, load_table
 from fedapt.data.folders import ImageFolders, check_complete, scan_folders
 from fedapt.data.splits import split_as_configured
-from fedapt.model.backbone import Backbone, load_backbone
+from fedapt.model.backbone import Backbone, hash_tensors, load_backbone
 from fedapt.model.image_encoder import image_encoder
 from fedapt.run.device import choose_device
 from fedapt.run.session import Session
 from fedapt.train.loop import Progress
 from fedapt.train.methods import METHODS
+from fedapt.train.methods.base import replace_train
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class CellResult:
     Attributes:
         accuracy, zero_shot: test accuracy of each domain in the chosen round.
         validation: mean accuracy on validation images in that round.
-        best_round: the round that validation chose.
+        best_round: the round that validation chose; the last of a method that reads no labels.
         parameters: values that a client trains.
         share: of all values of the CLIP.
         bytes_sent: of each round, all clients, both ways.
@@ -66,16 +67,28 @@ class CellResult:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All results, and the learning rate that each method took."""
+    """All results.
+
+    Attributes:
+        chosen: the cell that each trial's validation images chose, by protocol and method.
+    """
 
     plan: Plan
     domains: tuple[str, ...]
     results: dict[Cell, CellResult]
-    rates: dict[str, float]
+    chosen: dict[tuple[str, str], list[Cell]]
+
+    def chosen_results(self, protocol: str, method: str) -> list[CellResult]:
+        """One for each fold and seed."""
+        return [self.results[cell] for cell in self.chosen[protocol, method]]
 
 
 def compare(config: Config, plan: Plan, out: Path, device: str, reporter: Reporter) -> Comparison:
     """Run what is not there yet.
+
+    What chooses a round and a learning rate are validation images of the domains that train, in
+    each trial its own: no trial profits from what another has seen. A method that reads no labels
+    takes `train.lr` and its last round, as labels would choose among several.
 
     Args:
         config: settings that all cells share; a cell sets method, seed, split and learning rate.
@@ -83,9 +96,11 @@ def compare(config: Config, plan: Plan, out: Path, device: str, reporter: Report
         device: `auto`, `cpu` or `cuda`.
 
     Raises:
-        UsageError: `out` holds a comparison with other settings.
+        UsageError: `out` holds a comparison with other settings, images or CLIP, or there is
+            nothing to choose by.
         ReportedError: see `core.errors`; finished cells are kept.
     """
+    check_settings(config, plan.protocols)
     folders = scan_folders(Path(config.data.root), config.data.class_names)
     check_complete(folders, config.data.allow_missing_classes)
     if len(plan.rates) > 1 and not config.data.validation_fraction:
@@ -95,64 +110,61 @@ def compare(config: Config, plan: Plan, out: Path, device: str, reporter: Report
             expected="--validation above 0: test images choose nothing",
             next_step="pass --validation 0.2, or one learning rate",
         )
-    _prepare(config, out)
+    _check_same(out / "config.toml", config_to_toml(config), "settings")
     backbone = load_backbone(config.model.name, config.model.pretrained, choose_device(device))
     reporter.message(f"model: {backbone.label} on {backbone.device}")
     samples = [sample for domain in folders.domains for sample in folders.samples[domain]]
     table = load_table(folders, samples, image_encoder(backbone), reporter, backbone.device)
+    _check_same(out / "origin.json", _describe_origin(backbone, table), "images or another CLIP")
     bench = _Bench(config, folders, backbone, table, out, reporter)
-    bench.total = sum(len(_all_cells(plan, method, folders.domains)) for method in plan.methods)
-    rates = {}
-    for method in plan.methods:
-        rates[method] = _choose_rate(bench, plan, method, folders.domains)
-        for protocol in plan.protocols:
-            for cell in plan.cells(protocol, method, rates[method], folders.domains):
-                bench.run(cell)
-    return Comparison(plan, folders.domains, bench.results, rates)
+    trials = {
+        (protocol, method): plan.trials(
+            protocol,
+            method,
+            plan.rates if METHODS[method].reads_labels else (config.train.lr,),
+            folders.domains,
+        )
+        for method in plan.methods
+        for protocol in plan.protocols
+    }
+    bench.plan([cell for row in trials.values() for trial in row for cell in trial])
+    chosen = {
+        key: [_choose([bench.run(cell) for cell in trial]) for trial in row]
+        for key, row in trials.items()
+    }
+    return Comparison(plan, folders.domains, bench.results, chosen)
 
 
-def _prepare(config: Config, out: Path) -> None:
-    path, text = out / "config.toml", config_to_toml(config)
+def _choose(results: list[CellResult]) -> Cell:
+    """The first of the best on its validation images; one that diverged, if all did."""
+    return max(results, key=lambda result: (not result.error, result.validation)).cell
+
+
+def _check_same(path: Path, text: str, what: str) -> None:
+    """Keep what the cells of a folder have in common; refuse to add cells that have it not."""
     try:
-        known = config_to_toml(read_config(path)) if path.is_file() else text
-    except ConfigError:
+        known = path.read_text("utf-8") if path.is_file() else text
+        if path.suffix == ".toml":  # a setting that is new since has its default
+            known = config_to_toml(read_config(path)) if path.is_file() else text
+    except (ConfigError, OSError, UnicodeDecodeError):
         known = ""
-    if known != text:
+    if known != text or (not path.is_file() and (path.parent / "cells").is_dir()):
         raise UsageError(
             where=path,
-            found="a comparison with other settings",
+            found=f"a comparison with other {what}",
             expected="those of this command",
-            next_step="choose another --out; methods, protocols and seeds may be added to one",
+            next_step="choose another --out; methods, protocols, seeds and rates may be added",
         )
     write_text(path, text)
 
 
-def _tuning_rates(plan: Plan, method: str) -> tuple[float, ...]:
-    return plan.rates if METHODS[method].trains else plan.rates[:1]
-
-
-def _all_cells(plan: Plan, method: str, domains: tuple[str, ...]) -> set[Cell]:
-    """As many cells as the method will need; which learning rate is chosen does not matter."""
-    rates = _tuning_rates(plan, method)
-    cells = {c for p in plan.protocols for c in plan.cells(p, method, rates[0], domains)}
-    if len(rates) > 1:
-        cells |= {c for lr in rates for c in plan.cells(IN_DOMAIN, method, lr, domains)}
-    return cells
-
-
-def _choose_rate(bench: _Bench, plan: Plan, method: str, domains: tuple[str, ...]) -> float:
-    rates = _tuning_rates(plan, method)
-    if len(rates) == 1:
-        return rates[0]
-    scores = {}
-    for lr in rates:
-        results = [bench.run(cell) for cell in plan.cells(IN_DOMAIN, method, lr, domains)]
-        scores[lr] = fmean(result.validation for result in results)
-    return max(rates, key=lambda lr: scores[lr])
+def _describe_origin(backbone: Backbone, table: ImageTable) -> str:
+    images = hash_tensors([("labels", table.labels)], table.digest.encode())
+    return json.dumps({"clip": backbone.sha256, "images": images}, indent=1) + "\n"
 
 
 class _Bench:
-    """What the cells share: images, CLIP, and the results so far."""
+    """What the cells share: images, their splits, CLIP, and the results so far."""
 
     def __init__(
         self,
@@ -165,8 +177,15 @@ class _Bench:
     ) -> None:
         self._config, self._folders, self._backbone = config, folders, backbone
         self._table, self._out, self._reporter = table, out, reporter
+        self._domains: dict[tuple[int, int], list[Domain]] = {}
         self.results: dict[Cell, CellResult] = {}
-        self.total = 0
+        self._total = 0
+
+    def plan(self, cells: list[Cell]) -> None:
+        """Before anything is trained: every split has images to train, choose and test with."""
+        self._total = len(cells)
+        for cell in cells:
+            self._divide(cell.configure(self._config).data)
 
     def run(self, cell: Cell) -> CellResult:
         """The cell's result, from its file or by training."""
@@ -179,20 +198,37 @@ class _Bench:
             self.results[cell] = result
             note = f"{cell.method} {cell.protocol} {cell.fold}".rstrip()
             note += f" seed {cell.seed} lr {cell.lr:g}: {100 * result.score:.1f} %"
-            self._reporter.progress("cells", len(self.results), self.total, note)
+            self._reporter.progress("cells", len(self.results), self._total, note)
         return self.results[cell]
 
+    def _divide(self, config: DataConfig) -> list[Domain]:
+        """The images of each domain and purpose; a split is made once."""
+        key = config.split_seed, config.shots
+        if key not in self._domains:
+            split = split_as_configured(self._folders, config)
+            domains = divide_table(self._table, self._folders, split)
+            for domain in domains:
+                where = f"{self._folders.root / domain.name}, seed {config.split_seed}"
+                if not len(domain.test):
+                    raise _missing(where, "test", "data.test_fraction")
+                if config.validation_fraction and not len(domain.validation):
+                    raise _missing(where, "validation", "--validation")
+            self._domains[key] = domains
+        return self._domains[key]
+
     def _train(self, cell: Cell) -> CellResult:
-        config = METHODS[cell.method].settle(cell.configure(self._config))
-        split = split_as_configured(self._folders, config.data)
-        domains = divide_table(self._table, self._folders, split)
+        method = METHODS[cell.method]
+        config = method.settle(cell.configure(self._config))
+        if not method.reads_labels:
+            config = replace_train(config, patience=0)
+        domains = self._divide(config.data)
         session = Session(config, self._backbone, self._folders, domains)
         start = session.begin()
         best = start
 
         def save(progress: Progress) -> None:
             nonlocal best
-            if progress.is_best or progress.best_round is None:
+            if progress.is_best or progress.best_round is None or not method.reads_labels:
                 best = progress
 
         try:
@@ -206,12 +242,12 @@ class _Bench:
             sent += record["bytes_sent"]
             if "accuracy" in record:
                 curve.append((record["round"], sent, record["accuracy"]))
-        chosen = [r for r in done.records if r["round"] == done.best_round]
+        chosen = [r for r in done.records if r["round"] == best.rounds]
         return CellResult(
             cell,
             accuracy={name: d.accuracy for name, d in evaluation.domains.items() if d.n},
             zero_shot={name: d.zero_shot for name, d in evaluation.domains.items() if d.n},
-            validation=chosen[0]["mean_validation"] if chosen else 0.0,
+            validation=chosen[0].get("mean_validation", 0.0) if chosen else 0.0,
             best_round=best.rounds,
             parameters=parameters,
             share=share,
@@ -220,6 +256,15 @@ class _Bench:
             curve=curve,
             routing=evaluation.routing,
         )
+
+
+def _missing(where: str, purpose: str, setting: str) -> DataError:
+    return DataError(
+        where=where,
+        found=f"no {purpose} image",
+        expected="at least one in every domain",
+        next_step=f"raise {setting}, or add images",
+    )
 
 
 def _read_result(path: Path, cell: Cell) -> CellResult | None:

@@ -33,8 +33,9 @@ class Row:
     """One method under one protocol.
 
     Attributes:
+        rates: learning rates that validation images chose, each once, rising.
         domains: test accuracy of each domain; under leave-one-out, of the domain left out.
-        mean: of the domains' mean.
+        mean: of the domains' mean, over seeds that have every domain; None without any.
         rounds: the chosen round, mean over seeds.
         errors: cells without a result.
     """
@@ -42,9 +43,9 @@ class Row:
     protocol: str
     method: str
     title: str
-    lr: float
+    rates: tuple[float, ...]
     domains: dict[str, Spread]
-    mean: Spread
+    mean: Spread | None
     parameters: int
     share: float
     bytes_per_round: float
@@ -56,32 +57,31 @@ class Row:
 def build_rows(comparison: Comparison) -> list[Row]:
     """A row for each protocol and method, in the plan's order."""
     plan = comparison.plan
-    rows = []
-    for protocol in plan.protocols:
-        for method in plan.methods:
-            lr = comparison.rates[method]
-            cells = plan.cells(protocol, method, lr, comparison.domains)
-            rows.append(_build_row(protocol, method, lr, [comparison.results[c] for c in cells]))
-    return rows
+    return [
+        _build_row(protocol, method, comparison.chosen_results(protocol, method))
+        for protocol in plan.protocols
+        for method in plan.methods
+    ]
 
 
-def _build_row(protocol: str, method: str, lr: float, results: list[CellResult]) -> Row:
+def _build_row(protocol: str, method: str, results: list[CellResult]) -> Row:
     good = [result for result in results if not result.error]
     by_domain: dict[str, dict[int, float]] = {}  # domain -> seed -> accuracy
     for result in good:
         for name, share in result.accuracy.items():
             if protocol != LEAVE_ONE_OUT or name == result.cell.fold:
                 by_domain.setdefault(name, {})[result.cell.seed] = share
-    seeds = sorted({result.cell.seed for result in good})
-    means = [fmean(s[seed] for s in by_domain.values() if seed in s) for seed in seeds]
+    # a fold that is missing would raise or lower the mean of the others
+    seeds = sorted({r.cell.seed for r in good} - {r.cell.seed for r in results if r.error})
+    means = [fmean(shares[seed] for shares in by_domain.values()) for seed in seeds]
     first = good[0] if good else results[0]
     return Row(
         protocol=protocol,
         method=method,
         title=METHODS[method].title,
-        lr=lr,
+        rates=tuple(sorted({result.cell.lr for result in results})),
         domains={name: spread(list(shares.values())) for name, shares in by_domain.items()},
-        mean=spread(means),
+        mean=spread(means) if means else None,
         parameters=first.parameters,
         share=first.share,
         bytes_per_round=fmean([r.bytes_sent for r in good] or [0.0]),
@@ -92,8 +92,13 @@ def _build_row(protocol: str, method: str, lr: float, results: list[CellResult])
 
 
 def spread(values: list[float]) -> Spread:
-    """Mean and sample standard deviation."""
-    return Spread(fmean(values) if values else 0.0, stdev(values) if len(values) > 1 else 0.0)
+    """Mean and sample standard deviation of one value or more."""
+    return Spread(fmean(values), stdev(values) if len(values) > 1 else 0.0)
+
+
+def show_rates(row: Row) -> str:
+    """"0.03, 0.3"; nothing where nothing is trained."""
+    return ", ".join(f"{lr:g}" for lr in row.rates) if row.parameters else ""
 
 
 def to_csv(comparison: Comparison) -> str:
@@ -101,9 +106,10 @@ def to_csv(comparison: Comparison) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(_COLUMNS.split())
+    chosen_cells = {cell for cells in comparison.chosen.values() for cell in cells}
     for cell, result in comparison.results.items():
         head = [cell.protocol, cell.fold, cell.method, f"{cell.lr:g}"]
-        chosen = int(comparison.rates[cell.method] == cell.lr)
+        chosen = int(cell in chosen_cells)
         tail = [result.best_round, result.parameters, f"{result.bytes_sent:.0f}"]
         for domain in result.accuracy or [""]:
             shares = [result.accuracy.get(domain), result.zero_shot.get(domain), result.validation]

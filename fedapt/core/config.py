@@ -162,7 +162,7 @@ class TrainConfig:
         schedule: of the learning rate over the rounds, `constant` or `cosine`.
         proximal: mu of FedProx, which pulls a client towards the aggregate; 0 for none.
         weighting: of clients in the average, `uniform` or `samples`.
-        precision: of the text tower's matrix products while training; what is learned, and every
+        precision: of the tower's matrix products while training; what is learned, and every
             evaluation, is float32.
         evaluate_every: rounds from one evaluation to the next; the last round always has one.
         patience: evaluations without a better validation accuracy before training stops; 0 for

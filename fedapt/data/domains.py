@@ -29,11 +29,13 @@ class ImageTable:
         paths: of the images.
         features: f, float32 [n, D], not normalised.
         labels: class indices, int64 [n].
+        digest: tells these image files from any others; empty where there are none.
     """
 
     paths: tuple[Path, ...]
     features: Tensor
     labels: Tensor
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,7 @@ def load_table(
         tuple(paths[i] for i in kept),
         torch.from_numpy(features.values).to(device),
         torch.tensor([samples[i].label for i in kept], dtype=torch.int64, device=device),
+        features.digest,
     )
 
 
@@ -145,7 +148,28 @@ def load_domains(
     }
     samples = [s for domain in folders.domains for s in folders.samples[domain] if s in used]
     table = load_table(folders, samples, encoder, reporter, device)
-    domains = divide_table(table, folders, split)
+    return divide_table(table, folders, split, need_train=need_train)
+
+
+def divide_table(
+    table: ImageTable, folders: ImageFolders, split: Split, *, need_train: bool = True
+) -> list[Domain]:
+    """The rows of a split, domain by domain; unreadable images have none.
+
+    Raises:
+        DataError: no training image of a domain can be read, and `need_train`.
+    """
+    row_of = {path: row for row, path in enumerate(table.paths)}
+
+    def rows(part: Mapping[str, tuple[Sample, ...]], domain: str) -> ImageSet:
+        paths = (folders.root / sample.path for sample in part[domain])
+        found = [row_of[path] for path in paths if path in row_of]
+        return ImageSet(table, torch.tensor(found, dtype=torch.int64, device=table.labels.device))
+
+    domains = [
+        Domain(name, rows(split.train, name), rows(split.test, name), rows(split.validation, name))
+        for name in folders.domains
+    ]
     for domain in domains:
         if need_train and not len(domain.train):
             raise DataError(
@@ -155,18 +179,3 @@ def load_domains(
                 next_step="see `fedapt data check` and replace the broken files",
             )
     return domains
-
-
-def divide_table(table: ImageTable, folders: ImageFolders, split: Split) -> list[Domain]:
-    """The rows of a split, domain by domain; unreadable images have none."""
-    row_of = {path: row for row, path in enumerate(table.paths)}
-
-    def rows(part: Mapping[str, tuple[Sample, ...]], domain: str) -> ImageSet:
-        paths = (folders.root / sample.path for sample in part[domain])
-        found = [row_of[path] for path in paths if path in row_of]
-        return ImageSet(table, torch.tensor(found, dtype=torch.int64, device=table.labels.device))
-
-    return [
-        Domain(name, rows(split.train, name), rows(split.test, name), rows(split.validation, name))
-        for name in folders.domains
-    ]

@@ -63,11 +63,13 @@ class Features:
         values: float32 [n, D]; mapped from the cache, not to be changed.
         kept: index in the list of each row.
         errors: why the others could not be read.
+        digest: of all the files' bytes, in order, hexadecimal.
     """
 
     values: NDArray[np.float32]
     kept: NDArray[np.int64]
     errors: tuple[ImageError, ...]
+    digest: str
 
 
 def extract_features(
@@ -97,7 +99,7 @@ def extract_features(
     table = folder / "tables" / f"{name}.safetensors"
     if (values := _map_table(table, (len(paths), encoder.width))) is not None:
         progress(len(paths), len(paths))
-        return Features(values, np.arange(len(paths)), ())
+        return Features(values, np.arange(len(paths)), (), name)
     store = FeatureStore(folder)
     missing: dict[str, Path] = {}
     for path, digest in zip(paths, digests, strict=True):
@@ -126,6 +128,7 @@ def extract_features(
         values,
         np.array(kept, dtype=np.int64),
         tuple(_rename(errors[d], p) for p, d in zip(paths, digests, strict=True) if d in errors),
+        name,
     )
 
 

@@ -1,6 +1,6 @@
 """Which images train and which test.
 
-DomainNet's `<domain>_train.txt` and `<domain>_test.txt` are used where both stand in the root. Else
+DomainNet's `<domain>_train.txt` and `<domain>_test.txt` are used where they stand in the root. Else
 each class of each domain is split by a hash of seed and path, so that adding images moves few of
 the others, and none depends on the order of a directory listing.
 """
@@ -43,13 +43,22 @@ def split_folders(
         shots: training images of each class and domain; 0 for all.
 
     Raises:
-        DataError: a split file is damaged or names an image that is not there, a domain is left
-            without training images, or a class has fewer than `shots` of them.
+        DataError: a split file is damaged, names an image that is not there or lacks the other, a
+            domain is left without training images, or a class has fewer than `shots` of them.
     """
     train, validation, test = {}, {}, {}
     for domain in folders.domains:
         lists = [folders.root / f"{domain}_{part}.txt" for part in ("train", "test")]
-        if all(path.is_file() for path in lists):
+        there = [path for path in lists if path.is_file()]
+        if len(there) == 1:
+            (missing,) = {*lists} - {*there}
+            raise DataError(
+                where=there[0],
+                found=f"no {missing.name} beside it",
+                expected="both split files, or none",
+                next_step="add the other one, or remove this one to split at random",
+            )
+        if there:
             train[domain], test[domain] = (_read_list(path, folders, domain) for path in lists)
             _check_disjoint(lists[1], train[domain], test[domain])
         else:

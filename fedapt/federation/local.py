@@ -9,8 +9,9 @@ run beside it. On a GPU they run one after another.
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
@@ -22,6 +23,8 @@ from fedapt.train.client import ClientUpdate, train_round
 from fedapt.train.methods.base import Learned, Method
 
 _USUAL_MEMORY_BYTES = 16 << 30
+# clients begun for each that runs: replies behind a slow client wait, and memory bounds how many
+_BEGUN_EACH = 4
 
 
 class LocalEngine:
@@ -45,8 +48,18 @@ class LocalEngine:
             share = self._method.share(start, client)
             return train_round(self._method, client, share, self._config, round_number)
 
+        begun: deque[Future[ClientUpdate]] = deque()
         with torch_threads(threads_each), ThreadPoolExecutor(at_once) as pool:
-            yield from pool.map(train, order)
+            try:
+                for client in order:
+                    if len(begun) == _BEGUN_EACH * at_once:
+                        yield begun.popleft().result()
+                    begun.append(pool.submit(train, client))
+                while begun:
+                    yield begun.popleft().result()
+            finally:
+                for future in begun:
+                    future.cancel()
 
     def describe_round(self, earlier: Sequence[Record]) -> Record:
         """Nothing beyond what the loop counts."""

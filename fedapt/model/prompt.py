@@ -22,18 +22,24 @@ RANDOM_START = "random"
 
 
 def draw_keys(
-    n_keys: int, context_length: int, width: int, seed: int, kind: str = "uniform"
+    n_keys: int,
+    context_length: int,
+    width: int,
+    seed: int,
+    kind: str = "uniform",
+    known: Tensor | None = None,
 ) -> Tensor:
     """Frozen random keys: float32 [N, M, W].
 
     Every key has a seed of its own, so a domain that joins later moves no other key.
 
     Args:
+        known: the first of them, of a federation that others join.
         kind: `uniform` in [0, 1), `normal` of mean 0 and variance 1/12 (that of `uniform`), or
             `orthogonal`, normal keys made orthogonal to the ones before them.
     """
-    keys: list[Tensor] = []
-    for index in range(n_keys):
+    keys: list[Tensor] = [] if known is None else [*known]
+    for index in range(len(keys), n_keys):
         generator = torch.Generator().manual_seed(child_seed(seed, "key", index))
         if kind == "uniform":
             keys.append(torch.rand(context_length, width, generator=generator))
@@ -56,13 +62,8 @@ def draw_keys(
     return torch.stack(keys)
 
 
-def start_context(
-    backbone: Backbone, n_classes: int, prompt: PromptConfig, seed: int, *parties: int
-) -> Tensor:
+def start_context(backbone: Backbone, n_classes: int, prompt: PromptConfig, seed: int) -> Tensor:
     """The context before training: normal(0, 0.02), or ending with the tokens of a phrase.
-
-    Args:
-        parties: indices of a context of their own, such as a client's; none for the shared one.
 
     Returns:
         float32 [C, M, W] where `prompt.class_specific`, else [M, W], on the CPU.
@@ -70,7 +71,7 @@ def start_context(
     Raises:
         ConfigError: the phrase is longer than the context.
     """
-    generator = torch.Generator().manual_seed(child_seed(seed, "context", *parties))
+    generator = torch.Generator().manual_seed(child_seed(seed, "context"))
     classes = (n_classes,) if prompt.class_specific else ()
     shape = (*classes, prompt.context_length, backbone.text_tower.width)
     context = CONTEXT_STD * torch.randn(*shape, generator=generator)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -28,8 +28,8 @@ class ClientUpdate:
     Attributes:
         client: its index.
         learned: what it trained, after its local steps.
-        n_samples: images it trained on.
-        loss: mean loss over those images.
+        n_samples: images it has, which its weight in an average may be.
+        loss: mean loss over the images of its steps.
     """
 
     client: int
@@ -122,7 +122,7 @@ def train_round(
         FederationError: the loss, or what was learned, is not finite.
     """
     seed = child_seed(config.seed, "batches", round_number, client.index)
-    return train_client(
+    update = train_client(
         method.objective(share, client, round_number),
         share,
         draw_batches(client.data, config, seed),
@@ -131,3 +131,4 @@ def train_round(
         client=client.index,
         name=client.name,
     )
+    return replace(update, n_samples=len(client.data))

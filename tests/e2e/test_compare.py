@@ -61,9 +61,15 @@ def test_the_whole_command(
         (["--protocols", "foo"], 2, "--protocols: found 'foo'"),
         (["--lr", "0.1,x"], 2, "--lr: found '0.1,x'; expected numbers above 0 by commas"),
         (["--lr", "0"], 2, "--lr: found '0'"),
-        (["--validation", "0"], 2, "2 learning rates and no validation images"),
+        (["--lr", "0.1,0.2", "--validation", "0"], 2, "2 learning rates and no validation images"),
         (["-o", "federation.alpha=-1"], 3, "federation.alpha = -1"),
-        (["--lr", "0.1", "-o", "data.shots=7"], 4, "data.shots = 7: found 6 training images"),
+        (
+            ["--protocols", "few-shot", "-o", "data.shots=7"],
+            4,
+            "data.shots = 7: found 6 training images",
+        ),
+        (["-o", "data.shots=2"], 2, "data.shots = 2: found protocols in-domain; expected few-shot"),
+        (["-o", "train.seed=1"], 2, "train.seed = 1: found a setting that differs from cell"),
         (["--lr", "0.1", "-o", "federation.sampled=3"], 3, "federation.sampled = 3: found 2"),
     ],
 )

@@ -91,9 +91,9 @@ class Setting:
         """E, float32 [N, M, W], frozen."""
         prompt, width = self.config.prompt, self.backbone.text_tower.width
         seed = self.config.train.seed
-        keys = draw_keys(self.n_keys, prompt.context_length, width, seed, prompt.keys)
-        if self.known_keys is not None:
-            keys[: len(self.known_keys)] = self.known_keys
+        keys = draw_keys(
+            self.n_keys, prompt.context_length, width, seed, prompt.keys, self.known_keys
+        )
         return keys.to(self.backbone.device)
 
     @cached_property
@@ -119,6 +119,7 @@ class Method(ABC):
         owned: tensors with a slice for each `key` or `client`, of which a client has its own.
         sends: whether what clients learn reaches the server.
         trains: whether there is anything to train.
+        reads_labels: whether training does; where not, labels must not choose anything either.
         side_by_side: whether clients of this process may train at the same time.
         source: the paper.
     """
@@ -127,6 +128,7 @@ class Method(ABC):
     owned: ClassVar[Mapping[str, str]] = {}
     sends: ClassVar[bool] = True
     trains: ClassVar[bool] = True
+    reads_labels: ClassVar[bool] = True
     side_by_side: ClassVar[bool] = True
     source: ClassVar[str] = ""
 

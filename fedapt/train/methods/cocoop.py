@@ -60,6 +60,15 @@ class CoCoOp(Method):
             batch_size=min(train.batch_size, BATCH_SIZE),
         )
 
+    @property
+    def step_bytes(self) -> int:
+        """As of as many prompts as are encoded at a time."""
+        return self.setting.prompts_bytes * self._images_at_once
+
+    @property
+    def _images_at_once(self) -> int:
+        return max(1, _MOST_PROMPTS // len(self.setting.class_names))
+
     def begin(self) -> Learned:
         """V of the phrase; the network as torch's Linear starts."""
         s = self.setting
@@ -93,7 +102,7 @@ class CoCoOp(Method):
 
     def _logits(self, text: PromptedText, learned: Learned, features: Tensor) -> Tensor:
         """float32 [n, C], a few images at a time."""
-        parts = torch.split(features, max(1, _MOST_PROMPTS // len(self.setting.class_names)))
+        parts = torch.split(features, self._images_at_once)
         if len(parts) > 1 and torch.is_grad_enabled():
             # encoded once more in the backward pass, instead of keeping all prompts in memory
             rows = [checkpoint(self._part, text, learned, p, use_reentrant=False) for p in parts]

@@ -15,7 +15,6 @@ from torch.nn.functional import cross_entropy
 from fedapt.data.domains import Labelled
 from fedapt.data.partition import Client
 from fedapt.model.adaptive_network import draw_adaptive_network
-from fedapt.model.prompt import start_context
 from fedapt.model.prompted_clip import GlobalModel
 from fedapt.train.methods.base import (
     Learned,
@@ -25,6 +24,7 @@ from fedapt.train.methods.base import (
     Setting,
     text_logits,
 )
+from fedapt.train.methods.promptfl import begin_context
 
 META_PROMPT, ADAPTIVE_NETWORK, KEYS = "meta_prompt", "adaptive_network", "keys"
 
@@ -38,10 +38,8 @@ class FedAPT(Method):
     def begin(self) -> Learned:
         """V and Q before the first round."""
         s = self.setting
-        seed, device = s.config.train.seed, s.backbone.device
-        context = start_context(s.backbone, len(s.class_names), s.config.prompt, seed)
-        network = draw_adaptive_network(s.n_keys, s.backbone.joint_width, seed)
-        return {META_PROMPT: context.to(device), ADAPTIVE_NETWORK: network.to(device)}
+        network = draw_adaptive_network(s.n_keys, s.backbone.joint_width, s.config.train.seed)
+        return {META_PROMPT: begin_context(s), ADAPTIVE_NETWORK: network.to(s.backbone.device)}
 
     def objective(self, start: Learned, client: Client, round_number: int) -> Objective:
         """CE of the class under the client's key, and CE of its domain."""

@@ -44,6 +44,7 @@ class UnsupervisedFedAPT(FedAPT):
     """Learned: V float32 [M, W] and Q float32 [N, D], as of FedAPT."""
 
     title = "FedAPT unsupervised"
+    reads_labels = False
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)

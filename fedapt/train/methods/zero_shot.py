@@ -16,6 +16,7 @@ class ZeroShot(FeatureMethod):
     title = "zero-shot"
     sends = False
     trains = False
+    reads_labels = False
     source = "arXiv 2103.00020"
 
     def begin(self) -> Learned:

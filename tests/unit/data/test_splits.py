@@ -289,9 +289,14 @@ def test_lists_without_a_training_image_are_refused(tmp_path: Path) -> None:
         listed(tmp_path, "", "a/red square/2.png 0\n")
 
 
-def test_one_list_alone_is_not_used(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("there", "missing"), [("train", "test"), ("test", "train")])
+def test_one_list_alone_is_refused(tmp_path: Path, there: str, missing: str) -> None:
     listed(tmp_path, "a/red square/1.png 0\n", "")
-    (tmp_path / "a_test.txt").unlink()
+    (tmp_path / f"a_{missing}.txt").unlink()
+    text = rf"a_{there}\.txt: found no a_{missing}\.txt beside it; expected both split files, or none"
+    with pytest.raises(DataError, match=text):
+        split_folders(scan_folders(tmp_path), 0.4, seed=0)
+    (tmp_path / f"a_{there}.txt").unlink()
     split = split_folders(scan_folders(tmp_path), 0.4, seed=0)
     assert (len(split.train["a"]), len(split.test["a"])) == (2, 1)
 

@@ -78,7 +78,7 @@ def test_what_crosses_the_wire(tiny_images: Path, tiny_clip: Path, tiny_backbone
         assert content.config_records == {}
         assert content.metric_records.keys() == {"reply"}
         assert content["reply"].keys() == {"images", "loss"}
-        assert content["reply"]["images"] == 8
+        assert content["reply"]["images"] == 24  # all that a client has
     wire = b"".join(grid.down + grid.up)
     up = b"".join(grid.up)
     for secret in (tiny_images, tiny_clip, tiny_images.parent, "000.png", "blue_disc"):

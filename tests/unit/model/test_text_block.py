@@ -171,10 +171,24 @@ def test_float32_shares_the_weights(block: nn.Module) -> None:
     ours = TextBlock(block)
     parts: Any = block
     assert ours.attn is parts.attn
-    assert ours.fc is parts.mlp.c_fc
+    assert (ours.fc is parts.mlp.c_fc) == (not isinstance(ours.activation, nn.SiLU))
     changed: Any = copy.deepcopy(block)
     changed.mlp.c_proj.weight.data += 1
     assert float((TextBlock(changed)(X, MASK, None)[0] - ours(X, MASK, None)[0]).abs().max()) > 1e-2
+
+
+def test_quick_gelu_leaves_its_factors_to_copies_of_the_layers() -> None:
+    block = build(act_layer="QuickGELU")
+    before = hash_tensors(block.state_dict().items())
+    ours = TextBlock(block)
+    assert isinstance(ours.activation, nn.SiLU)
+    assert hash_tensors(block.state_dict().items()) == before
+    x = X.clone().requires_grad_()
+    (found,) = torch.autograd.grad(ours(x, MASK, None)[0].square().sum(), x)
+    (expected,) = torch.autograd.grad(block(x, attn_mask=MASK).square().sum(), x)
+    close(found, expected, 1e-5)
+    for kind in ("plain", "layer scale"):
+        assert not isinstance(TextBlock(build(**KINDS[kind])).activation, nn.SiLU)
 
 
 def test_halves_are_told_from_the_weights() -> None:

@@ -95,22 +95,24 @@ def assert_same(found: ClientUpdate, expected: ClientUpdate) -> None:
     assert found.loss == pytest.approx(expected.loss, abs=1e-5)
 
 
-def direct(method: FedAPT, client: Client, round_number: int, seed: int = 7) -> ClientUpdate:
-    drawn = child_seed(seed, "batches", round_number, client.index)
+def direct(method: FedAPT, client: Client, round_number: int, **config: Any) -> ClientUpdate:
+    drawn = child_seed(7, "batches", round_number, client.index)
+    train = dataclasses.replace(TRAIN, **config)
     with torch_threads(1):
-        return train_client(
+        update = train_client(
             method.objective(START, client, round_number),
             START,
-            draw_batches(client.data, TRAIN, drawn),
-            TRAIN,
+            draw_batches(client.data, train, drawn),
+            train,
             client=client.index,
         )
+    return dataclasses.replace(update, n_samples=len(client.data))
 
 
 def test_replies_come_largest_client_first(method: FedAPT, clients: tuple[Client, ...]) -> None:
     replies = list(LocalEngine(method, TRAIN).train_round(START, clients, 0))
     assert [reply.client for reply in replies] == [1, 2, 0]
-    assert [reply.n_samples for reply in replies] == [2 * SIZES[i] for i in (1, 2, 0)]
+    assert [reply.n_samples for reply in replies] == [SIZES[i] for i in (1, 2, 0)]
     for reply in replies:
         assert_same(reply, direct(method, clients[reply.client], 0))
 
@@ -157,7 +159,9 @@ def test_a_client_trains_under_its_own_key(method: FedAPT, clients: tuple[Client
 
 def test_the_settings_reach_every_client(method: FedAPT, clients: tuple[Client, ...]) -> None:
     limited = train_round(method, clients, 0, images_per_round=6)
-    assert {index: reply.n_samples for index, reply in limited.items()} == {0: 6, 1: 6, 2: 6}
+    for index, reply in limited.items():  # it weighs by all of its images
+        assert_same(reply, direct(method, clients[index], 0, images_per_round=6))
+        assert reply.n_samples == SIZES[index] != 6
     slow = train_round(method, clients, 3, schedule="cosine", rounds=4)
     fast = train_round(method, clients, 3)
     for index in slow:

@@ -10,9 +10,10 @@ from torch.nn.functional import cross_entropy
 
 from fedapt.core.config import Config
 from fedapt.data.domains import Labelled
+from fedapt.data.partition import Client
 from fedapt.model.backbone import Backbone
 from fedapt.train.methods import CoCoOp, Learned
-from fedapt.train.methods.base import n_bytes, n_parameters
+from fedapt.train.methods.base import Objective, n_bytes, n_parameters
 from tests.support.methods import (
     OFFSETS,
     SCALE,
@@ -190,9 +191,16 @@ def test_what_it_settles() -> None:
 def test_a_client_takes_no_more_images_than_settled(tiny_backbone: Backbone) -> None:
     config = settled(train__images_per_round=5, train__local_epochs=1)
     setting = make_setting(tiny_backbone, config=config)
-    update = train_one(CoCoOp(setting), CoCoOp(setting).begin(), setting.clients[0])
-    assert len(setting.clients[0].data) == 6
-    assert update.n_samples == 5
+    seen = []
+
+    class Counted(CoCoOp):
+        def objective(self, start: Learned, client: Client, round_number: int) -> Objective:
+            loss = super().objective(start, client, round_number)
+            return lambda learned, batch: seen.append(len(batch)) or loss(learned, batch)  # type: ignore[func-returns-value]
+
+    update = train_one(Counted(setting), CoCoOp(setting).begin(), setting.clients[0])
+    assert seen == [5]
+    assert update.n_samples == len(setting.clients[0].data) == 6  # what it may weigh by
 
 
 def test_parameters_and_bytes(tiny_backbone: Backbone) -> None:

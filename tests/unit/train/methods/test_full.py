@@ -118,7 +118,7 @@ def test_a_clients_steps(backbone: Backbone, tiny_images: Path) -> None:
         torch.testing.assert_close(value, expected[name].detach(), rtol=1e-4, atol=2e-6)
     moved = torch.cat([(update.learned[n] - start[n]).abs().flatten() for n in start])
     assert float((moved > 1e-5).double().mean()) > 0.9
-    assert update.n_samples == 12
+    assert update.n_samples == len(setting.clients[0].data)
 
 
 def test_the_shared_tower_is_untouched(backbone: Backbone, tiny_images: Path) -> None:
