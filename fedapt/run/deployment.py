@@ -77,10 +77,20 @@ def read_deployment(folder: Path) -> tuple[ServerSettings, Config]:
         UsageError: unencrypted where others can listen, or a method that sends nothing.
     """
     server = read_server(folder)
-    config = read_config(folder / server.settings)
+    return server, settle_deployment(read_config(folder / server.settings))
+
+
+def settle_deployment(config: Config) -> Config:
+    """Settings of a training whose images are all elsewhere, as its method settles them.
+
+    Raises:
+        ConfigError: a setting for images on one machine, or a secure sum or noise of nodes that
+            would not hide what it should.
+        UsageError: a method that sends nothing.
+    """
     check_engine(FLOWER, config)
     _check_own_images(config)
-    return server, METHODS[config.train.method].settle(config)
+    return METHODS[config.train.method].settle(config)
 
 
 def _train(

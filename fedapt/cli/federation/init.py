@@ -52,7 +52,9 @@ def init(
 
         require_flower()
         from fedapt.federation.flower.files import Deployment, write_deployment
+        from fedapt.run.deployment import settle_deployment
 
+        settle_deployment(settings)  # what `federation train` would refuse is refused here
         names = tuple(name.strip() for name in classes.split(","))
         write_deployment(folder, Deployment(server, names, nodes, data, settings))
     if as_json:

@@ -132,4 +132,6 @@ def read_party(context: Context) -> Party:
             )
     others = ("domain", "name", "model", "pretrained", "device")
     named = {n: str(config[n]) for n in others if n in config}
-    return Party(Path(str(config["data"])), **named, secure=config.get("secure") is True)
+    # in full, so that no error begins with the folder's own name (`_SAYABLE`)
+    root = Path(str(config["data"])).resolve()
+    return Party(root, **named, secure=config.get("secure") is True)

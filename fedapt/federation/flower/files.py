@@ -22,10 +22,14 @@ from fedapt.core.config import Config, config_to_toml
 from fedapt.core.errors import UsageError
 from fedapt.core.files import write_bytes, write_text
 from fedapt.federation.flower.certificates import draw_node_key, issue_certificates
-from fedapt.federation.flower.settings import is_loopback, split_address
+from fedapt.federation.flower.settings import (
+    NAME,
+    check_classes,
+    is_loopback,
+    split_address,
+)
 
 APP = "app"
-NAME = re.compile(r"\w[\w .@-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -48,13 +52,17 @@ class Deployment:
 
 
 def write_deployment(folder: Path, deployment: Deployment) -> None:
-    """Write everything; `folder` is new.
+    """Write everything; `folder` is new. What is wrong is refused before the first file.
 
     Raises:
         FileError: the folder cannot be written.
-        ConfigError: the address is none.
+        ConfigError: the address is none, or the classes cannot be told apart.
+        UsageError: a node's name or domain that the server would turn away.
     """
     host, _ = split_address(deployment.address, "--server")
+    check_classes(deployment.classes, "--classes")
+    for name, domain in deployment.nodes.items():
+        _check_node(name, domain)
     hosts = [host, "127.0.0.1", "localhost"] if is_loopback(host) else [host]
     certificates = issue_certificates(list(dict.fromkeys(hosts)))
     server = folder / "server"
@@ -79,17 +87,13 @@ def write_node(folder: Path, name: str, domain: str, address: str, data: str) ->
     """A node's folder, and its public key in the server's.
 
     Raises:
-        UsageError: there is such a node.
+        UsageError: there is such a node, or the server would turn its name or domain away.
         FileError: the folder cannot be written.
     """
+    _check_node(name, domain)
     node = folder / "nodes" / name
-    if node.exists() or not NAME.fullmatch(name):
-        raise UsageError(
-            where=f"the node {name!r}",
-            found="a node of that name" if node.exists() else "a name that no folder should have",
-            expected="a new name of letters, digits, space, dot, @, - or _",
-            next_step="choose another name",
-        )
+    if node.exists():
+        raise _refuse(name, "a node of that name")
     private, public = draw_node_key()
     table = {"server": address, "data": data, "domain": domain, "name": name}
     write_text(node / "node.toml", tomli_w.dumps(table))
@@ -97,6 +101,22 @@ def write_node(folder: Path, name: str, domain: str, address: str, data: str) ->
     _write_secret(node / "node.key", private)
     # last: from here on the server lets it in
     write_text(folder / "server" / "nodes" / f"{name}.pub", public.decode() + "\n")
+
+
+def _check_node(name: str, domain: str) -> None:
+    if not NAME.fullmatch(name):
+        raise _refuse(name, "a name that no folder should have")
+    if not NAME.fullmatch(domain):
+        raise _refuse(name, f"the domain {domain!r}")
+
+
+def _refuse(name: str, found: str) -> UsageError:
+    return UsageError(
+        where=f"the node {name!r}",
+        found=found,
+        expected="a new name, and a domain, of letters, digits, space, dot, @, - or _",
+        next_step="choose another",
+    )
 
 
 def _write_secret(path: Path, data: bytes) -> None:

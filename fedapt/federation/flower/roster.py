@@ -8,7 +8,6 @@ before it is used.
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,10 +20,10 @@ from flwr.serverapp import Grid
 from fedapt.core.errors import FederationError
 from fedapt.core.files import write_text
 from fedapt.data.partition import Client
+from fedapt.federation.flower.settings import NAME
 from fedapt.federation.flower.task import REFUSAL, REPLY, TASK, Plan, task_to_record
 from fedapt.federation.flower.watch import Watch
 
-_NAME = re.compile(r"\w[\w .@-]{0,99}")
 _POLL_S, _TELL_S = 0.3, 10.0
 
 
@@ -157,7 +156,7 @@ class Roster:
             reason = f"Flower's error {reply.error.reason}"
         elif REFUSAL in records:
             reason = str(records[REFUSAL].get("reason"))
-        elif not all(isinstance(v, str) and _NAME.fullmatch(v) for v in (name, domain)):
+        elif not all(isinstance(v, str) and NAME.fullmatch(v) for v in (name, domain)):
             reason = "no name and domain of plain characters"
         else:
             member = Member(str(name), str(domain))

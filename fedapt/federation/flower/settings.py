@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from fedapt.core.config import read_settings
 from fedapt.core.errors import ConfigError, UsageError
 from fedapt.federation.flower.node import Party
 
+# of a node, and of a domain that takes part
+NAME = re.compile(r"\w[\w .@-]{0,99}")
 _TOLD = "FEDAPT_INSECURE"
 
 
@@ -87,13 +90,7 @@ def read_server(folder: Path) -> ServerSettings:
     settings = read_settings(ServerSettings, path)
     host, _ = split_address(settings.address, path)
     _check_encrypted(path, host, settings.insecure)
-    if len(set(settings.classes)) < 2 or len(set(settings.classes)) < len(settings.classes):
-        raise ConfigError(
-            where=path,
-            found=f"the classes {', '.join(settings.classes) or 'none'}",
-            expected="two names or more, all different",
-            next_step="name the classes as the nodes' folders do",
-        )
+    check_classes(settings.classes, path)
     if not settings.insecure:
         _check_files(
             path,
@@ -121,6 +118,21 @@ def read_node(folder: Path) -> NodeSettings:
             path, {name: folder / getattr(settings, name) for name in ("authority", "key")}
         )
     return settings
+
+
+def check_classes(classes: Sequence[str], where: Path | str) -> None:
+    """Refuse names that no training can tell apart.
+
+    Raises:
+        ConfigError: fewer than two, one twice, or one without a letter.
+    """
+    if len(classes) < 2 or len(set(classes)) < len(classes) or not all(map(str.strip, classes)):
+        raise ConfigError(
+            where=where,
+            found=f"the classes {', '.join(map(repr, classes)) or 'none'}",
+            expected="two names or more, all different",
+            next_step="name the classes as the nodes' folders do",
+        )
 
 
 def split_address(address: str, where: Path | str) -> tuple[str, int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict, UserConfig
 
-from fedapt.core.config import Config, read_config
+from fedapt.core.config import Config, ModelConfig, read_config
 from fedapt.core.errors import FederationError
 from fedapt.federation.flower.client_app import build_client_app, read_party
 from fedapt.federation.flower.node import Node, Party
@@ -154,10 +154,23 @@ def test_a_plan_comes_back_as_it_was(plan: Plan) -> None:
     assert found.config.data.root == ""
 
 
+def test_no_folder_leaves_the_server() -> None:
+    paths = ["data.root=/a", "federation.join=/b", "model.name=/c/clip", "model.pretrained=d/w.pt"]
+    assert remove_paths(read_config(None, paths)) == dataclasses.replace(
+        Config(), model=ModelConfig("", "")
+    )
+    named = ["model.name=hf-hub:some/clip", "model.pretrained=openai"]
+    kept = remove_paths(read_config(None, named)).model
+    assert (kept.name, kept.pretrained) == ("hf-hub:some/clip", "openai")
+
+
 def test_a_stock_node_reads_its_configuration() -> None:
     config: UserConfig = {"data": "/images", "domain": "photo", "device": "cuda"}
     context = Context(1, 1, config, RecordDict(), {})
     assert read_party(context) == Party(Path("/images"), "photo", device="cuda")
+    # an error would begin with a relative one, as if it were a phrase that the server may be told
+    config["data"] = "versions"
+    assert read_party(context).root == Path.cwd() / "versions"
     config["secure"] = True
     assert read_party(context).secure
     del config["domain"]

@@ -70,7 +70,7 @@ def test_a_further_node(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert read_public_key(folder / "server" / "nodes" / "late.pub")
     assert main(["federation", "add", str(folder), "late=dslr"]) == 2
     assert "a node of that name" in capsys.readouterr().err
-    for bad in ("../late", "..", "a/b=c", ""):
+    for bad in ("../late", "..", "a/b=c", "c=a/b", ""):
         assert main(["federation", "add", str(folder), bad]) == 2
     assert sorted(p.name for p in (folder / "nodes").iterdir()) == ["amazon", "clinic", "late"]
 
@@ -87,6 +87,34 @@ def test_two_nodes_of_one_name(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["federation", "init", str(tmp_path / "x"), *INIT, *again, *CLASSES]) == 2
     assert "--node: found one name twice" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "reason"),
+    [
+        (["--classes", "bike"], 3, "--classes: found the classes 'bike'; expected two names"),
+        (["--classes", ""], 3, "--classes: found the classes ''; expected two names"),
+        (["--classes", "a,a"], 3, "found the classes 'a', 'a'; expected two names or more"),
+        (["--classes", "a,,b"], 3, "found the classes 'a', '', 'b'; expected two names or more"),
+        ([*CLASSES, "--node", "=x"], 2, "the node '': found a name that no folder should have"),
+        ([*CLASSES, "--node", "x=a/b"], 2, "the node 'x': found the domain 'a/b'"),
+        ([*CLASSES, "-o", "train.method=local"], 2, "method local, whose clients send nothing"),
+        ([*CLASSES, "-o", "data.leave_out=x"], 3, "data.leave_out = 'x': found a setting for"),
+        (
+            [*CLASSES, "-o", "train.method=adapt", "-o", "federation.secure=true"],
+            3,
+            "federation.secure: found the method adapt, whose contexts belong to one domain each",
+        ),
+    ],
+)
+def test_what_a_server_would_refuse_is_refused_before_the_first_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], code: int, reason: str
+) -> None:
+    new = tmp_path / "new"
+    assert main(["federation", "init", str(new), *INIT, *more]) == code
+    assert reason in capsys.readouterr().err
+    assert not new.exists()
+    assert main(["federation", "init", str(new), *INIT, *CLASSES]) == 0
 
 
 def test_the_servers_certificate_is_for_its_address(folder: Path) -> None:
@@ -153,6 +181,7 @@ def test_wrong_settings(folder: Path) -> None:
     for values, expected in (
         ({"classes": ["mug"]}, "two names or more"),
         ({"classes": ["mug", "mug"]}, "two names or more"),
+        ({"classes": ["mug", " "]}, "two names or more"),
         ({"classes": "mug"}, "a list of names"),
         ({"classes": [1, 2]}, "a list of names"),
         ({"least_nodes": "2"}, "a value of type int"),
