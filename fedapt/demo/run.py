@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedapt.core.config import Config, DataConfig, ModelConfig, PromptConfig, TrainConfig
+from fedapt.core.errors import UsageError
 from fedapt.core.records import Record, read_records
 from fedapt.core.report import Reporter
 from fedapt.data.emoji import build_emoji_set
@@ -97,12 +98,31 @@ def _share(values: list[bool]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
+def check_out(out: Path) -> None:
+    """Refuse a folder that holds anything but an earlier demo: a ROOT of images, for one.
+
+    Raises:
+        UsageError: it does.
+    """
+    # its name begins with a dot: what a demo that was killed while it drew has left
+    is_empty = not out.is_dir() or all(path.name.startswith(".") for path in out.iterdir())
+    if not is_empty and not (out / "data" / "ATTRIBUTION.md").is_file():
+        raise UsageError(
+            where=out,
+            found="a folder with other files in it",
+            expected="a new folder, or that of an earlier demo",
+            next_step="choose another --out",
+        )
+
+
 def run_demo(out: Path, reporter: Reporter) -> DemoResult:
     """Run every stage below `out`; finished stages are kept, so an interrupted demo goes on.
 
     Raises:
+        UsageError: `out` holds something else.
         ReportedError: see `fedapt.core.errors`.
     """
+    check_out(out)
     seconds = {}
     started = time.monotonic()
 

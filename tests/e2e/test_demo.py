@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedapt.cli.app import main
+from tests.support.tiny import write_tiny_images
 
 pytest.importorskip("matplotlib", reason="needs the extra `demo`")
 
@@ -52,3 +53,27 @@ def test_a_second_demo_goes_on_from_what_is_there(
     means = json.loads(capsys.readouterr().out)["mean"]
     assert means["fedapt"] > means["zero_shot"] + 0.10
     assert (demo / "run" / "checkpoint.safetensors").read_bytes() == checkpoint
+
+
+def test_a_folder_of_something_else_is_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_tiny_images(tmp_path / "root", 1, ("data", "photo"))
+    before = sorted(root.rglob("*"))
+    assert main(["demo", "--out", str(root)]) == 2
+    said = capsys.readouterr().err
+    assert f"{root}: found a folder with other files in it; expected a new folder" in said
+    assert sorted(root.rglob("*")) == before
+
+
+def test_a_new_folder_and_that_of_an_earlier_demo(tmp_path: Path) -> None:
+    from fedapt.demo.run import check_out
+
+    check_out(tmp_path / "new")
+    check_out(tmp_path)
+    (tmp_path / ".data.partial").mkdir()  # of a demo that was killed while it drew
+    check_out(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "ATTRIBUTION.md").touch()
+    (tmp_path / "my.jsonl").touch()
+    check_out(tmp_path)
