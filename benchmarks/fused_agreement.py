@@ -2,7 +2,8 @@
 
     python benchmarks/fused_agreement.py
 
-Trains with the paper's settings on Office-Caltech10, exports, and compares on every test photo.
+Trains with the recommended settings (configs/office_caltech10.toml), exports, and compares on every
+test photo.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""FedAPT with `lite` on Office-Caltech10, thirty seeds, beside zero-shot and a centralised probe.
+"""FedAPT with `lite` on Office-Caltech10, thirty seeds, beside zero-shot and pooled features.
 
     python benchmarks/office_caltech10.py [--quick]
 

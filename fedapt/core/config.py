@@ -434,7 +434,7 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 def remove_folders(config: Config) -> Config:
-    """Settings for others: where images and checkpoints stand is nobody else's business."""
+    """Settings without the paths of images and of a joined checkpoint; that of a CLIP stays."""
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, root=""),

@@ -39,13 +39,14 @@ class CheckpointInfo:
     """What a checkpoint says of itself.
 
     Attributes:
-        model, pretrained, clip_sha256: the CLIP, by name and by hash of its weights.
+        model, pretrained, clip_sha256: the CLIP, by name and by hash of its weights; a folder or
+            file by its path, since the checkpoint is used with it.
         classes: names in the order of the labels.
         domains: that trained, in the order of their indices.
         keys: what each key stands for.
         clients: index of each client's domain.
         rounds: rounds of training behind the tensors.
-        config: the run's settings, without the folder of its images.
+        config: the run's settings, without the folder of its images and a joined checkpoint's path.
         preprocessing: as `Preprocessing.to_dict` gives it.
         versions: of the software that trained it.
     """

@@ -82,6 +82,18 @@ def test_the_file_names_no_source_file_of_this_machine(tiny_model: Path) -> None
     assert b".py" not in tiny_model.read_bytes()
 
 
+def test_the_folder_of_the_clip_is_in_the_checkpoint_alone(
+    tiny_run: Path, tiny_clip: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    # evaluate, export and verify load the CLIP from there; docs/artifact.md says so
+    folder = str(tiny_clip.parent).encode()
+    assert folder in (tiny_run / "checkpoint.safetensors").read_bytes()
+    export_run(tiny_run, tmp_path / "head.safetensors", head_only=True)
+    for exported in (tiny_model, tmp_path / "head.safetensors"):
+        assert tiny_clip.name.encode() in exported.read_bytes()
+        assert folder not in exported.read_bytes()
+
+
 def test_the_same_checkpoint_gives_the_same_bytes(
     tiny_run: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
