@@ -208,7 +208,7 @@ class UnsupervisedConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """All of a run's settings, written to `RUN/config.toml` before anything else happens."""
+    """All of a run's settings, written to `RUN/config.toml` before training begins."""
 
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
@@ -269,6 +269,12 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "train.precision": ("float32", "bfloat16", "float16"),
     "prompt.keys": ("uniform", "normal", "orthogonal"),
 }
+# the commands' options that are not called after their setting
+_OPTIONS = {
+    "data.root": "--data",
+    "data.validation_fraction": "--validation",
+    "model.name": "--model",
+}
 
 
 def read_config(
@@ -284,9 +290,11 @@ def read_config(
         options: `section.key` -> value; None means not given.
 
     Raises:
-        ConfigError: unreadable, not TOML, an unknown name, a wrong type, or out of range.
+        ConfigError: unreadable, not TOML, an unknown name, a wrong type, or out of range; it names
+            the option or the override that a wrong value came from, else the file.
     """
     tables = _read_toml(path) if path is not None else {}
+    sources: dict[str, str] = {}
     for override in overrides:
         name, equals, text = override.partition("=")
         parts = name.strip().split(".")
@@ -297,11 +305,13 @@ def read_config(
                 expected="for example -o train.rounds=3",
                 next_step="write it that way",
             )
-        _set(tables, parts, _parse_value(text.strip()), f"-o {override}")
+        _set(tables, sources, parts, _parse_value(text.strip()), f"-o {override}")
     for name, value in (options or {}).items():
         if value is not None:
-            _set(tables, name.split("."), value, "options")
-    return config_from_dict(tables, str(path) if path is not None else "-o")
+            option = "--" + name.rpartition(".")[2].replace("_", "-")
+            _set(tables, sources, name.split("."), value, _OPTIONS.get(name, option))
+    config: Config = _build(Config, tables, str(path), "", sources)  # no file: all have a source
+    return config
 
 
 def read_settings(kind: type[Settings], path: Path) -> Settings:
@@ -350,13 +360,17 @@ def _read_toml(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _set(tables: dict[str, Any], parts: Sequence[str], value: Any, where: str) -> None:
+def _set(
+    tables: dict[str, Any], sources: dict[str, str], parts: Sequence[str], value: Any, where: str
+) -> None:
+    """Put a value into nested tables, and where it is from beside every name on the way to it."""
     table = tables
     for part in parts[:-1]:
         table = table.setdefault(part, {})
         if not isinstance(table, dict):
             raise _unknown(where, ".".join(parts), Config)
     table[parts[-1]] = value
+    sources.update((".".join(parts[: n + 1]), where) for n in range(len(parts)))
 
 
 def _parse_value(text: str) -> Any:
@@ -376,7 +390,8 @@ def _unknown(where: str, name: str, kind: type) -> ConfigError:
     )
 
 
-def _build(kind: type, table: Any, where: str, prefix: str) -> Any:
+def _build(kind: type, table: Any, where: str, prefix: str, sources: Mapping[str, str] = {}) -> Any:
+    """A dataclass of a table; what is wrong came from its name's source, or from `where`."""
     if not isinstance(table, dict):
         raise ConfigError(
             where=where,
@@ -387,12 +402,13 @@ def _build(kind: type, table: Any, where: str, prefix: str) -> Any:
     hints = get_type_hints(kind)
     values = {}
     for name, value in table.items():
+        source = sources.get(prefix + name, where)
         if name not in hints:
-            raise _unknown(where, prefix + name, kind)
+            raise _unknown(source, prefix + name, kind)
         if dataclasses.is_dataclass(hints[name]):
-            values[name] = _build(hints[name], value, where, f"{prefix}{name}.")
+            values[name] = _build(hints[name], value, where, f"{prefix}{name}.", sources)
         else:
-            values[name] = _check(prefix + name, value, hints[name], where)
+            values[name] = _check(prefix + name, value, hints[name], source)
     return kind(**values)
 
 

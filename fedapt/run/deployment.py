@@ -50,7 +50,8 @@ def serve(grid: Grid, folder: Path, reporter: Reporter) -> None:
     run = RunFolder(folder / server.out)
     watch = Watch(reporter, run.path / LIVE)
     try:
-        run.prepare(config, resume=True)
+        run.check(config, resume=True)
+        run.begin(config)
         backbone = load_backbone(config.model.name, config.model.pretrained)
         reporter.message(f"model: {backbone.label}")
         plan = Plan(remove_paths(config), server.classes, backbone.sha256, 0)

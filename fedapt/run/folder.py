@@ -22,7 +22,7 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        """The resolved configuration, written before anything else."""
+        """The resolved configuration, written before training begins."""
         return self.path / "config.toml"
 
     @property
@@ -40,8 +40,8 @@ class RunFolder:
         """The round that was best on validation images, where there are any."""
         return self.path / "best.safetensors"
 
-    def prepare(self, config: Config, resume: bool) -> bool:
-        """Write the configuration; True where there is a checkpoint to go on from.
+    def check(self, config: Config, resume: bool) -> None:
+        """Refuse a folder that a run cannot be written into; writes nothing.
 
         Raises:
             UsageError: the folder holds a run already, or one with other settings.
@@ -56,6 +56,13 @@ class RunFolder:
                     next_step="go on with --resume, or choose another --out",
                 )
             self._check_same(config)
+
+    def begin(self, config: Config) -> bool:
+        """Write the configuration; True where there is a checkpoint to go on from.
+
+        Raises:
+            FileError: the folder cannot be written, or the disk is full.
+        """
         versions = ", ".join(f"{name} {number}" for name, number in software_versions().items())
         write_text(self.config, f"# {versions}\n\n{config_to_toml(config)}")
         return self.checkpoint.is_file()

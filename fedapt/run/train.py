@@ -48,7 +48,15 @@ def train(
     Raises:
         ReportedError: see `core.errors`; every file in `out` is whole at any moment.
     """
+    run = RunFolder(out)
     if not config.data.root:
+        if resume and not run.config.is_file():
+            raise UsageError(
+                where=out,
+                found="no run",
+                expected="one to go on with",
+                next_step="check --out, or begin a run with --data ROOT",
+            )
         raise UsageError(
             where="--data",
             found="nothing",
@@ -58,7 +66,7 @@ def train(
     check_trackers(trackers)
     check_engine(engine, config)
     device = choose_device(device)
-    # the images are checked before the run folder is touched: a typo leaves nothing behind
+    # images and CLIP are checked before the run folder is touched: a typo in them leaves nothing
     folders = scan_folders(Path(config.data.root), config.data.class_names)
     check_complete(folders, config.data.allow_missing_classes)
     split = split_as_configured(folders, config.data)
@@ -67,9 +75,11 @@ def train(
     settled = METHODS[config.train.method].settle(config)
     for change in list_changes(config, settled):
         reporter.message(f"{config.train.method}: {change}")
-    run = RunFolder(out)
-    going_on = run.prepare(settled, resume)
+    run.check(settled, resume)
     backbone = load_backbone(config.model.name, config.model.pretrained, device)
+    going_on = run.begin(settled)
+    if resume and not going_on:
+        reporter.message(f"nothing to resume in {out}: a new run begins")
     reporter.message(f"model: {backbone.label} on {device}")
     domains = load_domains(folders, split, image_encoder(backbone), reporter, backbone.device)
     session = Session(settled, backbone, folders, domains, reporter=reporter, joined=joined)

@@ -166,8 +166,29 @@ def test_a_run_that_never_began_takes_no_folder(
     run = tmp_path / "run"
     assert train(images, run, tiny_clip / "absent") == 4
     assert_error(capsys, "absent: found no open_clip_config.json")
-    assert [p.name for p in run.iterdir()] == ["config.toml"]
+    assert not run.exists()
     assert train(images, run, tiny_clip) == 0
+
+
+def test_resuming_where_there_is_no_run(
+    images: Path, tmp_path: Path, tiny_clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main(["train", "--resume", "--out", str(run)]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {run}: found no run; expected one to go on with."
+        " To do: check --out, or begin a run with --data ROOT.\n"
+    )
+    assert not run.exists()
+    told = f"nothing to resume in {run}: a new run begins"
+    assert train(images, run, tiny_clip, "--resume") == 0
+    assert told in capsys.readouterr().err.splitlines()
+    assert train(images, run, tiny_clip, "--resume") == 0
+    assert main(["train", "--resume", "--out", str(run)]) == 0
+    assert told not in capsys.readouterr().err
+    (run / "checkpoint.safetensors").unlink()  # as a run that was stopped before its first round
+    assert main(["train", "--resume", "--out", str(run)]) == 0
+    assert told in capsys.readouterr().err.splitlines()
 
 
 def test_a_folder_that_is_taken(images: Path, tmp_path: Path, tiny_clip: Path, capsys) -> None:
@@ -190,11 +211,23 @@ def test_a_folder_that_is_taken(images: Path, tmp_path: Path, tiny_clip: Path, c
             ["-o", "train.local_epochs=many"],
             "local_epochs = 'many'; expected a value of type int",
         ),
-        (["--lr", "-1"], "train.lr = -1.0; expected a number from 1e-09 to 1000"),
+        (["--lr", "-1"], "--lr: found train.lr = -1.0; expected a number from 1e-09 to 1000"),
+        (["--rounds", "0"], "error: --rounds: found train.rounds = 0; expected a number from 1 to"),
+        (["--seed", "-1"], "error: --seed: found train.seed = -1; expected a number from 0 to"),
+        (["--batch-size", "0"], "error: --batch-size: found train.batch_size = 0"),
+        (["--context-length", "0"], "error: --context-length: found prompt.context_length = 0"),
+        (["--temperature", "0"], "error: --temperature: found prompt.temperature = 0.0"),
         (["-o", "rounds"], "no section.key=value"),
-        (["--method", "fedavg"], "train.method = 'fedavg'; expected one of fedapt, fedapt-un"),
+        (["-o", "train.foo=1"], "error: -o train.foo=1: found the unknown name 'train.foo'"),
+        (
+            ["--method", "fedavg"],
+            "error: --method: found train.method = 'fedavg'; expected one of fedapt, fedapt-un",
+        ),
         (["-o", "federation.alpha=0"], "federation.alpha = 0.0; expected a number from 1e-06 to"),
-        (["--validation", "1"], "data.validation_fraction = 1.0; expected a number from 0 to 0.9"),
+        (
+            ["--validation", "1"],
+            "error: --validation: found data.validation_fraction = 1.0; expected a number",
+        ),
         (["--config", "absent.toml"], "absent.toml: found No such file"),
     ],
 )

@@ -335,6 +335,44 @@ def test_plain_tables_are_read_like_a_file() -> None:
             config_from_dict(tables, "here")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "where"),
+    [
+        ("train.rounds", 0, "--rounds"),
+        ("train.batch_size", 0, "--batch-size"),
+        ("data.validation_fraction", 2, "--validation"),
+        ("data.root", 7, "--data"),
+        ("model.name", 7, "--model"),
+    ],
+)
+def test_a_wrong_value_is_told_with_where_it_is_from(
+    tmp_path: Path, name: str, value: int, where: str
+) -> None:
+    section, key = name.split(".")
+    good, bad = tmp_path / "good.toml", tmp_path / "bad.toml"
+    good.write_text(f"[{section}]\n[train]\nlr = 0.5\n" if section != "train" else "[train]\n")
+    bad.write_text(f"[{section}]\n{key} = {value}\n")
+    more = ["train.lr=0.1", "prompt.n_keys=2"]  # of the same section, and of another
+    for path in (None, good):
+        with pytest.raises(ConfigError, match=rf"{name} = {value}.*; expected a ") as caught:
+            read_config(path, more, {name: value})
+        assert caught.value.where == where
+        with pytest.raises(ConfigError, match=rf"{name} = {value}.*; expected a ") as caught:
+            read_config(path, [f"{name}={value}", *more])
+        assert caught.value.where == f"-o {name}={value}"
+    with pytest.raises(ConfigError, match=rf"{name} = {value}.*; expected a ") as caught:
+        read_config(bad, more, {"train.seed": 1})
+    assert caught.value.where == str(bad)
+
+
+@pytest.mark.parametrize("override", ["train.foo=1", "tune.lr=1", "data.class_names.mug=1"])
+def test_a_wrong_override_is_told_as_it_was_given(tmp_path: Path, override: str) -> None:
+    for path in (None, write(tmp_path, "[train]\nrounds = 3\n")):
+        with pytest.raises(ConfigError) as caught:
+            read_config(path, [override, "train.seed=1"])
+        assert caught.value.where == f"-o {override}"
+
+
 def test_flat_names_are_those_of_an_override() -> None:
     config = read_config(None, ["train.lr=0.5", "data.class_names.a=b"])
     flat = flatten(config)
