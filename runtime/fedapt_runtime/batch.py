@@ -13,7 +13,7 @@ from typing import Any
 from fedapt_runtime.classifier import Classifier, Image
 from fedapt_runtime.destination import Destination, deliver, local_path
 from fedapt_runtime.errors import InputError, OutputError
-from fedapt_runtime.journal import Journal
+from fedapt_runtime.journal import Journal, part_path
 from fedapt_runtime.output import check_output, write_output
 from fedapt_runtime.sources import Member
 
@@ -133,11 +133,12 @@ def classify_files(
             raise
         journal.remove()
     except OSError as error:
+        goes_on = "; --resume goes on" if part_path(out).is_file() else ""
         raise OutputError(
             where=out,
             found=error.strerror or str(error),
             expected="a file that can be written",
-            next_step="check the folder, its permissions and the free space; --resume goes on",
+            next_step=f"check the folder, its permissions and the free space{goes_on}",
         ) from error
     return summary
 

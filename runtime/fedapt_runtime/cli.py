@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import io
 import json
+import math
 import os
 import sys
 import time
@@ -108,7 +109,9 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--batch-sizes", type=_positives, default=(1, 8, 32), metavar="N,N", help="[1,8,32]"
     )
-    bench.add_argument("--seconds", type=float, default=3.0, metavar="S", help="of each figure [3]")
+    bench.add_argument(
+        "--seconds", type=_seconds, default=3.0, metavar="S", help="of each figure [3]"
+    )
     bench.add_argument("--json", action="store_true", help="print the figures as JSON")
     bench.set_defaults(run=run_bench)
 
@@ -128,6 +131,16 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"found {text}, expected a number above 0")
+    return seconds
+
+
 def _batch_size(text: str) -> int | str:
     return text if text == "auto" else _positive(text)
 
@@ -138,6 +151,8 @@ def run_classify(options: argparse.Namespace) -> None:
         build_parser().error("--json prints the summary on stdout: give the rows a file with --out")
     if options.resume and options.out is None:
         build_parser().error("--resume goes on with a file: name it with --out")
+    if options.gpus_per_worker and options.engine != "ray":
+        build_parser().error("--gpus-per-worker shares a cluster's GPUs: add --engine ray")
     check_output(options.out)
     classifier = Classifier.load(
         options.model, options.backend, options.device, options.head, aim="throughput"

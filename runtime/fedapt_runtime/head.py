@@ -108,14 +108,21 @@ def read_head(path: str | Path) -> HeadFile:
         if not 2 <= header_bytes <= min(_MOST_HEADER_BYTES, len(data) - 8):
             raise _refuse(path, "no safetensors header")
         header: dict[str, Any] = json.loads(data[8 : 8 + header_bytes])
-        metadata = header.pop("__metadata__", {})
+        manifest = header.pop("__metadata__", {}).get(METADATA_KEY)
         body = memoryview(data)[8 + header_bytes :]
         tensors = {name: _read_tensor(body, entry) for name, entry in header.items()}
     except OSError as error:
         raise _refuse(path, error.strerror or str(error)) from error
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise _refuse(path, f"a damaged file ({type(error).__name__}: {error})") from error
-    head = HeadFile(parse_manifest(metadata.get(METADATA_KEY), path), tensors)
+    if manifest is not None and "text_banks" not in tensors:
+        raise ModelFileError(
+            where=path,
+            found="a checkpoint",
+            expected="a head written by `fedapt export --head-only`",
+            next_step=f"write its head: fedapt export {path} --head-only --out head.safetensors",
+        )
+    head = HeadFile(parse_manifest(manifest, path), tensors)
     _check_shapes(path, head)
     return head
 

@@ -81,7 +81,7 @@ def check_output(out: Destination | None) -> None:
     """Refuse an output whose format is unknown or that cannot be written, before any work is done.
 
     Raises:
-        OutputError: another suffix than those of `WRITERS`, or a bucket that is not there.
+        OutputError: another suffix than those of `WRITERS`, or no such folder or bucket.
         MissingDependency: Parquet, or a URI, without pyarrow.
     """
     if out is None:
@@ -106,6 +106,13 @@ def check_output(out: Destination | None) -> None:
             ) from error
     if is_uri(out):
         check_folder(str(out))
+    elif not (folder := local_path(out).parent).is_dir():
+        raise OutputError(
+            where=out,
+            found=f"no folder {folder}",
+            expected="a folder that can be written",
+            next_step="make it, or choose another",
+        )
 
 
 def write_output(journal: Journal, path: Path, suffix: str, flag_unknown: bool = False) -> None:

@@ -26,6 +26,8 @@ PARQUET_SUFFIX = ".parquet"
 LIST_SUFFIXES = (".txt", ".lst")
 ZIP_SUFFIXES = (".zip",)
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+_IMAGES = f"files that end in {', '.join(sorted(IMAGE_SUFFIXES))}"
+_PATHS = "paths of images"
 _DAMAGED = (
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -63,12 +65,13 @@ def find_images(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Found]:
     be no image is a matter of its row.
 
     Raises:
-        InputError: a path that does not exist, a folder, archive or pattern without any image file.
+        InputError: a path that does not exist, a folder, archive or pattern without any image file,
+            a list or table without any path.
     """
     for given in paths:
         path = os.fspath(given)
         if path == STDIN:
-            yield from _read_lines(sys.stdin.buffer)
+            yield from _not_empty("stdin", "a list", _read_lines(sys.stdin.buffer), _PATHS)
         elif is_uri(path):
             yield from _read_uri(path)
         elif os.path.isdir(path):
@@ -79,9 +82,9 @@ def find_images(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Found]:
             files = (name for name in sorted(glob.iglob(path, recursive=True)) if _is_image(name))
             yield from _not_empty(path, "a pattern", files)
         elif path.lower().endswith(LIST_SUFFIXES):
-            yield from _read_list(path)
+            yield from _not_empty(path, "a list", _read_list(path), _PATHS)
         elif path.lower().endswith(PARQUET_SUFFIX):
-            yield from _read_parquet(path)
+            yield from _not_empty(path, "a table", _read_parquet(path), _PATHS)
         elif path.lower().endswith(ZIP_SUFFIXES):
             yield from _not_empty(path, "an archive", _read_zip(path))
         elif path.lower().endswith(TAR_SUFFIXES):
@@ -214,7 +217,9 @@ def _failing(error: ImageError) -> Callable[[], bytes]:
     return read
 
 
-def _not_empty(path: str, kind: str, found: Iterator[Found]) -> Iterator[Found]:
+def _not_empty(
+    path: str, kind: str, found: Iterator[Found], expected: str = _IMAGES
+) -> Iterator[Found]:
     empty = True
     for item in found:
         empty = False
@@ -223,7 +228,7 @@ def _not_empty(path: str, kind: str, found: Iterator[Found]) -> Iterator[Found]:
         raise InputError(
             where=path,
             found=f"{kind} without images",
-            expected=f"files that end in {', '.join(sorted(IMAGE_SUFFIXES))}",
+            expected=expected,
             next_step="check the path",
         )
 

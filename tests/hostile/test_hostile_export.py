@@ -142,6 +142,30 @@ def test_a_model_in_place_of_a_head_and_the_other_way(
     assert_untouched(out)
 
 
+def test_a_checkpoint_in_place_of_a_head(
+    tiny_run: Path, tiny_model: Path, out: Path, capsys: Any
+) -> None:
+    checkpoint = str(tiny_run / "checkpoint.safetensors")
+    code = main(["swap-head", str(tiny_model), checkpoint, "--out", str(out)])
+    told = ("found a checkpoint; expected a head", f"fedapt export {checkpoint} --head-only --out")
+    assert_refused(capsys, code, 8, *told)
+    assert_untouched(out)
+
+
+@pytest.mark.parametrize("metadata", [5, ["fedapt"], {"fedapt": 5}])
+def test_a_head_whose_metadata_are_none(
+    metadata: Any, head: Path, tiny_model: Path, tmp_path: Path, out: Path, capsys: Any
+) -> None:
+    data = head.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + size]) | {"__metadata__": metadata}).encode()
+    wrong = tmp_path / "wrong.safetensors"
+    wrong.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + size :])
+    code = main(["swap-head", str(tiny_model), str(wrong), "--out", str(out)])
+    assert_refused(capsys, code, 8, "found a damaged ")
+    assert_untouched(out)
+
+
 # heads that do not fit
 
 

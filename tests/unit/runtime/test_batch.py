@@ -220,11 +220,16 @@ def test_an_unknown_suffix_is_refused_before_any_work(
 
 def test_a_missing_folder_for_the_output_is_refused(classifier: Classifier, tmp_path: Path) -> None:
     out = tmp_path / "none" / "rows.jsonl"
-    with pytest.raises(
-        OutputError, match=r"rows\.jsonl: found No such file or directory; expected a file that"
-    ):
+    with pytest.raises(OutputError, match=r"rows\.jsonl: found no folder .*none; expected"):
         classify_files(classifier, [write(tmp_path / "a.png")], out)
     assert not out.parent.exists()
+
+
+def test_only_a_job_that_has_begun_can_go_on(classifier: Classifier, tmp_path: Path) -> None:
+    out = tmp_path / "rows.jsonl"
+    part_path(out).mkdir()  # in the way of the first row
+    with pytest.raises(OutputError, match=r"Is a directory; .* and the free space\.$"):
+        classify_files(classifier, [write(tmp_path / "a.png")], out)
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])

@@ -108,7 +108,7 @@ def test_the_command(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 def test_backends_side_by_side(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("openvino", reason="OpenVINO is not installed")
-    command = ["bench", str(tiny_model), "--seconds", "0", "--batch-sizes", "2"]
+    command = ["bench", str(tiny_model), "--seconds", "1e-9", "--batch-sizes", "2"]
     assert main([*command, "--backend", "onnxruntime,openvino", "--json"]) == 0
     timed = json.loads(capsys.readouterr().out)["backends"]
     assert [t["backend"].split()[0] for t in timed] == ["ONNX", "OpenVINO"]
@@ -139,3 +139,12 @@ def test_wrong_sizes_are_2(tiny_model: Path, capsys: pytest.CaptureFixture[str])
         main(["bench", str(tiny_model), "--batch-sizes", "1,0"])
     assert caught.value.code == 2
     assert "expected a whole number from 1 on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seconds", ["-1", "0", "nan", "inf", "long"])
+def test_seconds_that_are_none_are_2(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["bench", "model.onnx", f"--seconds={seconds}"])
+    assert caught.value.code == 2
+    expected = f"argument --seconds: found {seconds}, expected a number above 0"
+    assert expected in capsys.readouterr().err

@@ -159,6 +159,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
             ["classify", "m", "a", "--resume"],
             "--resume goes on with a file: name it with --out",
         ),
+        (
+            ["classify", "m", "a", "--gpus-per-worker", "1"],
+            "--gpus-per-worker shares a cluster's GPUs: add --engine ray",
+        ),
     ],
 )
 def test_wrong_usage_is_2(
@@ -223,6 +227,7 @@ def test_a_model_that_is_none_is_8(
     [
         (["none.png"], "none.png: found no such file or folder"),
         (["."], "found a folder without images"),
+        (["empty.txt"], "empty.txt: found a list without images; expected paths of images"),
     ],
 )
 def test_nothing_to_classify_is_8(
@@ -234,6 +239,8 @@ def test_nothing_to_classify_is_8(
     text: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    if paths == ["empty.txt"]:
+        Path("empty.txt").write_text("\n\n")
     code, out, err = run(capsys, "classify", tiny_model, *paths)
     assert (code, out) == (8, "")
     assert text in err
@@ -246,6 +253,31 @@ def test_an_output_of_unknown_format_is_8_before_the_model_is_read(
     assert code == 8
     assert err.startswith(
         "error: rows.txt: found the suffix '.txt'; expected .jsonl or .csv or .parquet."
+    )
+
+
+def test_an_output_in_a_folder_that_is_not_there_is_8_before_the_model_is_read(
+    images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = images.parent / "none" / "rows.csv"
+    code, _, err = run(capsys, "classify", "none.onnx", images, "--out", out)
+    assert code == 8
+    assert err == (
+        f"error: {out}: found no folder {out.parent}; expected a folder that can be written."
+        " To do: make it, or choose another.\n"
+    )
+
+
+def test_a_checkpoint_in_place_of_a_head_is_8(
+    tiny_run: Path, tiny_model: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = tiny_run / "checkpoint.safetensors"
+    code, out, err = run(capsys, "classify", tiny_model, images, "--head", checkpoint)
+    assert (code, out) == (8, "")
+    assert err == (
+        f"error: {checkpoint}: found a checkpoint; expected a head written by"
+        " `fedapt export --head-only`. To do: write its head: fedapt export"
+        f" {checkpoint} --head-only --out head.safetensors.\n"
     )
 
 

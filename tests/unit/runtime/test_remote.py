@@ -160,6 +160,9 @@ def test_tables_of_paths(tmp_path: Path) -> None:
         pyarrow.table({"path": ["a.png", None, "s3://b/c.png"], "x": [1, 2, 3]}), table
     )
     assert list(find_images([table])) == ["a.png", "s3://b/c.png"]
+    parquet.write_table(pyarrow.table({"path": ["", None]}), table)
+    with pytest.raises(InputError, match="found a table without images; expected paths of images"):
+        list(find_images([table]))
     parquet.write_table(pyarrow.table({"name": ["a.png"]}), table)
     with pytest.raises(InputError, match=r"names\.parquet: found a table without the column path"):
         list(find_images([table]))

@@ -135,6 +135,19 @@ def test_a_list_and_standard_input(folder: Path, monkeypatch: pytest.MonkeyPatch
     assert count_images(["-"]) is None
 
 
+@pytest.mark.parametrize("lines", [b"", b"\r\n\n"])
+def test_a_list_without_a_path_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: bytes
+) -> None:
+    (tmp_path / "list.txt").write_bytes(lines)
+    text = "found a list without images; expected paths of images"
+    with pytest.raises(InputError, match=rf"list\.txt: {text}"):
+        count_images([tmp_path / "list.txt"])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
+    with pytest.raises(InputError, match=f"stdin: {text}"):
+        list(find_images(["-"]))
+
+
 def test_a_pattern_gives_the_images_that_match_sorted(folder: Path) -> None:
     every = [str(folder / name) for name in sorted(IMAGES)]
     assert list(find_images([folder / "**" / "*"])) == every
