@@ -1,4 +1,4 @@
-"""What a file of fedapt's is, checkpoint, head or model, and all that it says of itself."""
+"""What a file of fedapt's is, checkpoint, head, model or engine, and all that it says of itself."""
 
 from __future__ import annotations
 
@@ -101,6 +101,6 @@ def _refuse(path: Path, found: str) -> FileError:
     return FileError(
         where=path,
         found=found,
-        expected="a checkpoint, a head or a model of fedapt",
+        expected="a checkpoint, a head, a model or an engine of fedapt",
         next_step="check the path",
     )

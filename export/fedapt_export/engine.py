@@ -65,16 +65,11 @@ class EngineSettings:
     timing_cache: Path | None = None
     refit: bool = False
 
-    def settle(self, precision: str = "fp32") -> EngineSettings:
-        """The same settings with a flavour that works here; what cannot work is refused.
-
-        Args:
-            precision: of the graph.
+    def check(self) -> None:
+        """Refuse what is wrong anywhere.
 
         Raises:
             UsageError: an unknown flavour, or batch sizes out of order.
-            ExportError: settings that the flavour does not have, or no GPU for it.
-            DependencyError: the library is not installed.
         """
         if self.flavour not in FLAVOURS:
             raise UsageError(
@@ -84,12 +79,25 @@ class EngineSettings:
                 next_step="choose one of these",
             )
         if not 1 <= self.least_batch <= self.best_batch <= self.most_batch:
-            raise ExportError(
+            raise UsageError(
                 where="--min-batch, --opt-batch, --max-batch",
                 found=f"{self.least_batch}, {self.best_batch}, {self.most_batch}",
                 expected="1 <= min <= opt <= max",
                 next_step="correct the sizes",
             )
+
+    def settle(self, precision: str = "fp32") -> EngineSettings:
+        """The same settings with a flavour that works here; what cannot work is refused.
+
+        Args:
+            precision: of the graph.
+
+        Raises:
+            UsageError: see `check`.
+            ExportError: settings that the flavour does not have, or no GPU for it.
+            DependencyError: the library is not installed.
+        """
+        self.check()
         flavour = self.flavour
         if flavour == "auto":
             native = _is_installed("tensorrt") and find_gpu() and not self.capabilities

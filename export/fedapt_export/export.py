@@ -70,6 +70,21 @@ class ExportSettings:
     most_disagreement: float | None = None
     force: bool = False
 
+    def check_out(self, out: Path) -> None:
+        """Refuse a name of another kind of file: an engine of that name would replace the model.
+
+        Raises:
+            UsageError: the suffix is not that of what is written.
+        """
+        of_head = ".safetensors with --head-only"
+        if out.suffix != (".safetensors" if self.head_only else ".onnx"):
+            raise UsageError(
+                where=f"--out {out}",
+                found=f"the suffix {out.suffix!r}",
+                expected=of_head if self.head_only else f".onnx, or {of_head}",
+                next_step="rename the output",
+            )
+
     def check(self) -> None:
         """Refuse what does not go together.
 
@@ -124,6 +139,7 @@ def export(
         ReportedError: see `fedapt.core.errors`.
     """
     settings.check()
+    settings.check_out(out)
     checkpoint = load_checkpoint(checkpoint_path)
     images, source = collect_images(
         checkpoint, checkpoint_path, settings.data, settings.parity_images

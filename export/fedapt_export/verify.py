@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx
 
-from fedapt.core.errors import ExportError, ParityError
+from fedapt.core.errors import ExportError, ParityError, UsageError
 from fedapt.core.files import hash_file
 from fedapt.core.report import Reporter
 from fedapt.model.backbone import load_backbone
@@ -34,10 +34,18 @@ def verify(
         data, images, least_agreement: as in `export.export`.
 
     Raises:
+        UsageError: the two files are the wrong way round.
         ExportError: the model is missing or damaged.
         ModelFileError: it is no fedapt model.
         ParityError: it came from another checkpoint, or does not compute what this one computes.
     """
+    if (model_path.suffix, checkpoint_path.suffix) == (".safetensors", ".onnx"):
+        raise UsageError(
+            where="MODEL CHECKPOINT",
+            found=f"{model_path} {checkpoint_path}",
+            expected="the model first, then the checkpoint",
+            next_step=f"fedapt verify {checkpoint_path} {model_path}",
+        )
     checkpoint = load_checkpoint(checkpoint_path)
     model, manifest = _load(model_path)
     sha256 = hash_file(checkpoint_path)

@@ -13,7 +13,7 @@ from fedapt.cli.show import console_reporter, print_json, print_table
 
 
 def describe(
-    file: Annotated[Path, typer.Argument(help="A checkpoint, a head or a model.")],
+    file: Annotated[Path, typer.Argument(help="A checkpoint, a head, a model or an engine.")],
     as_json: JsonOption = False,
 ) -> None:
     """Print everything that a file of fedapt's says of itself."""

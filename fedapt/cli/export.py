@@ -19,11 +19,12 @@ _TRT = "TensorRT"
 
 
 def export(
+    context: typer.Context,
     checkpoint: CheckpointArgument,
     out: Annotated[Path, typer.Option(help="The .onnx file to write, or the head's .safetensors.")],
     data: Annotated[
         Path | None,
-        typer.Option(help="Images for the reports [those of the training run]."),
+        typer.Option(help="Images for the reports (those of the training run)."),
     ] = None,
     parity_images: Annotated[
         int, typer.Option(min=0, help="Test images to compare; 0 takes all.")
@@ -42,7 +43,7 @@ def export(
     ] = "fp32",
     calibration: Annotated[
         Path | None,
-        typer.Option(help="Images that set the scales of int8 [those of the training run]."),
+        typer.Option(help="Images that set the scales of int8 (those of the training run)."),
     ] = None,
     calibration_images: Annotated[
         int, typer.Option(min=0, help="How many of them; 0 takes all.")
@@ -50,7 +51,7 @@ def export(
     max_disagreement: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, help="Most labels that a lower precision may change [by precision]."
+            min=0, max=1, help="Most labels that a lower precision may change (by precision)."
         ),
     ] = None,
     force: Annotated[
@@ -73,7 +74,7 @@ def export(
     compute_capability: Annotated[
         str,
         typer.Option(
-            help="Targets of rtx, such as sm89,sm120 [the library's own].", rich_help_panel=_TRT
+            help="Targets of rtx, such as sm89,sm120 (the library's own).", rich_help_panel=_TRT
         ),
     ] = "",
     min_batch: Annotated[
@@ -103,6 +104,8 @@ def export(
             expected="one of them: an engine or a server needs the whole graph",
             next_step="leave one out",
         )
+    if not trt:
+        _check_no_engine(context, triton is not None)
     with console_reporter() as reporter:
         from fedapt_export.engine import EngineSettings, build_engine
         from fedapt_export.export import ExportSettings
@@ -113,7 +116,8 @@ def export(
         engine_settings = EngineSettings(
             trt_flavour, targets, min_batch, opt_batch, max_batch, timing_cache, refit
         )
-        if trt:  # what cannot work is refused before the work
+        engine_settings.check()  # what cannot work is refused before the work
+        if trt:
             engine_settings = engine_settings.settle(precision)
         settings = ExportSettings(
             data=data,
@@ -154,6 +158,25 @@ def export(
     show_parity(exported.parity)
     if exported.precision is not None:
         _show_precision(exported.precision)
+
+
+def _check_no_engine(context: typer.Context, triton: bool) -> None:
+    """Refuse options of an engine where none is built.
+
+    Raises:
+        UsageError: one was given that nothing would read.
+    """
+    read = ("opt_batch", "max_batch") if triton else ()
+    for option in context.command.params:
+        source = context.get_parameter_source(str(option.name))
+        is_of_engine = getattr(option, "rich_help_panel", None) == _TRT and option.name not in read
+        if is_of_engine and source is not None and source.name != "DEFAULT":
+            raise UsageError(
+                where=option.opts[0],
+                found="no --trt",
+                expected="--trt, which builds the engine that it is for",
+                next_step="add --trt, or leave it out",
+            )
 
 
 def show_parity(parity: Parity) -> None:

@@ -26,16 +26,16 @@ def train(
         str | None, typer.Option(help="Pretrained tag or weights file of an OpenCLIP name.")
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help="What to train; see `fedapt methods` [fedapt].")
+        str | None, typer.Option(help="What to train; see `fedapt methods` (fedapt).")
     ] = None,
-    rounds: Annotated[int | None, typer.Option(help="Rounds of federation [50].")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate [0.01].")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images per step [256].")] = None,
-    context_length: Annotated[int | None, typer.Option(help="Context tokens M [24].")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Temperature tau [0.01].")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the run [0].")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds of federation (50).")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate (0.01).")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per step (256).")] = None,
+    context_length: Annotated[int | None, typer.Option(help="Context tokens M (24).")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Temperature tau (0.01).")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the run (0).")] = None,
     validation: Annotated[
-        float | None, typer.Option(help="Share of training images that choose the round [0].")
+        float | None, typer.Option(help="Share of training images that choose the round (0).")
     ] = None,
     join: Annotated[
         Path | None, typer.Option(help="Go on from a federation's checkpoint, with new domains.")

@@ -16,7 +16,7 @@ def verify(
     model: Annotated[Path, typer.Argument(help="A model.onnx written by `fedapt export`.")],
     checkpoint: CheckpointArgument,
     data: Annotated[
-        Path | None, typer.Option(help="Images to compare on [those of the training run].")
+        Path | None, typer.Option(help="Images to compare on (those of the training run).")
     ] = None,
     images: Annotated[int, typer.Option(min=0, help="Test images; 0 takes all.")] = 128,
     min_agreement: Annotated[

@@ -103,8 +103,6 @@ def rtx(**options: Any) -> EngineSettings:
         (rtx(capabilities=("sm90",)), "found sm90, a data centre GPU; expected targets of"),
         (rtx(capabilities=("sm100",)), "build on that GPU with --trt-flavour tensorrt"),
         (rtx(capabilities=("sm42",)), "found sm42; expected targets .*check the spelling"),
-        (rtx(least_batch=8, best_batch=4), "expected 1 <= min <= opt <= max"),
-        (rtx(least_batch=0), "found 0, 32, 128"),
         (rtx(refit=True), "--refit: found --trt-flavour rtx.*leave --refit out"),
         (rtx(timing_cache=Path("t.cache")), "--timing-cache: found --trt-flavour rtx"),
     ],
@@ -122,9 +120,20 @@ def test_int8_is_refused_for_rtx() -> None:
         rtx().settle("int8")
 
 
-def test_an_unknown_flavour_is_refused() -> None:
-    with pytest.raises(UsageError, match="'trt'; expected auto, rtx, tensorrt"):
-        EngineSettings("trt").settle()
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (EngineSettings("trt"), "'trt'; expected auto, rtx, tensorrt"),
+        (EngineSettings(least_batch=8, best_batch=4), "expected 1 <= min <= opt <= max"),
+        (EngineSettings(least_batch=0), "found 0, 32, 128"),
+    ],
+)
+def test_what_is_wrong_anywhere_is_refused(settings: EngineSettings, text: str) -> None:
+    for refuse in (settings.check, settings.settle):
+        with pytest.raises(UsageError, match=text) as caught:
+            refuse()
+        assert caught.value.exit_code == 2
+    EngineSettings(least_batch=8, best_batch=8, most_batch=8).check()
 
 
 def test_tensorrt_takes_its_gpu_and_no_targets(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,6 +150,40 @@ def test_tensorrt_takes_its_gpu_and_no_targets(monkeypatch: pytest.MonkeyPatch) 
     assert EngineSettings(capabilities=("sm89",)).settle().flavour == "rtx"
     with pytest.raises(ExportError, match="expected nothing: such an engine is for the GPU at"):
         EngineSettings("tensorrt", ("sm89",)).settle()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--trt-flavour", "nonsense"], "--trt-flavour"),
+        (["--trt-flavour", "auto"], "--trt-flavour"),  # given, be it the default
+        (["--compute-capability", "sm89"], "--compute-capability"),
+        (["--min-batch", "1"], "--min-batch"),
+        (["--opt-batch", "8"], "--opt-batch"),
+        (["--max-batch", "8"], "--max-batch"),
+        (["--timing-cache", "t"], "--timing-cache"),
+        (["--refit"], "--refit"),
+        (["--triton", "r", "--min-batch", "2"], "--min-batch"),
+    ],
+)
+def test_an_option_of_an_engine_without_one_is_2(
+    options: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["export", "absent.safetensors", "--out", str(tmp_path / "model.onnx")]
+    assert main([*command, *options]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {told}: found no --trt; expected --trt, which builds the engine that it is for."
+        " To do: add --trt, or leave it out.\n"
+    )
+
+
+@pytest.mark.parametrize("needs", [["--trt"], ["--triton", "r"]])
+def test_batch_sizes_out_of_order_are_2(
+    needs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["export", "absent.safetensors", "--out", str(tmp_path / "model.onnx"), *needs]
+    assert main([*command, "--max-batch", "8"]) == 2
+    assert "--min-batch, --opt-batch, --max-batch: found 1, 32, 8" in capsys.readouterr().err
 
 
 def test_without_the_library_nothing_is_exported(

@@ -97,6 +97,34 @@ def test_what_goes_together_is_taken(settings: dict[str, Any]) -> None:
     ExportSettings(**settings).check()
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("model.engine", ["--trt"], ".onnx, or .safetensors with --head-only"),
+        ("model", [], ".onnx, or .safetensors with --head-only"),
+        (".", [], ".onnx, or .safetensors with --head-only"),
+        ("head.safetensors", [], ".onnx, or .safetensors with --head-only"),
+        ("head.onnx", ["--head-only"], ".safetensors with --head-only"),
+    ],
+)
+def test_a_name_of_another_kind_of_file_is_2_before_any_work(
+    name: str,
+    options: list[str],
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("fedapt_export.engine.EngineSettings.settle", lambda s, _: s)
+    monkeypatch.chdir(tmp_path)
+    assert export(tmp_path / "no such run", Path(name), *options) == 2
+    assert capsys.readouterr().err == (
+        f"error: --out {name}: found the suffix {Path(name).suffix!r}; expected {expected}."
+        " To do: rename the output.\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_wrong_option_is_2_before_any_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

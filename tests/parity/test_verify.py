@@ -22,6 +22,17 @@ def test_its_own_checkpoint(
     assert json.loads(capsys.readouterr().out)["images"] == 12
 
 
+def test_the_files_the_wrong_way_round_are_2(
+    tiny_model: Path, tiny_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = tiny_run / "checkpoint.safetensors"
+    assert main(["verify", str(checkpoint), str(tiny_model)]) == 2
+    assert capsys.readouterr().err == (
+        f"error: MODEL CHECKPOINT: found {checkpoint} {tiny_model}; expected the model first, then"
+        f" the checkpoint. To do: fedapt verify {tiny_model} {checkpoint}.\n"
+    )
+
+
 def test_another_checkpoint_is_7(
     tiny_model: Path,
     tiny_run: Path,
