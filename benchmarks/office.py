@@ -18,6 +18,7 @@ from fedapt.data.domains import Domain, divide_table, load_table
 from fedapt.data.folders import scan_folders
 from fedapt.data.splits import split_folders
 from fedapt.model.backbone import load_backbone
+from fedapt.model.checkpoint import Checkpoint
 from fedapt.model.image_encoder import image_encoder
 from fedapt.run.session import Session
 
@@ -63,6 +64,7 @@ def open_session(
     *,
     evaluate_every: int,
     validation_fraction: float = 0.0,
+    joined: Checkpoint | None = None,
 ) -> Session:
     """To train under a seed with the settings of configs/FILE.toml, changed by `overrides`.
 
@@ -78,7 +80,7 @@ def open_session(
     config = read_config(ROOT / "configs" / f"{file}.toml", overrides, options)
     office = open_office()
     domains = office.domains(seed, validation_fraction)
-    return Session(config, office.backbone, office.folders, domains)
+    return Session(config, office.backbone, office.folders, domains, joined=joined)
 
 
 def in_processes(work: Callable[[Cell], Found], cells: Iterable[Cell]) -> Iterator[Found]:

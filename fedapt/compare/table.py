@@ -97,7 +97,7 @@ def spread(values: list[float]) -> Spread:
 
 
 def show_rates(row: Row) -> str:
-    """"0.03, 0.3"; nothing where nothing is trained."""
+    """Such as "0.03, 0.3"; nothing where nothing is trained."""
     return ", ".join(f"{lr:g}" for lr in row.rates) if row.parameters else ""
 
 

@@ -234,9 +234,7 @@ def test_a_rate_that_diverges_is_not_chosen(
     assert [cell.lr for cell in found.chosen[IN_DOMAIN, "promptfl"]] == [0.2]
 
 
-def test_labels_choose_nothing_for_a_method_that_reads_none(
-    config: Config, tmp_path: Path
-) -> None:
+def test_labels_choose_nothing_for_a_method_that_reads_none(config: Config, tmp_path: Path) -> None:
     """Neither a rate, nor a round, nor when to stop."""
     train = dataclasses.replace(config.train, lr=0.07, rounds=4, patience=1)
     config = dataclasses.replace(config, train=train)

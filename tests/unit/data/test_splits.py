@@ -293,7 +293,9 @@ def test_lists_without_a_training_image_are_refused(tmp_path: Path) -> None:
 def test_one_list_alone_is_refused(tmp_path: Path, there: str, missing: str) -> None:
     listed(tmp_path, "a/red square/1.png 0\n", "")
     (tmp_path / f"a_{missing}.txt").unlink()
-    text = rf"a_{there}\.txt: found no a_{missing}\.txt beside it; expected both split files, or none"
+    text = (
+        rf"a_{there}\.txt: found no a_{missing}\.txt beside it; expected both split files, or none"
+    )
     with pytest.raises(DataError, match=text):
         split_folders(scan_folders(tmp_path), 0.4, seed=0)
     (tmp_path / f"a_{there}.txt").unlink()
