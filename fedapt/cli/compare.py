@@ -42,7 +42,7 @@ def compare(
     config: Annotated[Path | None, typer.Option(help="A TOML file with settings.")] = None,
     model: Annotated[str | None, typer.Option(help="As of `fedapt train`.")] = None,
     pretrained: Annotated[str | None, typer.Option(help="As of `fedapt train`.")] = None,
-    rounds: Annotated[int | None, typer.Option(help="Rounds of federation [50].")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds of federation (50).")] = None,
     override: Annotated[
         list[str] | None, typer.Option("-o", metavar="KEY=VALUE", help="Set section.key=value.")
     ] = None,
@@ -84,11 +84,10 @@ def compare(
         )
         comparison = run_comparison(settings, plan, out, device, reporter)
         rows = build_rows(comparison)
-        shared = shared_settings(settings)
-        results = to_json(comparison, rows, shared)
+        results = to_json(comparison, rows, shared_settings(settings))
         write_text(out / "results.json", json.dumps(results) + "\n")
         write_text(out / "results.csv", to_csv(comparison))
-        write_report(comparison, rows, shared, out / "report.html")
+        write_report(comparison, rows, settings, out / "report.html")
         reporter.message(f"written: {out / 'report.html'}, results.csv, results.json")
     if as_json:
         print_json(results["rows"])

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from fedapt.compare.plan import LEAVE_ONE_OUT, PROTOCOLS
+from fedapt.compare.plan import LEAVE_ONE_OUT, PROTOCOLS, Plan, shared_settings
 from fedapt.compare.run import CellResult, Comparison
 from fedapt.compare.table import Row, show_rates
+from fedapt.core.config import Config
 from fedapt.core.files import write_text
 from fedapt.pages.figure import COLOURS, FEDAPT_COLOUR, ZERO_SHOT_COLOUR
 from fedapt.pages.plots import plot_bars, plot_lines, plot_routing
 from fedapt.pages.render import render
+from fedapt.run.train import list_changes
+from fedapt.train.methods import METHODS
 
 _SAYS = dict(
     zip(
@@ -27,10 +29,11 @@ _SAYS = dict(
 )
 
 
-def write_report(
-    comparison: Comparison, rows: list[Row], settings: dict[str, Any], path: Path
-) -> None:
+def write_report(comparison: Comparison, rows: list[Row], config: Config, path: Path) -> None:
     """Write the page.
+
+    Args:
+        config: settings that all cells share.
 
     Raises:
         FileError: the folder cannot be written.
@@ -57,12 +60,21 @@ def write_report(
             "report.html.j2",
             plan=comparison.plan,
             domains=comparison.domains,
-            settings=settings,
-            has_validation=settings["data.validation_fraction"] > 0,
+            settings=shared_settings(config),
+            demands=_demands(comparison.plan, config),
+            has_validation=config.data.validation_fraction > 0,
             show_rates=show_rates,
             sections=sections,
         ),
     )
+
+
+def _demands(plan: Plan, config: Config) -> dict[str, list[str]]:
+    """What each method changes, by its title."""
+    found = {
+        METHODS[m].title: list_changes(config, METHODS[m].settle(config)) for m in plan.methods
+    }
+    return {title: changes for title, changes in found.items() if changes}
 
 
 def _colour_methods(rows: list[Row]) -> dict[str, str]:

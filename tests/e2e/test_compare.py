@@ -49,9 +49,26 @@ def test_the_whole_command(
     assert len((folder / "results.csv").read_text("utf-8").splitlines()) == 1 + 18 * 2
     page = (folder / "report.html").read_text("utf-8")
     assert page.count("<svg") == 2 * 3 + 1  # bars, rounds, bytes for each; one routing
+    assert "data.validation_fraction = 0.2\n" in page
+    assert "What methods change" not in page  # these three take the settings as they are
     assert not re.search(r'(src|href)="(http|//)', page)  # nothing is loaded from elsewhere
     code, out, err = run(capsys, *arguments, "--lr", "0.1", "--json")
     assert (code, [row["method"] for row in json.loads(out)]) == (0, 2 * methods.split(","))
+
+
+def test_settings_decide_where_options_do_not(
+    command: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On one rate, and on the share of validation images."""
+    settings = ["-o", "train.lr=0.07", "-o", "data.validation_fraction=0.4", "--seeds", "1"]
+    code, out, _ = run(capsys, *command, "--methods", "cocoop", *settings, "--json")
+    assert code == 0
+    assert json.loads(out)[0]["rates"] == [0.07]
+    shared = json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))["settings"]
+    assert shared["data.validation_fraction"] == 0.4
+    assert not {"train.lr", "train.seed", "train.method", "data.split_seed"} & shared.keys()
+    page = (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert "CoCoOp: prompt.class_specific = False, not True; " in page
 
 
 @pytest.mark.parametrize(

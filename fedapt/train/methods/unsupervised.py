@@ -11,7 +11,7 @@ it needs no state, and any client can be resumed or replaced. The labels of a ba
 
 The paper demands a context of 16 tokens shared by all classes, and 4 rounds after the warm-up (20
 with several clients per domain). It takes the lead from training images; the authors' script took
-test images.
+test images. Its batch of 512 is the run's to set (`train.batch_size`).
 
 Source: FedAPT (arXiv 2211.07864), section on unsupervised training; strong views after FixMatch
 (arXiv 2001.07685).

@@ -249,6 +249,32 @@ def test_no_more_clients_run_than_half_of_the_memory_takes(
     assert count_at_once(method, clients, expected) == expected
 
 
+def test_replies_that_wait_for_a_slow_client_are_few(
+    method: FedAPT, clients: tuple[Client, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    begun, go_on = [], threading.Event()
+
+    class Slow(FedAPT):
+        """The first client waits until the others have had time to be done."""
+
+        def objective(self, start: Learned, client: Client, round_number: int) -> Objective:
+            begun.append(client.index)
+            if client.index == 0:
+                go_on.wait(60)
+            return super().objective(start, client, round_number)
+
+    many = [dataclasses.replace(clients[1], index=i) for i in range(40)]
+    replies = LocalEngine(Slow(method.setting), TRAIN).train_round(START, many, 0)
+    timer = threading.Timer(2.0, go_on.set)
+    timer.start()
+    first = next(replies)
+    timer.join()
+    assert first.client == 0
+    assert 1 < len(begun) <= 4 * 2
+    assert sorted(reply.client for reply in replies) == list(range(1, 40))
+
+
 def test_torchs_threads_are_set_back(method: FedAPT, clients: tuple[Client, ...]) -> None:
     before = torch.get_num_threads()
     train_round(method, clients, 0)
