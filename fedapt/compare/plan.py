@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from fedapt.core.config import METHODS, Config, flatten
+from fedapt.core.config import METHODS, Config, flatten, remove_paths
 from fedapt.core.errors import UsageError
 
 IN_DOMAIN, LEAVE_ONE_OUT, DIRICHLET, FEW_SHOT = (
@@ -141,7 +141,8 @@ def check_settings(config: Config, protocols: Sequence[str]) -> None:
 def shared_settings(config: Config) -> dict[str, Any]:
     """What all cells have in common, before a method's own demands: key -> value."""
     own = {*_OWN, "data.root", "train.lr"}
-    return {name: value for name, value in flatten(config).items() if name not in own}
+    settings = flatten(remove_paths(config))
+    return {name: value for name, value in settings.items() if name not in own}
 
 
 def _check_names(where: str, names: Sequence[str], known: Sequence[str]) -> None:

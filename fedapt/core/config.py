@@ -458,6 +458,22 @@ def remove_folders(config: Config) -> Config:
     )
 
 
+def remove_paths(config: Config) -> Config:
+    """Settings that may leave the machine: a CLIP in a folder goes without its name."""
+    model = config.model
+    named = dataclasses.replace(
+        model,
+        name="" if _is_path(model.name) else model.name,
+        pretrained="" if _is_path(model.pretrained) else model.pretrained,
+    )
+    return dataclasses.replace(remove_folders(config), model=named)
+
+
+def _is_path(name: str) -> bool:
+    # hf-hub:organisation/repository is a name
+    return ("/" in name or "\\" in name) and not name.startswith("hf-hub:")
+
+
 def config_to_toml(config: Config) -> str:
     """All settings as TOML; reading it back gives an equal `Config`."""
     return tomli_w.dumps(dataclasses.asdict(config))

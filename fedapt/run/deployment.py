@@ -13,14 +13,14 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedapt.core.config import Config, flatten, read_config
+from fedapt.core.config import Config, flatten, read_config, remove_paths
 from fedapt.core.errors import ConfigError, ReportedError
 from fedapt.core.report import Reporter
 from fedapt.data.partition import Client, choose_key
 from fedapt.federation.flower.engine import FlowerEngine
 from fedapt.federation.flower.roster import Roster
 from fedapt.federation.flower.settings import ServerSettings, read_server
-from fedapt.federation.flower.task import Plan, remove_paths
+from fedapt.federation.flower.task import Plan
 from fedapt.federation.flower.watch import Watch
 from fedapt.model.backbone import Backbone, load_backbone
 from fedapt.model.checkpoint import load_checkpoint

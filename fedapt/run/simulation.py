@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedapt.core.config import Config
+from fedapt.core.config import Config, remove_paths
 from fedapt.core.errors import UsageError
 from fedapt.core.report import Reporter
 from fedapt.data.partition import Client
@@ -51,7 +51,7 @@ def simulate_nodes(session: Session, device: str, reporter: Reporter) -> Iterato
     """Let Flower run the session's clients for as long as the block runs."""
     from fedapt.federation.flower.engine import FlowerEngine
     from fedapt.federation.flower.simulation import simulate
-    from fedapt.federation.flower.task import Plan, remove_paths
+    from fedapt.federation.flower.task import Plan
     from fedapt.federation.flower.watch import Watch
 
     config, method = session.config, session.method

@@ -1,7 +1,7 @@
 """Experiment trackers, each through its own library and with that library's own settings.
 
-Off unless named. A tracker sees what `records.jsonl` sees, after it was written: losing one loses
-no result.
+Off unless named. A tracker sees what `records.jsonl` sees, after it was written, and the settings
+without any path: losing one loses no result.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from fedapt.core.config import Config, flatten
+from fedapt.core.config import Config, flatten, remove_paths
 from fedapt.core.errors import DependencyError, UsageError
 from fedapt.core.records import Record
 from fedapt.core.report import Reporter
@@ -52,7 +52,7 @@ def _mlflow(folder: Path, config: Config) -> Iterator[Log]:
     """A run where MLFLOW_TRACKING_URI says, named after the run folder."""
     mlflow = _import("mlflow", "mlflow")
     with mlflow.start_run(run_name=folder.name):
-        mlflow.log_params(flatten(config))
+        mlflow.log_params(flatten(remove_paths(config)))
 
         def log(step: int, values: dict[str, float]) -> None:
             # names may have letters, digits and a few signs, and a folder's may have others
@@ -69,7 +69,9 @@ def _wandb(folder: Path, config: Config) -> Iterator[Log]:
 
     wandb = _import("wandb", "wandb")
     project = os.environ.get("WANDB_PROJECT", "fedapt")
-    run = wandb.init(project=project, name=folder.name, dir=str(folder), config=flatten(config))
+    run = wandb.init(
+        project=project, name=folder.name, dir=str(folder), config=flatten(remove_paths(config))
+    )
     try:
         yield lambda step, values: run.log(values, step=step)
     finally:

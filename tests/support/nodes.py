@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flwr.app import Message
 
-from fedapt.core.config import Config, read_config
+from fedapt.core.config import Config, read_config, remove_paths
 from fedapt.core.report import Reporter
 from fedapt.data.domains import load_domains
 from fedapt.data.folders import scan_folders
@@ -16,7 +16,7 @@ from fedapt.data.splits import split_as_configured
 from fedapt.federation.flower.client_app import build_client_app
 from fedapt.federation.flower.engine import FlowerEngine
 from fedapt.federation.flower.node import Node, Party
-from fedapt.federation.flower.task import Plan, remove_paths
+from fedapt.federation.flower.task import Plan
 from fedapt.federation.flower.watch import Watch
 from fedapt.model.backbone import Backbone
 from fedapt.model.image_encoder import image_encoder

@@ -17,7 +17,7 @@ from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
 import fedapt
-from fedapt.core.config import Config, config_from_dict, remove_folders
+from fedapt.core.config import Config, config_from_dict
 from fedapt.core.errors import ConfigError, FederationError
 from fedapt.data.partition import Client
 from fedapt.federation.flower.tensors import from_arrays
@@ -69,25 +69,6 @@ class Place:
     def of(cls, client: Client, share: int, round_number: int) -> Place:
         """The place of a client."""
         return cls(client.index, client.domain, client.key, share, round_number)
-
-
-def remove_paths(config: Config) -> Config:
-    """Settings that may leave the machine.
-
-    A CLIP in a folder goes without its name; every node has the folder somewhere else.
-    """
-    model = config.model
-    named = dataclasses.replace(
-        model,
-        name="" if _is_path(model.name) else model.name,
-        pretrained="" if _is_path(model.pretrained) else model.pretrained,
-    )
-    return dataclasses.replace(remove_folders(config), model=named)
-
-
-def _is_path(name: str) -> bool:
-    # hf-hub:organisation/repository is a name
-    return ("/" in name or "\\" in name) and not name.startswith("hf-hub:")
 
 
 def task_to_record(plan: Plan, place: Place | None = None) -> ConfigRecord:

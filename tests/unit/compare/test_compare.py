@@ -137,6 +137,8 @@ def test_what_cells_decide_on_is_refused_as_a_setting(
     assert list(tmp_path.iterdir()) == []
     assert name not in shared_settings(given)
     assert shared_settings(given)["train.rounds"] == 50
+    folder = read_config(None, [], {"model.name": "/home/ada/clip"})
+    assert shared_settings(folder)["model.name"] == ""  # results are there to be shown
     assert not {"train.lr", "data.root"} & shared_settings(given).keys()
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict, UserConfig
 
-from fedapt.core.config import Config, ModelConfig, read_config
+from fedapt.core.config import Config, ModelConfig, read_config, remove_paths
 from fedapt.core.errors import FederationError
 from fedapt.federation.flower.client_app import build_client_app, read_party
 from fedapt.federation.flower.node import Node, Party
-from fedapt.federation.flower.task import Plan, read_place, read_plan, remove_paths, task_to_record
+from fedapt.federation.flower.task import Plan, read_place, read_plan, task_to_record
 from fedapt.model.backbone import Backbone
 from tests.support.grid import DirectGrid
 from tests.support.tiny import write_tiny_clip, write_tiny_images
