@@ -47,6 +47,7 @@ bench: $(READY_DEV) ## the benchmarks that need no GPU; they write benchmarks/re
 	$(BIN)/python benchmarks/fused_speed.py
 	$(BIN)/python benchmarks/headroom.py
 	$(BIN)/python benchmarks/joining.py
+	$(BIN)/python benchmarks/unsupervised.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/many_clients.py
 	$(BIN)/python benchmarks/runtime.py

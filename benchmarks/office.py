@@ -21,6 +21,7 @@ from fedapt.model.backbone import load_backbone
 from fedapt.model.checkpoint import Checkpoint
 from fedapt.model.image_encoder import image_encoder
 from fedapt.run.session import Session
+from fedapt.train.methods import METHODS
 
 Cell = TypeVar("Cell")
 Found = TypeVar("Found")
@@ -78,6 +79,7 @@ def open_session(
         "train.seed": seed,
     }
     config = read_config(ROOT / "configs" / f"{file}.toml", overrides, options)
+    config = METHODS[config.train.method].settle(config)
     office = open_office()
     domains = office.domains(seed, validation_fraction)
     return Session(config, office.backbone, office.folders, domains, joined=joined)
