@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -11,6 +12,13 @@ from importlib.metadata import version
 from photos import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results"
+
+
+def is_quick(description: str, what: str = "3 rounds") -> bool:
+    """Whether the command asks for a check (`--quick`) instead of a result."""
+    parser = argparse.ArgumentParser(description=description.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help=f"{what}: a check, no result")
+    return bool(parser.parse_args().quick)
 
 
 def publish(name: str, figures: Mapping[str, object], *, keep: bool = True) -> None:

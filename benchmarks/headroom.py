@@ -11,10 +11,9 @@ best of these vectors that one of the text tower's two copies could give alone.
 
 from __future__ import annotations
 
-import argparse
 from itertools import product
 
-from figures import publish
+from figures import is_quick, publish
 from office import in_processes, open_office, open_session, spread
 from pooled import pooled_accuracy, pooled_fits
 
@@ -46,12 +45,10 @@ def validate(cell: tuple[tuple[str, ...], int]) -> dict[int, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="3 rounds: a check, no result")
-    options = parser.parse_args()
-    seeds = SEEDS[:2] if options.quick else SEEDS
+    quick = is_quick(__doc__)
+    seeds = SEEDS[:2] if quick else SEEDS
     variants = {
-        name: (*overrides, "train.rounds=3") if options.quick else overrides
+        name: (*overrides, "train.rounds=3") if quick else overrides
         for name, overrides in VARIANTS.items()
     }
     curves = in_processes(validate, product(variants.values(), seeds))
@@ -68,7 +65,7 @@ def main() -> None:
         for name, fit in pooled_fits(office.backbone).items()
     }
     report = {"model": "lite", "seeds": list(seeds), "fedapt": rows, "pooled_features": pooled}
-    publish("headroom", report, keep=not options.quick)
+    publish("headroom", report, keep=not quick)
 
 
 if __name__ == "__main__":

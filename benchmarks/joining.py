@@ -9,11 +9,10 @@ at the same rate. Beside it: all four from the start, as many rounds as the othe
 
 from __future__ import annotations
 
-import argparse
 from itertools import product
 from statistics import fmean
 
-from figures import publish
+from figures import is_quick, publish
 from office import in_processes, open_session, spread
 
 from fedapt.core.report import Reporter
@@ -62,11 +61,9 @@ def train_together(cell: tuple[int, tuple[str, ...]]) -> Accuracy:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="3 rounds: a check, no result")
-    options = parser.parse_args()
-    seeds = SEEDS[:2] if options.quick else SEEDS
-    overrides = ("train.rounds=3",) if options.quick else ()
+    quick = is_quick(__doc__)
+    seeds = SEEDS[:2] if quick else SEEDS
+    overrides = ("train.rounds=3",) if quick else ()
     together = dict(
         zip(seeds, in_processes(train_together, [(s, overrides) for s in seeds]), strict=True)
     )
@@ -97,7 +94,7 @@ def main() -> None:
             d: {n: fmean(joined[s, d][n][d] for s in seeds) for n in rounds} for d in DOMAINS
         },
     }
-    publish("joining", report, keep=not options.quick)
+    publish("joining", report, keep=not quick)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,9 @@ on all clients' pooled features, which no federation may do, show what the froze
 
 from __future__ import annotations
 
-import argparse
 from itertools import product
 
-from figures import publish
+from figures import is_quick, publish
 from office import in_processes, open_office, open_session, spread
 from pooled import pooled_accuracy, pooled_fits
 
@@ -42,11 +41,9 @@ def summarise(evaluations: list[Evaluation]) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="3 rounds: a check, no result")
-    options = parser.parse_args()
-    seeds = SEEDS[:2] if options.quick else SEEDS
-    overrides = ("train.rounds=3",) if options.quick else ()
+    quick = is_quick(__doc__)
+    seeds = SEEDS[:2] if quick else SEEDS
+    overrides = ("train.rounds=3",) if quick else ()
     trained = in_processes(train, product(CONFIGS.values(), seeds, [overrides]))
     results: dict[str, object] = {}
     for name, file in CONFIGS.items():
@@ -72,7 +69,7 @@ def main() -> None:
         },
         "pooled_features": pooled,
     }
-    publish("office_caltech10", report, keep=not options.quick)
+    publish("office_caltech10", report, keep=not quick)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,9 @@ paper's, and ten times that, as `lite`'s logits are 4.5 times flatter than those
 
 from __future__ import annotations
 
-import argparse
 from itertools import product
 
-from figures import publish
+from figures import is_quick, publish
 from office import in_processes, open_session, spread
 
 from fedapt.core.report import Reporter
@@ -43,10 +42,8 @@ def compare(evaluations: list[Evaluation]) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="two seeds: a check, no result")
-    options = parser.parse_args()
-    seeds = SEEDS[:2] if options.quick else SEEDS
+    quick = is_quick(__doc__, "two seeds")
+    seeds = SEEDS[:2] if quick else SEEDS
     found = in_processes(train, product(RATES, seeds))
     report = {
         "model": "lite",
@@ -54,7 +51,7 @@ def main() -> None:
         "precision": "bfloat16",
         "by_rate": {str(lr): compare([next(found) for _ in seeds]) for lr in RATES},
     }
-    publish("unsupervised", report, keep=not options.quick)
+    publish("unsupervised", report, keep=not quick)
 
 
 if __name__ == "__main__":
