@@ -14,10 +14,8 @@ from __future__ import annotations
 from itertools import product
 
 from figures import is_quick, publish
-from office import in_processes, open_office, open_session, spread
+from office import in_processes, open_office, open_session, run, spread
 from pooled import pooled_accuracy, pooled_fits
-
-from fedapt.core.report import Reporter
 
 SEEDS = tuple(range(10))
 VALIDATION = 0.2
@@ -40,7 +38,7 @@ def validate(cell: tuple[tuple[str, ...], int]) -> dict[int, float]:
     session = open_session(
         "office_caltech10", overrides, seed, evaluate_every=10, validation_fraction=VALIDATION
     )
-    done = session.run(session.begin(), lambda progress: None, Reporter())
+    done = run(session)
     return {r["round"]: r["mean_validation"] for r in done.records if "mean_validation" in r}
 
 

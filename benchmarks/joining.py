@@ -13,22 +13,13 @@ from itertools import product
 from statistics import fmean
 
 from figures import is_quick, publish
-from office import in_processes, open_session, spread
-
-from fedapt.core.report import Reporter
-from fedapt.run.session import Session
-from fedapt.train.loop import Progress
+from office import in_processes, open_session, run, spread
 
 DOMAINS = ("amazon", "caltech", "dslr", "webcam")
 SEEDS = tuple(range(5))
 ROUNDS, EVERY = 20, 5
 FILE = "office_caltech10"
 Accuracy = dict[str, float]
-
-
-def run(session: Session) -> Progress:
-    """All its rounds."""
-    return session.run(session.begin(), lambda _: None, Reporter())
 
 
 def join(cell: tuple[int, str, tuple[str, ...]]) -> dict[int, Accuracy]:
@@ -54,9 +45,8 @@ def join(cell: tuple[int, str, tuple[str, ...]]) -> dict[int, Accuracy]:
 def train_together(cell: tuple[int, tuple[str, ...]]) -> Accuracy:
     """Test accuracy of each domain, where all train from the start."""
     seed, overrides = cell
-    found: Accuracy = run(open_session(FILE, overrides, seed, evaluate_every=1000)).records[-1][
-        "accuracy"
-    ]
+    done = run(open_session(FILE, overrides, seed, evaluate_every=1000))
+    found: Accuracy = done.records[-1]["accuracy"]
     return found
 
 

@@ -21,6 +21,7 @@ from fedapt.model.backbone import load_backbone
 from fedapt.model.checkpoint import Checkpoint
 from fedapt.model.image_encoder import image_encoder
 from fedapt.run.session import Session
+from fedapt.train.loop import Progress
 from fedapt.train.methods import METHODS
 
 Cell = TypeVar("Cell")
@@ -83,6 +84,11 @@ def open_session(
     office = open_office()
     domains = office.domains(seed, validation_fraction)
     return Session(config, office.backbone, office.folders, domains, joined=joined)
+
+
+def run(session: Session) -> Progress:
+    """All its rounds; nothing is written."""
+    return session.run(session.begin(), lambda _: None, Reporter())
 
 
 def in_processes(work: Callable[[Cell], Found], cells: Iterable[Cell]) -> Iterator[Found]:

@@ -13,10 +13,9 @@ from __future__ import annotations
 from itertools import product
 
 from figures import is_quick, publish
-from office import in_processes, open_office, open_session, spread
+from office import in_processes, open_office, open_session, run, spread
 from pooled import pooled_accuracy, pooled_fits
 
-from fedapt.core.report import Reporter
 from fedapt.train.evaluate import Evaluation
 
 SEEDS = tuple(range(30))
@@ -27,7 +26,7 @@ def train(cell: tuple[str, int, tuple[str, ...]]) -> Evaluation:
     """Train with the settings of a file under a seed, and look at the test images."""
     file, seed, overrides = cell
     session = open_session(file, overrides, seed, evaluate_every=1000)
-    return session.evaluate(session.run(session.begin(), lambda _: None, Reporter()))
+    return session.evaluate(run(session))
 
 
 def summarise(evaluations: list[Evaluation]) -> dict[str, object]:

@@ -13,9 +13,8 @@ from __future__ import annotations
 from itertools import product
 
 from figures import is_quick, publish
-from office import in_processes, open_session, spread
+from office import in_processes, open_session, run, spread
 
-from fedapt.core.report import Reporter
 from fedapt.train.evaluate import Evaluation
 
 SEEDS = tuple(range(30))
@@ -27,7 +26,7 @@ def train(cell: tuple[float, int]) -> Evaluation:
     lr, seed = cell
     overrides = ("train.method=fedapt-unsupervised", f"train.lr={lr}")
     session = open_session("office_caltech10_paper", overrides, seed, evaluate_every=1000)
-    return session.evaluate(session.run(session.begin(), lambda _: None, Reporter()))
+    return session.evaluate(run(session))
 
 
 def compare(evaluations: list[Evaluation]) -> dict[str, object]:

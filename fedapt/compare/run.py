@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -110,7 +111,7 @@ def compare(config: Config, plan: Plan, out: Path, device: str, reporter: Report
             expected="--validation above 0: test images choose nothing",
             next_step="pass --validation 0.2, or one learning rate",
         )
-    _check_same(out / "config.toml", config_to_toml(config), "settings")
+    _check_same(out / "config.toml", config_to_toml(config), "settings", _reread_settings)
     backbone = load_backbone(config.model.name, config.model.pretrained, choose_device(device))
     reporter.message(f"model: {backbone.label} on {backbone.device}")
     samples = [sample for domain in folders.domains for sample in folders.samples[domain]]
@@ -140,15 +141,16 @@ def _choose(results: list[CellResult]) -> Cell:
     return max(results, key=lambda result: (not result.error, result.validation)).cell
 
 
-def _check_same(path: Path, text: str, what: str) -> None:
+def _check_same(
+    path: Path, text: str, what: str, read: Callable[[Path], str] = Path.read_text
+) -> None:
     """Keep what the cells of a folder have in common; refuse to add cells that have it not."""
+    is_new = not path.is_file() and not (path.parent / "cells").is_dir()
     try:
-        known = path.read_text("utf-8") if path.is_file() else text
-        if path.suffix == ".toml":  # a setting that is new since has its default
-            known = config_to_toml(read_config(path)) if path.is_file() else text
+        is_same = is_new or read(path) == text
     except (ConfigError, OSError, UnicodeDecodeError):
-        known = ""
-    if known != text or (not path.is_file() and (path.parent / "cells").is_dir()):
+        is_same = False
+    if not is_same:
         raise UsageError(
             where=path,
             found=f"a comparison with other {what}",
@@ -156,6 +158,11 @@ def _check_same(path: Path, text: str, what: str) -> None:
             next_step="choose another --out; methods, protocols, seeds and rates may be added",
         )
     write_text(path, text)
+
+
+def _reread_settings(path: Path) -> str:
+    """As they would be written today: a setting that is new since has its default."""
+    return config_to_toml(read_config(path))
 
 
 def _describe_origin(backbone: Backbone, table: ImageTable) -> str:
