@@ -19,7 +19,7 @@ from fedapt.model.open_clip_import import import_open_clip
 def rewrite_for_tracing(module: nn.Module) -> None:
     """Replace, in place, what would leave needless operators behind; evaluation mode only."""
     open_clip = import_open_clip()  # which makes timm importable
-    from timm.models import reparameterize_model
+    from timm.utils import reparameterize_model
 
     # MobileOne's and FastViT's parallel convolutions become the one that they add up to
     reparameterize_model(module, inplace=True)
