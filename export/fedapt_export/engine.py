@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -32,8 +31,11 @@ from fedapt.core.errors import DependencyError, ExportError, UsageError
 from fedapt.core.files import hash_file, replace_file, write_text
 from fedapt_export.engine_check import compare_engine
 from fedapt_export.fuse import read_model
+from fedapt_runtime.backends.cuda import Gpu
+from fedapt_runtime.backends.engine_plan import MODULES
 from fedapt_runtime.backends.ort import OrtBackend
-from fedapt_runtime.backends.tensorrt import MODULES, TensorRtBackend
+from fedapt_runtime.backends.tensorrt import TensorRtBackend
+from fedapt_runtime.errors import RuntimeFailure
 
 FLAVOURS = ("auto", *MODULES)
 # what TensorRT-RTX 1.7 names; H100 and B200 (sm90, sm100) are targets of plain TensorRT alone
@@ -52,16 +54,16 @@ class EngineSettings:
     Attributes:
         flavour: `rtx`, `tensorrt`, or `auto`: `tensorrt` where it and a GPU are there, else `rtx`.
         capabilities: `sm89` and the like, of `rtx`; empty takes the library's defaults.
-        least_batch, best_batch, most_batch: the optimisation profile of the batch axis.
+        min_batch, opt_batch, max_batch: the optimisation profile of the batch axis.
         timing_cache: a file of `tensorrt` that later builds on the same GPU are faster with.
         refit: whether weights can be replaced in the engine, of `tensorrt`.
     """
 
     flavour: str = "auto"
     capabilities: tuple[str, ...] = ()
-    least_batch: int = 1
-    best_batch: int = 32
-    most_batch: int = 128
+    min_batch: int = 1
+    opt_batch: int = 32
+    max_batch: int = 128
     timing_cache: Path | None = None
     refit: bool = False
 
@@ -78,15 +80,15 @@ class EngineSettings:
                 expected=", ".join(FLAVOURS),
                 next_step="choose one of these",
             )
-        if not 1 <= self.least_batch <= self.best_batch <= self.most_batch:
+        if not 1 <= self.min_batch <= self.opt_batch <= self.max_batch:
             raise UsageError(
                 where="--min-batch, --opt-batch, --max-batch",
-                found=f"{self.least_batch}, {self.best_batch}, {self.most_batch}",
+                found=f"{self.min_batch}, {self.opt_batch}, {self.max_batch}",
                 expected="1 <= min <= opt <= max",
                 next_step="correct the sizes",
             )
 
-    def settle(self, precision: str = "fp32") -> EngineSettings:
+    def resolve(self, precision: str = "fp32") -> EngineSettings:
         """The same settings with a flavour that works here; what cannot work is refused.
 
         Args:
@@ -109,12 +111,12 @@ class EngineSettings:
                 expected="TensorRT-RTX" if flavour == "rtx" else "TensorRT 10 or 11",
                 next_step=_INSTALL[flavour],
             )
-        settled = dataclasses.replace(self, flavour=flavour)
+        resolved = dataclasses.replace(self, flavour=flavour)
         if flavour == "rtx":
-            settled._check_rtx(precision)
+            resolved._check_rtx(precision)
         else:
-            settled._check_tensorrt()
-        return settled
+            resolved._check_tensorrt()
+        return resolved
 
     def _check_rtx(self, precision: str) -> None:
         for name in self.capabilities:
@@ -150,7 +152,7 @@ class EngineSettings:
         if not find_gpu():
             raise ExportError(
                 where="--trt-flavour tensorrt",
-                found="no NVIDIA GPU (nvidia-smi finds none)",
+                found=_why_no_gpu(),
                 expected="the GPU that the engine will run on: TensorRT measures on it",
                 next_step="export there, or use --trt-flavour rtx, which builds without one",
             )
@@ -164,13 +166,21 @@ class EngineSettings:
 
 
 def find_gpu() -> str:
-    """Compute capability of the first NVIDIA GPU with a driver, such as `sm90`; empty without."""
-    if shutil.which("nvidia-smi") is None:
+    """Compute capability, such as `sm90`, of the GPU that would run the engine; empty without.
+
+    It is the first that CUDA_VISIBLE_DEVICES names, for the builder as for the runtime.
+    """
+    try:
+        return Gpu().capability
+    except RuntimeFailure:
         return ""
-    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    found = done.stdout.split()
-    return f"sm{found[0].replace('.', '')}" if done.returncode == 0 and found else ""
+
+
+def _why_no_gpu() -> str:
+    try:
+        return f"{Gpu().name}, which was not there a moment ago"
+    except RuntimeFailure as error:
+        return f"no usable NVIDIA GPU ({error.found})"
 
 
 def _is_installed(flavour: str) -> bool:
@@ -187,7 +197,7 @@ def build_engine(
     Args:
         model: an .onnx file with a manifest.
         out: the .engine file.
-        settings: with any flavour; they are settled here.
+        settings: with any flavour; they are resolved here.
         images: to run it on, uint8 [n, height, width, 3]; noise where None.
 
     Returns:
@@ -201,7 +211,7 @@ def build_engine(
         FileError: the output cannot be written.
     """
     _, manifest = read_model(model)
-    settings = settings.settle(manifest.precision)
+    settings = settings.resolve(manifest.precision)
     gpu = find_gpu()
     with replace_file(out) as temporary:
         built = _run_builder(model, temporary, settings)
@@ -210,7 +220,7 @@ def build_engine(
             "flavour": settings.flavour,
             "library": {"name": built["library"], "version": built["version"]},
             "compute_capabilities": targets,
-            "batch": [settings.least_batch, settings.best_batch, settings.most_batch],
+            "batch": [settings.min_batch, settings.opt_batch, settings.max_batch],
             "refit": settings.refit,
             "onnx_sha256": hash_file(model),
             "engine_sha256": hash_file(temporary),
@@ -238,8 +248,8 @@ def _verify(
         if images is None:
             size = reference.manifest.preprocessing.size
             generator = np.random.default_rng(0)
-            images = generator.integers(0, 256, (settings.most_batch, *size, 3), dtype=np.uint8)
-        sizes = (settings.least_batch, settings.best_batch, settings.most_batch)
+            images = generator.integers(0, 256, (settings.max_batch, *size, 3), dtype=np.uint8)
+        sizes = (settings.min_batch, settings.opt_batch, settings.max_batch)
         report = compare_engine(candidate, reference, images, *sizes)
     finally:
         beside.unlink(missing_ok=True)
@@ -260,14 +270,17 @@ def _run_builder(model: Path, out: Path, settings: EngineSettings) -> dict[str, 
     if done.returncode == 0:
         built: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return built
+    said = f": {' '.join(done.stderr.split())[-400:]}" if done.stderr.strip() else ""
     if done.returncode < 0:
-        found = f"a builder that crashed ({signal.Signals(-done.returncode).name})"
+        found = f"a builder that crashed ({signal.Signals(-done.returncode).name}{said})"
     else:
-        found = f"a builder that failed ({' '.join(done.stderr.split())[-400:]})"
+        found = f"a builder that failed ({said[2:] or 'without a word'})"
+    cache = settings.timing_cache
     raise ExportError(
         where=model,
         found=found,
         expected="an engine",
-        next_step=f"report this with the model's name and the version of {settings.flavour};"
+        next_step=(f"remove the timing cache {cache} and build again, or " if cache else "")
+        + f"report this with the model's name and the version of {settings.flavour};"
         " model.onnx itself is whole and runs in ONNX Runtime",
     )

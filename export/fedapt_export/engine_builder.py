@@ -3,6 +3,8 @@
 Run as `python -m fedapt_export.engine_builder` by `engine.build_engine`. It imports nothing of
 torch: the builder has the process, and its memory, for itself. The same lines serve TensorRT 10 and
 11 and TensorRT-RTX: what a version lacks is not asked for.
+
+Source: TensorRT documentation, Python API: what is returned where a call fails.
 """
 
 from __future__ import annotations
@@ -12,12 +14,13 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from fedapt_runtime.backends.tensorrt import MODULES
+from fedapt_runtime.backends.engine_plan import MODULES
 
 _NAMES = {"rtx": "tensorrt-rtx", "tensorrt": "tensorrt"}
-_OLDEST_TENSORRT = 10
+_MIN_TENSORRT = 10
+_T = TypeVar("_T")
 
 
 class BuildError(Exception):
@@ -28,52 +31,72 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
     """Parse, build and write one engine.
 
     Raises:
-        BuildError: with the library's own words.
+        BuildError: with the library's own words, where it has any.
     """
     flavour = request["flavour"]
     trt: Any = importlib.import_module(MODULES[flavour])
-    if flavour == "tensorrt" and int(trt.__version__.split(".")[0]) < _OLDEST_TENSORRT:
-        raise BuildError(f"TensorRT {trt.__version__}; {_OLDEST_TENSORRT} or newer is needed")
+    if flavour == "tensorrt" and int(trt.__version__.split(".")[0]) < _MIN_TENSORRT:
+        raise BuildError(f"TensorRT {trt.__version__}; {_MIN_TENSORRT} or newer is needed")
     logger = trt.Logger(trt.Logger.ERROR)
-    builder = trt.Builder(logger)
+    builder = _create(trt.Builder, logger)
     # strong typing is the only mode of RTX and of TensorRT 11: the graph's dtypes are the engine's
     strongly_typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    network = builder.create_network(strongly_typed)
-    parser = trt.OnnxParser(network, logger)
+    network = _need(builder.create_network(strongly_typed), "no network")
+    parser = _create(trt.OnnxParser, network, logger)
     if not parser.parse_from_file(request["model"]):
         errors = [parser.get_error(i).desc() for i in range(parser.num_errors)]
         raise BuildError("; ".join(errors) or "the parser refused the graph")
-    config = builder.create_builder_config()
+    config = _need(builder.create_builder_config(), "no configuration")
     config.clear_flag(trt.BuilderFlag.TF32)  # float32 in the graph means float32
     if request["refit"]:
         config.set_flag(trt.BuilderFlag.REFIT)
-    profile = builder.create_optimization_profile()
-    images = network.get_input(0)
-    sizes = [request[f"{name}_batch"] for name in ("least", "best", "most")]
+    profile = _need(builder.create_optimization_profile(), "no optimisation profile")
+    images = _need(network.get_input(0), "a graph without inputs")
+    sizes = [request[f"{name}_batch"] for name in ("min", "opt", "max")]
     profile.set_shape(images.name, *[(size, *tuple(images.shape)[1:]) for size in sizes])
-    config.add_optimization_profile(profile)
+    if config.add_optimization_profile(profile) < 0:
+        raise BuildError(f"batches of {sizes} are refused for images of {tuple(images.shape)[1:]}")
     for i, name in enumerate(request["capabilities"]):
         config.num_compute_capabilities = len(request["capabilities"])
-        config.set_compute_capability(getattr(trt.ComputeCapability, name.upper()), i)
-    cache = _attach_timing_cache(config, request["timing_cache"])
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise BuildError("the builder returned no engine")
+        target = getattr(trt.ComputeCapability, name.upper())
+        if config.set_compute_capability(target, i) is False:
+            raise BuildError(f"{name} is refused as a target")
+    if request["timing_cache"]:
+        _attach_timing_cache(config, Path(request["timing_cache"]))
+    plan = _need(builder.build_serialized_network(network, config), "no engine")
     Path(request["out"]).write_bytes(memoryview(plan))
-    if cache is not None:
-        _write_whole(Path(request["timing_cache"]), config.get_timing_cache().serialize())
+    if request["timing_cache"]:
+        timings = _need(config.get_timing_cache(), "no timing cache").serialize()
+        _write_whole(Path(request["timing_cache"]), _need(timings, "an unreadable timing cache"))
     return {"library": _NAMES[flavour], "version": trt.__version__}
 
 
-def _attach_timing_cache(config: Any, path: str) -> Any:
+def _create(kind: Any, *arguments: Any) -> Any:
+    """An object of the library, whose bindings raise TypeError where it gives none."""
+    try:
+        return kind(*arguments)
+    except TypeError as error:
+        raise BuildError(f"the library gave no {kind.__name__}: does it find a GPU?") from error
+
+
+def _need(given: _T | None, instead: str) -> _T:
+    """What the library gave, unless that is nothing."""
+    if given is None:
+        raise BuildError(f"the library gave {instead}")
+    return given
+
+
+def _attach_timing_cache(config: Any, path: Path) -> None:
     """The timings of earlier builds; those of another GPU or version are refused by TensorRT."""
-    if not path:
-        return None
-    known = Path(path).read_bytes() if Path(path).is_file() else b""
+    known = path.read_bytes() if path.is_file() else b""
     cache = config.create_timing_cache(known)
+    if cache is None:
+        raise BuildError(f"{path} is a damaged timing cache; remove it")
     if not config.set_timing_cache(cache, ignore_mismatch=False):
-        raise BuildError(f"{path} is a timing cache of another GPU or version; name another file")
-    return cache
+        raise BuildError(
+            f"{path} is a damaged timing cache, or one of another GPU or version; remove it, or"
+            " name another file"
+        )
 
 
 def _write_whole(path: Path, data: Any) -> None:
@@ -86,7 +109,7 @@ def main() -> int:
     """Read the request, build, and print the result as the last line of stdout."""
     try:
         result = build(json.loads(sys.stdin.read()))
-    except (BuildError, OSError, ImportError, AttributeError) as error:
+    except Exception as error:  # the bindings' exceptions share no base class
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     print(json.dumps(result))

@@ -1,9 +1,9 @@
 """Does an engine compute what its ONNX file computes? At every kind of batch, on real rows.
 
 A builder can miscompile a graph for some batch sizes and not for others, and a wrong stride shows
-only where rows differ. So an engine is run at its smallest, an odd, its best and its largest batch,
-with rows that repeat and rows in another order: equal images must get equal results wherever they
-stand.
+only where rows differ. So an engine is run at its smallest, an odd, its optimum and its largest
+batch, with rows that repeat and rows in another order: equal images must get equal results wherever
+they stand.
 
 Source: NVIDIA/TensorRT issues 4853 and 4813, engines that are wrong at some batch sizes.
 """
@@ -21,7 +21,7 @@ from fedapt_runtime.backends.base import Backend
 from fedapt_runtime.classifier import softmax
 
 # largest difference of class probabilities from ONNX Runtime, by the precision of the graph
-MOST_PROBABILITY_DIFFERENCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 5e-2, "int8": 5e-2}
+MAX_PROBABILITY_DIFFERENCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 5e-2, "int8": 5e-2}
 _ODD = 3
 
 
@@ -51,17 +51,17 @@ class EngineReport:
         Raises:
             ParityError: a figure is beyond its limit, or is no number.
         """
-        most = MOST_PROBABILITY_DIFFERENCE[precision]
+        maximum = MAX_PROBABILITY_DIFFERENCE[precision]
         for what, value in (
             ("an engine that differs from ONNX Runtime by", self.probability_difference),
             ("an engine that gives rows of one image results apart by", self.repeated_difference),
             ("an engine whose results move with the order of rows by", self.permuted_difference),
         ):
-            if not value <= most:  # NaN fails too
+            if not value <= maximum:  # NaN fails too
                 raise ParityError(
                     where=where,
                     found=f"{what} {value:.2e}, batches of {str(self.batch_sizes)[1:-1]}",
-                    expected=f"at most {most:.0e} in class probabilities",
+                    expected=f"at most {maximum:.0e} in class probabilities",
                     next_step="report this with the model and the version of TensorRT; nothing was"
                     " written, and model.onnx runs in ONNX Runtime",
                 )
@@ -71,20 +71,20 @@ def compare_engine(
     engine: Backend,
     reference: Backend,
     images: NDArray[np.uint8],
-    least: int,
-    best: int,
-    most: int,
+    minimum: int,
+    optimum: int,
+    maximum: int,
 ) -> EngineReport:
     """Run an engine and its reference on the same batches.
 
     Args:
         reference: the same graph in ONNX Runtime.
         images: uint8 [n, height, width, 3]; at least two, or an order of rows means nothing.
-        least, best, most: of the engine's profile.
+        minimum, optimum, maximum: of the engine's profile.
     """
     if len(images) < 2:
         raise AssertionError("an engine is compared on two images or more")
-    sizes = tuple(sorted({least, min(max(_ODD, least), most), best, most}))
+    sizes = tuple(sorted({minimum, min(max(_ODD, minimum), maximum), optimum, maximum}))
     expected = softmax(reference.run(images)[0])
     generator = np.random.default_rng(0)
     apart, repeated, permuted = [], [], []

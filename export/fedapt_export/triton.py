@@ -84,8 +84,8 @@ def write_repository(
     config = _CONFIG.format(
         name=target.name.replace("\\", "\\\\").replace('"', '\\"'),
         backend="tensorrt" if is_engine else "onnxruntime",
-        most=settings.most_batch,
-        best=settings.best_batch,
+        most=settings.max_batch,
+        best=settings.opt_batch,
         height=height,
         width=width,
         classes=len(manifest.classes),

@@ -118,7 +118,7 @@ def export(
         )
         engine_settings.check()  # what cannot work is refused before the work
         if trt:
-            engine_settings = engine_settings.settle(precision)
+            engine_settings = engine_settings.resolve(precision)
         settings = ExportSettings(
             data=data,
             parity_images=parity_images,

@@ -13,9 +13,9 @@ from typing import Any
 
 from fedapt_runtime.backends.cuda import import_cuda
 from fedapt_runtime.backends.engine_file import FLAVOURS
+from fedapt_runtime.backends.engine_plan import MODULES, import_library
 from fedapt_runtime.backends.openvino import import_openvino
 from fedapt_runtime.backends.ort import import_onnxruntime
-from fedapt_runtime.backends.tensorrt import MODULES, import_library
 from fedapt_runtime.errors import ReportedError
 
 

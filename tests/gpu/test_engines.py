@@ -94,9 +94,12 @@ def test_an_engine_of_another_gpu_is_refused(tiny_model: Path, tmp_path: Path) -
 def test_tensorrt_inside_onnx_runtime(tiny_model: Path, batch: int) -> None:
     if PROVIDERS["tensorrt-ep"] not in import_onnxruntime().get_available_providers():
         pytest.skip("this ONNX Runtime has no TensorRT provider")
+    try:
+        backend = load_backend(tiny_model, "tensorrt-ep")
+    except RuntimeFailure as error:  # it is listed also where TensorRT's own library is not there
+        pytest.skip(f"the TensorRT provider does not start: {error.found}")
     images = noise(batch)
-    found = load_backend(tiny_model, "tensorrt-ep").run(images)
-    assert_same(found, load_backend(tiny_model, device="cpu").run(images))
+    assert_same(backend.run(images), load_backend(tiny_model, device="cpu").run(images))
 
 
 @pytest.mark.skipif(find_spec("tensorrt") is None, reason="needs TensorRT (the extra `gpu`)")

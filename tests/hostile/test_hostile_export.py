@@ -383,7 +383,7 @@ def fake_builder(monkeypatch: pytest.MonkeyPatch) -> None:
         return {"library": "tensorrt-rtx", "version": "1", "target": "default"}
 
     monkeypatch.setattr(engine_module, "_run_builder", build)
-    monkeypatch.setattr(EngineSettings, "settle", lambda settings, precision="fp32": settings)
+    monkeypatch.setattr(EngineSettings, "resolve", lambda settings, precision="fp32": settings)
 
 
 @places

@@ -22,7 +22,7 @@ from fedapt_export.export import write_model
 from fedapt_export.fuse import build_zero_shot_manifest, fuse
 from fedapt_export.head import zero_shot_head
 from fedapt_runtime.backends.engine_file import read_engine_file
-from fedapt_runtime.backends.tensorrt import MODULES, import_library, load_engine
+from fedapt_runtime.backends.engine_plan import MODULES, EnginePlan, import_library
 from fedapt_runtime.cli import main as runtime_main
 from fedapt_runtime.errors import ModelFileError
 
@@ -37,7 +37,7 @@ def test_a_vit_becomes_a_plain_engine_with_its_description(
     tiny_model: Path, tmp_path: Path, capabilities: tuple[str, ...]
 ) -> None:
     out = tmp_path / "model.engine"
-    settings = EngineSettings("rtx", capabilities, least_batch=1, best_batch=4, most_batch=16)
+    settings = EngineSettings("rtx", capabilities, min_batch=1, opt_batch=4, max_batch=16)
     build_engine(tiny_model, out, settings)
     sidecar = json.loads((tmp_path / "model.engine.json").read_text())
     assert sidecar["flavour"] == "rtx"
@@ -108,48 +108,50 @@ def rtx(**options: Any) -> EngineSettings:
     ],
 )
 def test_wrong_settings_are_refused(settings: EngineSettings, text: str) -> None:
-    assert rtx(capabilities=("sm75", "sm121")).settle().flavour == "rtx"
+    assert rtx(capabilities=("sm75", "sm121")).resolve().flavour == "rtx"
     with pytest.raises(ExportError, match=text) as caught:
-        settings.settle()
+        settings.resolve()
     assert caught.value.exit_code == 6
 
 
 @needs_rtx
 def test_int8_is_refused_for_rtx() -> None:
     with pytest.raises(ExportError, match="--trt-flavour rtx, whose int8 is for weights alone"):
-        rtx().settle("int8")
+        rtx().resolve("int8")
 
 
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
         (EngineSettings("trt"), "'trt'; expected auto, rtx, tensorrt"),
-        (EngineSettings(least_batch=8, best_batch=4), "expected 1 <= min <= opt <= max"),
-        (EngineSettings(least_batch=0), "found 0, 32, 128"),
+        (EngineSettings(min_batch=8, opt_batch=4), "expected 1 <= min <= opt <= max"),
+        (EngineSettings(min_batch=0), "found 0, 32, 128"),
     ],
 )
 def test_what_is_wrong_anywhere_is_refused(settings: EngineSettings, text: str) -> None:
-    for refuse in (settings.check, settings.settle):
+    for refuse in (settings.check, settings.resolve):
         with pytest.raises(UsageError, match=text) as caught:
             refuse()
         assert caught.value.exit_code == 2
-    EngineSettings(least_batch=8, best_batch=8, most_batch=8).check()
+    EngineSettings(min_batch=8, opt_batch=8, max_batch=8).check()
 
 
 def test_tensorrt_takes_its_gpu_and_no_targets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "find_spec", lambda _: object())
     monkeypatch.setattr(engine_module, "find_gpu", lambda: "")
     native = EngineSettings("tensorrt", refit=True)
-    with pytest.raises(ExportError, match=r"no NVIDIA GPU .*use --trt-flavour rtx") as caught:
-        native.settle()
+    with pytest.raises(
+        ExportError, match=r"no usable NVIDIA GPU \(.*use --trt-flavour rtx"
+    ) as caught:
+        native.resolve()
     assert caught.value.exit_code == 6
-    assert EngineSettings().settle().flavour == "rtx"
+    assert EngineSettings().resolve().flavour == "rtx"
     monkeypatch.setattr(engine_module, "find_gpu", lambda: "sm90")
-    assert native.settle() == native
-    assert EngineSettings().settle().flavour == "tensorrt"
-    assert EngineSettings(capabilities=("sm89",)).settle().flavour == "rtx"
+    assert native.resolve() == native
+    assert EngineSettings().resolve().flavour == "tensorrt"
+    assert EngineSettings(capabilities=("sm89",)).resolve().flavour == "rtx"
     with pytest.raises(ExportError, match="expected nothing: such an engine is for the GPU at"):
-        EngineSettings("tensorrt", ("sm89",)).settle()
+        EngineSettings("tensorrt", ("sm89",)).resolve()
 
 
 @pytest.mark.parametrize(
@@ -199,7 +201,7 @@ def test_without_the_library_nothing_is_exported(
     assert "pip install 'fedapt[rtx]'" in capsys.readouterr().err
     assert not out.exists()
     with pytest.raises(DependencyError, match="no module tensorrt; expected TensorRT 10 or 11"):
-        EngineSettings("tensorrt").settle()
+        EngineSettings("tensorrt").resolve()
 
 
 @needs_rtx
@@ -269,5 +271,5 @@ def test_a_plan_that_is_none_is_refused_by_the_library_itself(
     out.write_bytes(b"no plan" * 100)
     capfd.readouterr()
     with pytest.raises(ModelFileError, match=r"TensorRT-RTX \S+ refuses \(.*MALFORMED_ENGINE"):
-        load_engine(import_library("rtx"), engine_file)
+        EnginePlan(import_library("rtx"), engine_file)
     assert capfd.readouterr() == ("", "")  # the library's own words are in the error, once

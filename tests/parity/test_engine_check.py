@@ -123,7 +123,7 @@ def test_where_its_gpu_is_here_an_engine_is_run_before_it_is_written(
     monkeypatch.setattr(engine_module, "TensorRtBackend", load)
     monkeypatch.setattr(engine_module, "_run_builder", build)
     out = tmp_path / "model.engine"
-    settings = EngineSettings("tensorrt", least_batch=1, best_batch=4, most_batch=9)
+    settings = EngineSettings("tensorrt", min_batch=1, opt_batch=4, max_batch=9)
     if is_wrong:
         out.write_bytes(b"older")
         with pytest.raises(ParityError, match="differs from ONNX Runtime"):

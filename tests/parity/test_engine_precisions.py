@@ -20,13 +20,13 @@ from fedapt_export.export import write_model
 from fedapt_export.fuse import build_zero_shot_manifest, fuse, read_opset
 from fedapt_export.half import to_half
 from fedapt_export.head import zero_shot_head
-from fedapt_runtime.backends.tensorrt import MODULES
+from fedapt_runtime.backends.engine_plan import MODULES
 
 pytestmark = pytest.mark.skipif(
     engine_module.find_spec(MODULES["rtx"]) is None, reason="needs TensorRT-RTX (the extra `rtx`)"
 )
 CLASSES = ("mug", "laptop computer")
-SETTINGS = EngineSettings("rtx", ("sm89",), least_batch=1, best_batch=2, most_batch=4)
+SETTINGS = EngineSettings("rtx", ("sm89",), min_batch=1, opt_batch=2, max_batch=4)
 both = pytest.mark.parametrize("precision", ["fp16", "bf16"])
 
 

@@ -115,7 +115,7 @@ def test_a_name_of_another_kind_of_file_is_2_before_any_work(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("fedapt_export.engine.EngineSettings.settle", lambda s, _: s)
+    monkeypatch.setattr("fedapt_export.engine.EngineSettings.resolve", lambda s, _: s)
     monkeypatch.chdir(tmp_path)
     assert export(tmp_path / "no such run", Path(name), *options) == 2
     assert capsys.readouterr().err == (

@@ -21,7 +21,7 @@ model_config_pb2 = pytest.importorskip(
 )
 text_format = pytest.importorskip("google.protobuf.text_format")
 
-SETTINGS = EngineSettings(least_batch=1, best_batch=4, most_batch=16)
+SETTINGS = EngineSettings(min_batch=1, opt_batch=4, max_batch=16)
 CLASSES = ('a "quoted" mug', "grün 🖍", "back\\slash", "plain", "{brace}")
 DOMAINS = ("photo", "clip art", "sketch")
 
@@ -123,7 +123,7 @@ def test_an_older_repository_is_renewed_and_its_neighbours_stay(tmp_path: Path) 
     before = {name: (other / name).read_bytes() for name in files(other)}
     write_repository(write(tmp_path), folder, manifest_of(), SETTINGS)
     model = write(tmp_path, data=b"newer")
-    settings = EngineSettings(least_batch=1, best_batch=8, most_batch=64)
+    settings = EngineSettings(min_batch=1, opt_batch=8, max_batch=64)
     target = write_repository(model, folder, manifest_of(classes=("a", "b")), settings)
     config = read_config(target)
     assert (config.max_batch_size, list(config.output[0].dims)) == (64, [2])
@@ -176,11 +176,11 @@ def test_an_engine_is_served_where_triton_has_a_backend(
         library = {"name": flavour, "version": "1"}
         return {"library": library, "compute_capabilities": ["default"], "verified": None}
 
-    def settle(settings: EngineSettings, precision: str = "fp32") -> EngineSettings:
+    def resolve(settings: EngineSettings, precision: str = "fp32") -> EngineSettings:
         return settings
 
     monkeypatch.setattr(engine_module, "build_engine", build)
-    monkeypatch.setattr(EngineSettings, "settle", settle)
+    monkeypatch.setattr(EngineSettings, "resolve", resolve)
     out, folder = tmp_path / "tiny.onnx", tmp_path / "r"
     assert export(tiny_run, out, "--trt", "--trt-flavour", flavour, "--triton", str(folder)) == 0
     target = folder / "tiny"

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from fedapt_runtime.backends.base import Backend, Outputs
-from fedapt_runtime.errors import ModelFileError, first_line
+from fedapt_runtime.errors import ModelFileError, ReportedError, first_line
 from fedapt_runtime.manifest import Manifest
 
 # dtype and shape of one image's part, None where the size is free
@@ -65,11 +65,14 @@ def probe(backend: Backend, where: object) -> None:
 
     Raises:
         ModelFileError: the graph does not run, or has other numbers of classes or domains.
+        ReportedError: the backend's own reason why it does not run.
     """
     manifest = backend.manifest
     counts = [len(manifest.classes), len(manifest.domains)]
     try:
         outputs = backend.run(np.zeros((1, *manifest.preprocessing.size, 3), dtype=np.uint8))
+    except ReportedError:
+        raise
     except Exception as error:  # the libraries' exceptions share no public base class
         raise ModelFileError(
             where=where,

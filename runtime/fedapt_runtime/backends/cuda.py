@@ -1,17 +1,25 @@
-"""The few calls of the CUDA runtime that running an engine takes; an error is never passed over.
+"""The calls of the CUDA runtime that running an engine takes; no error is passed over.
 
-Source: NVIDIA's cuda-bindings, module `cuda.bindings.runtime`; CUDA Runtime API.
+Everything that is taken from the GPU goes onto an `ExitStack`, which gives it back in the opposite
+order, so that nothing is freed while something that uses it stands.
+
+Source: NVIDIA's cuda-bindings, module `cuda.bindings.runtime`; CUDA Runtime API, "Stream
+Management", "Graph Management"; CUDA Programming Guide, "CUDA Graphs", stream capture.
 """
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedapt_runtime.errors import MissingDependency, RuntimeFailure
+
+_DEVICE = 0  # CUDA counts the GPUs that CUDA_VISIBLE_DEVICES names, in that order
 
 
 def import_cuda() -> Any:
@@ -33,7 +41,9 @@ def import_cuda() -> Any:
 
 
 class Gpu:
-    """The first GPU: memory, streams, copies and graphs.
+    """The first GPU that CUDA_VISIBLE_DEVICES names: memory, streams, copies and graphs.
+
+    Looking at it takes no memory of the GPU; the first allocation does.
 
     Attributes:
         name: as the driver calls it.
@@ -41,7 +51,8 @@ class Gpu:
 
     Raises:
         MissingDependency: cuda-bindings is not installed.
-        RuntimeFailure: there is no GPU, or no driver that CUDA could use.
+        RuntimeFailure: there is no GPU, or no driver that CUDA could use; every method too, with
+            CUDA's own words.
     """
 
     def __init__(self) -> None:
@@ -49,32 +60,65 @@ class Gpu:
         if not self._call("GetDeviceCount"):
             raise _refuse("no NVIDIA GPU")
         attributes = self._cuda.cudaDeviceAttr
-        major = self._call("DeviceGetAttribute", attributes.cudaDevAttrComputeCapabilityMajor, 0)
-        minor = self._call("DeviceGetAttribute", attributes.cudaDevAttrComputeCapabilityMinor, 0)
+        major, minor = (
+            self._call("DeviceGetAttribute", attribute, _DEVICE)
+            for attribute in (
+                attributes.cudaDevAttrComputeCapabilityMajor,
+                attributes.cudaDevAttrComputeCapabilityMinor,
+            )
+        )
         self.capability = f"sm{major}{minor}"
-        self.name = self._call("GetDeviceProperties", 0).name.decode()
+        self.name: str = self._call("GetDeviceProperties", _DEVICE).name.decode()
 
     def _call(self, name: str, *arguments: Any) -> Any:
         """Call cuda<name>; its result, if it has one."""
         error, *results = getattr(self._cuda, f"cuda{name}")(*arguments)
         if error != self._cuda.cudaError_t.cudaSuccess:
+            self._cuda.cudaGetLastError()  # else another library in this process would find it
+            if error == self._cuda.cudaError_t.cudaErrorMemoryAllocation:
+                raise _refuse_size()
             text = self._cuda.cudaGetErrorString(error)[1].decode()
             raise _refuse(f"{text} (cuda{name}, error {int(error)})")
         return results[0] if results else None
 
-    def allocate(self, n_bytes: int) -> int:
-        """The address of device memory."""
-        return int(self._call("Malloc", n_bytes))
+    def _give_back(self, name: str, resource: Any) -> None:
+        """Free, without a word where CUDA no longer stands: nobody is left to read it."""
+        getattr(self._cuda, f"cuda{name}")(resource)
 
-    def allocate_pinned(self, n_bytes: int) -> NDArray[np.uint8]:
-        """Host memory that the GPU copies from and to without a detour: uint8 [n_bytes]."""
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """Make this the calling thread's GPU, and the former one again afterwards."""
+        former = self._call("GetDevice")
+        if former == _DEVICE:
+            yield
+            return
+        self._call("SetDevice", _DEVICE)
+        try:
+            yield
+        finally:
+            self._call("SetDevice", former)
+
+    def allocate(self, taken: ExitStack, n_bytes: int) -> int:
+        """The address of device memory, aligned to 256 bytes."""
+        address = int(self._call("Malloc", n_bytes))
+        taken.callback(self._give_back, "Free", address)
+        return address
+
+    def allocate_pinned(self, taken: ExitStack, n_bytes: int) -> NDArray[np.uint8]:
+        """Host memory that the GPU copies from and to without a detour: uint8 [n_bytes].
+
+        The array is no longer valid once `taken` is closed.
+        """
         address = int(self._call("MallocHost", n_bytes))
+        taken.callback(self._give_back, "FreeHost", address)
         memory = (ctypes.c_ubyte * n_bytes).from_address(address)
         return np.ctypeslib.as_array(memory)
 
-    def open_stream(self) -> int:
+    def open_stream(self, taken: ExitStack) -> int:
         """A stream that waits for no other."""
-        return int(self._call("StreamCreateWithFlags", self._cuda.cudaStreamNonBlocking))
+        stream = int(self._call("StreamCreateWithFlags", self._cuda.cudaStreamNonBlocking))
+        taken.callback(self._give_back, "StreamDestroy", stream)
+        return stream
 
     def copy_in(self, device: int, host: NDArray[np.uint8], n_bytes: int, stream: int) -> None:
         """Begin to copy from pinned memory to the GPU."""
@@ -86,18 +130,29 @@ class Gpu:
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("MemcpyAsync", host.ctypes.data, device, n_bytes, kind, stream)
 
-    def begin_capture(self, stream: int) -> None:
-        """From here on, what is put into the stream is recorded and not run."""
-        mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        self._call("StreamBeginCapture", stream, mode)
+    def record(self, taken: ExitStack, stream: int, work: Callable[[], None]) -> Any:
+        """A graph of what `work` puts into a stream, ready to be launched; nothing of it is run.
 
-    def end_capture(self, stream: int) -> Any:
-        """What was recorded, ready to be launched."""
+        The stream no longer records when this returns or raises.
+        """
+        # in the other modes memory that Python's collector frees meanwhile ends the recording
+        mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed
+        self._call("StreamBeginCapture", stream, mode)
+        try:
+            work()
+        except BaseException:
+            _, recorded = self._cuda.cudaStreamEndCapture(stream)
+            if recorded is not None and int(recorded):
+                self._give_back("GraphDestroy", recorded)
+            self._cuda.cudaGetLastError()
+            raise
         recorded = self._call("StreamEndCapture", stream)
         try:
-            return self._call("GraphInstantiate", recorded, 0)
+            graph = self._call("GraphInstantiate", recorded, 0)
         finally:
-            self._call("GraphDestroy", recorded)
+            self._give_back("GraphDestroy", recorded)
+        taken.callback(self._give_back, "GraphExecDestroy", graph)
+        return graph
 
     def launch(self, graph: Any, stream: int) -> None:
         """Run what was recorded."""
@@ -107,17 +162,10 @@ class Gpu:
         """Until everything in the stream is done."""
         self._call("StreamSynchronize", stream)
 
-    def free(
-        self, stream: int, device: list[int], pinned: list[NDArray[np.uint8]], graphs: list[Any]
-    ) -> None:
-        """Give back what was taken, as far as CUDA still stands: errors have no reader here."""
-        for graph in graphs:
-            self._cuda.cudaGraphExecDestroy(graph)
-        for address in device:
-            self._cuda.cudaFree(address)
-        for array in pinned:
-            self._cuda.cudaFreeHost(array.ctypes.data)
-        self._cuda.cudaStreamDestroy(stream)
+    def close(self, stream: int, taken: ExitStack) -> None:
+        """Give back what was taken, the last first, once the stream is done with it."""
+        self._give_back("StreamSynchronize", stream)
+        taken.close()
 
 
 def _refuse(found: str) -> RuntimeFailure:
@@ -125,5 +173,15 @@ def _refuse(found: str) -> RuntimeFailure:
         where="CUDA",
         found=found,
         expected="an NVIDIA GPU with its driver, which an engine needs",
-        next_step="check `nvidia-smi`, or run the model.onnx of the engine, also without a GPU",
+        next_step="check `nvidia-smi` and CUDA_VISIBLE_DEVICES, or run the model.onnx of the"
+        " engine, also without a GPU",
+    )
+
+
+def _refuse_size() -> RuntimeFailure:
+    return RuntimeFailure(
+        where="CUDA",
+        found="too little memory on the GPU, or too little that can be pinned on the host",
+        expected="room for the batches that the engine takes",
+        next_step="free the GPU's memory, or build the engine for smaller batches",
     )

@@ -30,7 +30,7 @@ class EngineFile:
         flavour: a key of `FLAVOURS`: which library built it and can run it.
         version: of that library.
         capabilities: GPUs that it was built for, `sm89` and the like; or `default`.
-        least_batch, most_batch: the sizes that it takes.
+        min_batch, max_batch: the sizes that it takes.
         manifest: of the model inside.
     """
 
@@ -38,8 +38,8 @@ class EngineFile:
     flavour: str
     version: str
     capabilities: tuple[str, ...]
-    least_batch: int
-    most_batch: int
+    min_batch: int
+    max_batch: int
     manifest: Manifest
 
     @property
@@ -96,17 +96,21 @@ def read_engine_file(path: Path) -> EngineFile:
     beside = path.with_name(path.name + ".json")
     try:
         fields: dict[str, Any] = json.loads(beside.read_text("utf-8"))
-        flavour, least, most = fields["flavour"], int(fields["batch"][0]), int(fields["batch"][-1])
-        if flavour not in FLAVOURS or not 1 <= least <= most:
-            raise ValueError(f"flavour {flavour!r}, batches of {least} to {most}")
+        flavour, minimum, maximum = (
+            fields["flavour"],
+            int(fields["batch"][0]),
+            int(fields["batch"][-1]),
+        )
+        if flavour not in FLAVOURS or not 1 <= minimum <= maximum:
+            raise ValueError(f"flavour {flavour!r}, batches of {minimum} to {maximum}")
         manifest = parse_manifest(json.dumps(fields["manifest"]), beside)
         engine = EngineFile(
             path=path,
             flavour=flavour,
             version=str(fields["library"]["version"]),
             capabilities=tuple(str(name) for name in fields["compute_capabilities"]),
-            least_batch=least,
-            most_batch=most,
+            min_batch=minimum,
+            max_batch=maximum,
             manifest=manifest,
         )
         described = str(fields["engine_sha256"])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fedapt_runtime.backends.engine_file import EngineFile, read_engine_file
-from fedapt_runtime.backends.tensorrt import MODULES, buffer_sizes, import_library
+from fedapt_runtime.backends.engine_plan import MODULES, import_library
 from fedapt_runtime.errors import MissingDependency, ModelFileError, RuntimeFailure
 from tests.support.manifests import make_manifest
 
@@ -42,13 +42,11 @@ def test_a_sidecar_is_read(tmp_path: Path) -> None:
         flavour="tensorrt",
         version="11.4.0.106",
         capabilities=("sm86", "sm89"),
-        least_batch=2,
-        most_batch=16,
+        min_batch=2,
+        max_batch=16,
         manifest=make_manifest(("a", "b"), ("x",)),
     )
     assert engine.library == "TensorRT"
-    # images of 2 x 2 pixels; rows of 2 classes, 1 domain and 5 features in float32
-    assert buffer_sizes(engine, [2, 1, 5]) == (12, [8, 4, 20])
 
 
 def test_an_engine_without_its_sidecar(tmp_path: Path) -> None:

@@ -1,0 +1,91 @@
+"""Batches of any size through a few streams that each take a limited one, with work in each.
+
+A batch stream is a CUDA stream with buffers of its own. While one computes, the next is filled, so
+that copies and computation overlap; several callers share them.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedapt_runtime.backends.base import Outputs
+
+
+class BatchStream(Protocol):
+    """One batch at a time; only its holder calls it."""
+
+    def start(self, images: NDArray[np.uint8]) -> None:
+        """Begin with uint8 [batch, height, width, 3] without waiting for the end."""
+        ...
+
+    def finish(self) -> Outputs:
+        """Wait for what was begun; the arrays are the caller's own."""
+        ...
+
+
+def split_sizes(n_images: int, minimum: int, maximum: int) -> Iterator[tuple[slice, int]]:
+    """Cut a batch into parts that an engine takes: the images, and the size that it is given.
+
+    The size is larger than the part where that has fewer images than the engine takes.
+    """
+    for start in range(0, n_images, maximum):
+        part = slice(start, min(start + maximum, n_images))
+        yield part, max(minimum, part.stop - part.start)
+
+
+class StreamPool:
+    """Streams that callers share. Calls of `run` from several threads are safe.
+
+    Args:
+        streams: one or more; two let copies and computation overlap.
+        minimum, maximum: the sizes of batch that a stream takes.
+    """
+
+    def __init__(self, streams: Sequence[BatchStream], minimum: int, maximum: int) -> None:
+        self._minimum, self._maximum = minimum, maximum
+        self._free: queue.SimpleQueue[BatchStream] = queue.SimpleQueue()
+        for stream in streams:
+            self._free.put(stream)
+
+    def run(self, images: NDArray[np.uint8]) -> Outputs:
+        """uint8 [batch, height, width, 3] -> outputs of all of them, in order."""
+        done: list[Outputs] = []
+        begun: deque[tuple[BatchStream, int]] = deque()
+
+        def finish_oldest() -> None:
+            stream, n_images = begun.popleft()
+            try:
+                done.append(Outputs(*(output[:n_images] for output in stream.finish())))
+            finally:
+                self._free.put(stream)
+
+        try:
+            for part, size in split_sizes(len(images), self._minimum, self._maximum):
+                stream = self._take(wait=not begun)
+                while stream is None:
+                    # never wait for others while holding streams that they may be waiting for
+                    finish_oldest()
+                    stream = self._take(wait=not begun)
+                chosen = images[part]
+                begun.append((stream, len(chosen)))
+                if len(chosen) < size:
+                    chosen = np.concatenate([chosen, np.repeat(chosen[-1:], size - len(chosen), 0)])
+                stream.start(chosen)
+            while begun:
+                finish_oldest()
+        finally:
+            while begun:  # after an error: the others must come back
+                self._free.put(begun.popleft()[0])
+        return Outputs(*(np.concatenate(parts) for parts in zip(*done, strict=True)))
+
+    def _take(self, wait: bool) -> BatchStream | None:
+        try:
+            return self._free.get(block=wait)
+        except queue.Empty:
+            return None
