@@ -9,7 +9,7 @@ READY_DEV := $(VENV)/.ready-dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types bench bench-flower gpu build clean
+.PHONY: help setup demo test lint types bench bench-flower gpu settings build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ bench-flower: $(READY_DEV) ## the benchmarks of federations over Flower
 
 gpu: ## tests and figures that need an NVIDIA GPU, in an environment of their own
 	bash benchmarks/gpu.sh
+
+settings: $(READY) ## docs/settings.md and its JSON schema, from the code
+	$(BIN)/python -m fedapt.core.settings_page docs
 
 build: $(READY) ## both wheels, into dist
 	$(BIN)/python -m pip wheel --quiet --no-deps -w dist ./runtime .

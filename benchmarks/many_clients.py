@@ -55,7 +55,7 @@ def main() -> None:
     domains = draw_domains(backbone.joint_width)
     folders = ImageFolders(Path(), tuple(d.name for d in domains), names, names, {})
     config = Config(
-        federation=FederationConfig(clients_per_domain=250, least_images=10, sampled=20),
+        federation=FederationConfig(clients_per_domain=250, min_images=10, sampled=20),
         train=TrainConfig(rounds=ROUNDS),
     )
     session = Session(config, backbone, folders, domains)

@@ -28,7 +28,7 @@ SETTINGS = (
     f"train.rounds={ROUNDS}",
     "train.evaluate_every=20",
     "federation.clients_per_domain=250",
-    "federation.least_images=1",
+    "federation.min_images=1",
     "federation.alpha=100.0",
     "federation.sampled=20",
 )

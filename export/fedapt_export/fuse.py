@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import onnx
 from onnx import compose
 
 from fedapt.core.errors import ExportError
+from fedapt.core.names import is_path
 from fedapt.core.versions import software_versions
 from fedapt.model.backbone import Backbone
 from fedapt.model.checkpoint import Checkpoint
@@ -104,10 +104,9 @@ def build_manifest(
 
 def _describe_clip(model: str, pretrained: str, sha256: str) -> dict[str, str]:
     # a folder or weights file by its last name only: paths of the exporting machine stay there
-    is_path = os.sep in model and not model.startswith("hf-hub:")
     return {
-        "model": Path(model).name if is_path else model,
-        "pretrained": Path(pretrained).name if os.sep in pretrained else pretrained,
+        "model": Path(model).name if is_path(model) else model,
+        "pretrained": Path(pretrained).name if is_path(pretrained) else pretrained,
         "sha256": sha256,
     }
 

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedapt.core.names import ADAPTIVE_NETWORK
 from fedapt.core.report import Reporter
 from fedapt.data.features import ImageEncoder, extract_features
 from fedapt.data.folders import ImageFolders, Sample, scan_folders
 from fedapt.model.backbone import Backbone
 from fedapt.model.checkpoint import Checkpoint
 from fedapt.model.image_encoder import image_encoder
-from fedapt.train.methods.fedapt import ADAPTIVE_NETWORK
 from fedapt_export.images import root_of_run, split_of_run
 from fedapt_runtime.unknown import UnknownSignal, calibrate_signal
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 
 import typer
 
@@ -18,11 +19,14 @@ from fedapt.cli import (
     export,
     federation,
     methods,
+    settings,
     swap_head,
     train,
     verify,
 )
+from fedapt.cli.options import option_of
 from fedapt.cli.show import Interrupted
+from fedapt.core.settings import Config, declarations
 from fedapt_runtime.errors import EXIT_INTERRUPTED, ReportedError
 
 app = typer.Typer(
@@ -44,6 +48,7 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 app.command("train")(train.train)
 app.command("compare")(compare.compare)
 app.command("methods")(methods.methods)
+app.command("settings")(settings.settings)
 app.command("evaluate")(evaluate.evaluate)
 app.command("export")(export.export)
 app.command("swap-head")(swap_head.swap_head)
@@ -61,14 +66,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: the command line without the program's name; by default the process's own.
     """
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        app(args=arguments)
+        app(args=given)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except ReportedError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_name_option(error, given)}", file=sys.stderr)
         return error.exit_code
     except Interrupted:
         print("interrupted: finished files are whole; `train --resume` goes on", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
+
+
+def _name_option(error: ReportedError, arguments: Sequence[str]) -> str:
+    """The error with the command's option where the library names a setting or an override."""
+    if ("-o", error.where) in pairwise(arguments):
+        return f"-o {error}"
+    command = typer.main.get_command(app)
+    for argument in arguments:
+        command = getattr(command, "commands", {}).get(argument, command)
+    options = {option for parameter in command.params for option in parameter.opts}
+    if error.where in declarations(Config) and (option := option_of(error.where)) in options:
+        return str(error).replace(error.where, option, 1)
+    return str(error)

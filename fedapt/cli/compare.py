@@ -9,11 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedapt.cli.options import DeviceOption, JsonOption, resolve_name
+from fedapt.cli.options import (
+    DeviceOption,
+    JsonOption,
+    OverrideOption,
+    resolve_name,
+    setting_option,
+)
 from fedapt.cli.show import console_reporter, percent, print_json, print_table
-from fedapt.core.config import METHODS, read_config
+from fedapt.core.config import read_config
 from fedapt.core.errors import DependencyError, UsageError
 from fedapt.core.files import write_text
+from fedapt.core.names import METHODS
 
 if TYPE_CHECKING:
     from fedapt.compare.table import Row, Spread
@@ -40,12 +47,10 @@ def compare(
         typer.Option(help="Share of training images that choose round and learning rate (0.2)."),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="A TOML file with settings.")] = None,
-    model: Annotated[str | None, typer.Option(help="As of `fedapt train`.")] = None,
-    pretrained: Annotated[str | None, typer.Option(help="As of `fedapt train`.")] = None,
-    rounds: Annotated[int | None, typer.Option(help="Rounds of federation (50).")] = None,
-    override: Annotated[
-        list[str] | None, typer.Option("-o", metavar="KEY=VALUE", help="Set section.key=value.")
-    ] = None,
+    model: Annotated[str | None, setting_option("model.name")] = None,
+    pretrained: Annotated[str | None, setting_option("model.pretrained")] = None,
+    rounds: Annotated[int | None, setting_option("train.rounds")] = None,
+    override: OverrideOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -77,7 +82,7 @@ def compare(
                 next_step="pip install 'fedapt[cpu,pages]'",
             ) from error
         plan = Plan(
-            methods=METHODS if methods == "all" else _split(methods),
+            methods=tuple(METHODS) if methods == "all" else _split(methods),
             protocols=PROTOCOLS if protocols == "all" else _split(protocols),
             seeds=tuple(range(seeds)),
             rates=rates,

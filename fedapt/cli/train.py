@@ -8,7 +8,13 @@ from typing import Annotated
 import typer
 
 from fedapt.cli.evaluate import show_evaluation
-from fedapt.cli.options import DeviceOption, JsonOption, resolve_name
+from fedapt.cli.options import (
+    DeviceOption,
+    JsonOption,
+    OverrideOption,
+    resolve_name,
+    setting_option,
+)
 from fedapt.cli.show import console_reporter, print_json
 from fedapt.core.config import read_config
 
@@ -19,33 +25,21 @@ def train(
         Path | None, typer.Option(help="ROOT of ROOT/<domain>/<class>/<images>.")
     ] = None,
     config: Annotated[Path | None, typer.Option(help="A TOML file with settings.")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="lite, an OpenCLIP name, a folder, or hf-hub:NAME.")
-    ] = None,
-    pretrained: Annotated[
-        str | None, typer.Option(help="Pretrained tag or weights file of an OpenCLIP name.")
-    ] = None,
-    method: Annotated[
-        str | None, typer.Option(help="What to train; see `fedapt methods` (fedapt).")
-    ] = None,
-    rounds: Annotated[int | None, typer.Option(help="Rounds of federation (50).")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate (0.01).")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images per step (256).")] = None,
-    context_length: Annotated[int | None, typer.Option(help="Context tokens M (24).")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Temperature tau (0.01).")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the run (0).")] = None,
-    validation: Annotated[
-        float | None, typer.Option(help="Share of training images that choose the round (0).")
-    ] = None,
-    join: Annotated[
-        Path | None, typer.Option(help="Go on from a federation's checkpoint, with new domains.")
-    ] = None,
+    model: Annotated[str | None, setting_option("model.name")] = None,
+    pretrained: Annotated[str | None, setting_option("model.pretrained")] = None,
+    method: Annotated[str | None, setting_option("train.method")] = None,
+    rounds: Annotated[int | None, setting_option("train.rounds")] = None,
+    lr: Annotated[float | None, setting_option("train.lr")] = None,
+    batch_size: Annotated[int | None, setting_option("train.batch_size")] = None,
+    context_length: Annotated[int | None, setting_option("prompt.context_length")] = None,
+    temperature: Annotated[float | None, setting_option("prompt.temperature")] = None,
+    seed: Annotated[int | None, setting_option("train.seed")] = None,
+    validation: Annotated[float | None, setting_option("data.validation_fraction")] = None,
+    join: Annotated[Path | None, setting_option("federation.join")] = None,
     tracker: Annotated[
         list[str] | None, typer.Option(help="Also log to tensorboard, mlflow or wandb.")
     ] = None,
-    override: Annotated[
-        list[str] | None, typer.Option("-o", metavar="KEY=VALUE", help="Set section.key=value.")
-    ] = None,
+    override: OverrideOption = None,
     engine: Annotated[
         str, typer.Option(help="Who runs the clients: local, or flower for its simulation.")
     ] = "local",

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from fedapt.core.config import METHODS, Config, flatten, remove_paths
+from fedapt.core.config import Config, flatten, remove_paths
 from fedapt.core.errors import UsageError
+from fedapt.core.names import METHODS
 
 IN_DOMAIN, LEAVE_ONE_OUT, DIRICHLET, FEW_SHOT = (
     "in-domain",
@@ -98,7 +99,7 @@ class Plan:
     rates: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        _check_names("--methods", self.methods, METHODS)
+        _check_names("--methods", self.methods, tuple(METHODS))
         _check_names("--protocols", self.protocols, PROTOCOLS)
 
     def trials(

@@ -115,12 +115,12 @@ def _deal(domain: Domain, config: FederationConfig, seed: int) -> list[NDArray[n
     n_clients, n_images = config.clients_per_domain, len(domain.train)
     if n_clients == 1:
         return [np.arange(n_images)]
-    if n_clients * config.least_images > n_images:
+    if n_clients * config.min_images > n_images:
         raise DataError(
             where=f"domain {domain.name}",
             found=f"{n_images} training images for {n_clients} clients",
-            expected=f"at least {config.least_images} for each (federation.least_images)",
-            next_step="lower federation.clients_per_domain or federation.least_images",
+            expected=f"at least {config.min_images} for each (federation.min_images)",
+            next_step="lower federation.clients_per_domain or federation.min_images",
         )
     generator = np.random.default_rng(seed)
     labels = domain.train.labels.cpu().numpy()
@@ -131,7 +131,7 @@ def _deal(domain: Domain, config: FederationConfig, seed: int) -> list[NDArray[n
         cuts = (np.cumsum(proportions)[:-1] * len(places)).round().astype(int)
         for share, part in zip(shares, np.split(places, cuts), strict=True):
             share.extend(part.tolist())
-    while len(smallest := min(shares, key=len)) < config.least_images:
+    while len(smallest := min(shares, key=len)) < config.min_images:
         # the draw decides, but for the few images that a client must have
         largest = max(shares, key=len)
         smallest.append(largest.pop(int(generator.integers(len(largest)))))

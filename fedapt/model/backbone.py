@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import logging
-import os
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fedapt.core.errors import ModelError, ModelNotSupported
+from fedapt.core.names import is_path
 from fedapt.model.lite.load import build_lite
 from fedapt.model.open_clip_import import import_open_clip
 from fedapt.model.text_tower import TextTower, check_tokens
@@ -158,7 +158,7 @@ def load_backbone(name: str, pretrained: str = "", device: str = "cpu") -> Backb
 
 def _build_open_clip(name: str, pretrained: str) -> tuple[nn.Module, Any]:
     open_clip = import_open_clip()
-    if os.sep in name and not name.startswith("hf-hub:") and not name.startswith("local-dir:"):
+    if is_path(name) and not name.startswith("local-dir:"):
         name = f"local-dir:{_check_folder(Path(name))}"
     has_schema = name.startswith(("hf-hub:", "local-dir:"))
     if not has_schema:

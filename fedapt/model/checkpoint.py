@@ -22,16 +22,14 @@ from torch import Tensor
 from fedapt.core.config import Config, config_from_dict
 from fedapt.core.errors import CheckpointError, ConfigError, ReportedError
 from fedapt.core.files import write_bytes
+from fedapt.core.names import ADAPTIVE_NETWORK, FUSED_METHODS, KEYS, META_PROMPT
 from fedapt.model.backbone import Backbone
 from fedapt.model.prompted_clip import GlobalModel, prompted_text
 from fedapt_runtime import Preprocessing
 
-SCHEMA = 2
+SCHEMA = 2  # raise when an older version would misread the file; added fields do not count
 _METADATA_KEY = "fedapt"
 _MOST_BYTES = 16 << 30
-_META_PROMPT, _NETWORK, _KEYS = "meta_prompt", "adaptive_network", "keys"
-# methods whose global model is FedAPT's, and can be fused
-FUSED_METHODS = ("fedapt", "fedapt-unsupervised")
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ class Checkpoint:
     @property
     def tensors(self) -> dict[str, Tensor]:
         """All of the file's tensors."""
-        return self.learned | ({} if self.keys is None else {_KEYS: self.keys})
+        return self.learned | ({} if self.keys is None else {KEYS: self.keys})
 
     def save(self, path: Path) -> None:
         """Write the file whole, or leave the old one.
@@ -111,8 +109,8 @@ class Checkpoint:
             )
         return GlobalModel(
             text=prompted_text(backbone, info.classes, self.keys.shape[1]),
-            context=self.learned[_META_PROMPT].to(device),
-            adaptive_network=self.learned[_NETWORK].to(device),
+            context=self.learned[META_PROMPT].to(device),
+            adaptive_network=self.learned[ADAPTIVE_NETWORK].to(device),
             keys=self.keys.to(device),
             temperature=info.config.prompt.temperature,
             logit_scale=backbone.logit_scale,
@@ -160,8 +158,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
         for name in ("classes", "domains", "keys", "clients"):
             fields[name] = tuple(fields[name]) if isinstance(fields[name], list) else None
-        fields["config"] = config_from_dict(fields["config"], str(path))
-        keys = tensors.pop(_KEYS, None)
+        # a later version adds fields and settings without a new schema: they are left out
+        known = {field.name for field in dataclasses.fields(CheckpointInfo)}
+        fields = {name: value for name, value in fields.items() if name in known}
+        fields["config"] = config_from_dict(fields["config"], str(path), skip_unknown=True)
+        keys = tensors.pop(KEYS, None)
         checkpoint = Checkpoint(CheckpointInfo(**fields), tensors, keys)
         _check_info(path, checkpoint.info)
         _check_tensors(path, checkpoint)
@@ -210,7 +211,7 @@ def _check_tensors(path: Path, checkpoint: Checkpoint) -> None:
     n_classes, n_keys = len(info.classes), len(info.keys)
     fits = n_classes > 0 and (keys is None or (keys.dim() == 3 and len(keys) == n_keys > 0))
     if info.method in FUSED_METHODS:  # others are checked when they are put together
-        prompt, network = checkpoint.learned[_META_PROMPT], checkpoint.learned[_NETWORK]
+        prompt, network = checkpoint.learned[META_PROMPT], checkpoint.learned[ADAPTIVE_NETWORK]
         fits = (
             fits
             and keys is not None

@@ -72,7 +72,7 @@ def check_privacy(config: Config, *, local: bool) -> None:
                 "a method whose clients share all that is learned",
                 "train another method, fedapt for one",
             )
-        for name in ("aggregation", "clip", "noise", "largest_update"):
+        for name in ("aggregation", "clip", "noise", "max_update"):
             if (value := getattr(federation, name)) != getattr(default, name):
                 raise _exclude(
                     "federation.secure",

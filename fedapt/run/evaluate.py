@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 
 from fedapt.core.errors import DataError, UsageError
+from fedapt.core.names import FUSED_METHODS
 from fedapt.core.report import Reporter
 from fedapt.data.domains import Domain, ImageSet, ImageTable, load_domains
 from fedapt.data.folders import ImageFolders, scan_folders
 from fedapt.data.partition import Client
 from fedapt.data.splits import Split, split_folders
 from fedapt.model.backbone import Backbone, load_backbone
-from fedapt.model.checkpoint import FUSED_METHODS, Checkpoint, CheckpointInfo, load_checkpoint
+from fedapt.model.checkpoint import Checkpoint, CheckpointInfo, load_checkpoint
 from fedapt.model.image_encoder import image_encoder
 from fedapt.run.device import choose_device
 from fedapt.train.evaluate import Evaluation, evaluate

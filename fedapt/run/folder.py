@@ -11,7 +11,7 @@ from fedapt.core.files import write_text
 from fedapt.core.versions import software_versions
 
 # what the operator of a federation may change while it lasts: it decides no sound reply's worth
-_OPERATION = ("least_replies", "round_seconds", "largest_update")
+_OPERATION = ("min_replies", "round_seconds", "max_update")
 
 
 @dataclass(frozen=True)

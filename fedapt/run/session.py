@@ -8,6 +8,7 @@ import torch
 
 from fedapt.core.config import Config, remove_folders
 from fedapt.core.errors import CheckpointError, DataError
+from fedapt.core.names import ADAPTIVE_NETWORK, KEYS
 from fedapt.core.records import read_records, write_records
 from fedapt.core.report import Reporter
 from fedapt.core.versions import software_versions
@@ -25,7 +26,6 @@ from fedapt.train.evaluate import Evaluation, evaluate, measure
 from fedapt.train.loop import Engine, Measured, Progress, run_rounds
 from fedapt.train.methods import METHODS, Learned, Method, Setting
 from fedapt.train.methods.base import Views, n_parameters
-from fedapt.train.methods.fedapt import ADAPTIVE_NETWORK
 from fedapt.train.sampling import check_sampling
 
 
@@ -198,7 +198,7 @@ class Session:
             versions=software_versions(),
         )
         learned = {name: tensor.cpu() for name, tensor in progress.learned.items()}
-        keys = self.method.frozen().get("keys")
+        keys = self.method.frozen().get(KEYS)
         return Checkpoint(info, learned, None if keys is None else keys.cpu())
 
     def saver(self, run: RunFolder) -> Callable[[Progress], None]:

@@ -15,7 +15,7 @@ from fedapt_runtime.errors import ModelFileError
 from fedapt_runtime.preprocess import Preprocessing
 
 METADATA_KEY = "fedapt"
-SCHEMA = 1
+SCHEMA = 1  # raise when an older runtime would misread the file; added fields do not count
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,9 @@ def parse_manifest(text: str | None, where: object) -> Manifest:
         fields["preprocessing"] = Preprocessing.from_dict(fields["preprocessing"])
         fields["classes"] = tuple(str(name) for name in fields["classes"])
         fields["domains"] = tuple(str(name) for name in fields["domains"])
-        return Manifest(**fields)
+        # a later version adds fields without a new schema: they are left out
+        known = {field.name for field in dataclasses.fields(Manifest)}
+        return Manifest(**{name: value for name, value in fields.items() if name in known})
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ModelFileError(
             where=where,

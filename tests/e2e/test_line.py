@@ -157,11 +157,11 @@ def test_validation_images_neither_train_nor_test(
         run = tmp_path / validation
         arguments = train_arguments(run, tiny_images, tiny_clip, 1)
         extra = ["--validation", validation, "-o", "federation.clients_per_domain=2"]
-        needed = ["-o", f"federation.least_images={12 if validation == '0' else 9}"]
+        needed = ["-o", f"federation.min_images={12 if validation == '0' else 9}"]
         assert main([*arguments, *extra, *needed, "--json"]) == 0
         counts[validation] = json.loads(capsys.readouterr().out)["domains"]["photo"]["n"]
         # one more for each client, and there are not enough training images
-        more = ["-o", f"federation.least_images={13 if validation == '0' else 10}"]
+        more = ["-o", f"federation.min_images={13 if validation == '0' else 10}"]
         other = train_arguments(tmp_path / "other", tiny_images, tiny_clip, 1)
         assert main([*other, *extra, *more]) == 4
         n_images = 24 if validation == "0" else 18

@@ -23,7 +23,7 @@ SETTINGS = [
 ]
 EVERY = pytest.mark.parametrize("method", METHODS)
 OWNED = ["-o", "federation.clients_per_domain=2", "-o", "federation.sampled_per_domain=1"]
-FEW = ["-o", "federation.least_images=2"]
+FEW = ["-o", "federation.min_images=2"]
 
 
 @pytest.fixture(scope="module")

@@ -76,7 +76,7 @@ class FlowerEngine:
         """Send every client its share of `start`; sound replies, in the order of the clients.
 
         Raises:
-            FederationError: fewer sound replies than `federation.least_replies`.
+            FederationError: fewer sound replies than `federation.min_replies`.
         """
         self._last = _Round(round_number)
         if self._limits.secure:
@@ -87,7 +87,7 @@ class FlowerEngine:
         contents = {c.index: self._fill(c, shares[c.index], round_number) for c in clients}
         for client, answer in self._ask(MessageType.TRAIN, clients, contents):
             self._last.n_bytes += answer.n_bytes
-            update = read_update(answer, client, shares[client.index], self._limits.largest_update)
+            update = read_update(answer, client, shares[client.index], self._limits.max_update)
             if isinstance(update, str):
                 self._refuse(client, update)
             else:
@@ -147,12 +147,12 @@ class FlowerEngine:
 
     def _check_replies(self, count: int, clients: Sequence[Client]) -> None:
         self._last.replies = count
-        least = min(self._limits.least_replies, len(clients))
+        least = min(self._limits.min_replies, len(clients))
         if count < least:
             raise FederationError(
                 where=f"round {self._last.number + 1}",
                 found=f"{count} usable replies of {len(clients)}{self._list_refused()}",
-                expected=f"at least {least} (federation.least_replies)",
+                expected=f"at least {least} (federation.min_replies)",
                 next_step="see to these nodes and start again: the checkpoint of the round before"
                 " is kept",
             )

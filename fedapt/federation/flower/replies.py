@@ -24,13 +24,13 @@ _MOST_IMAGES = 1_000_000_000
 
 
 def read_update(
-    answer: Answer, client: Client, share: Learned, largest_update: float
+    answer: Answer, client: Client, share: Learned, max_update: float
 ) -> ClientUpdate | str:
     """A client's reply, or why it is refused.
 
     Args:
         share: what the client was sent.
-        largest_update: norm of the difference that is still believed.
+        max_update: norm of the difference that is still believed.
     """
     if reason := read_refusal(answer):
         return reason
@@ -52,8 +52,8 @@ def read_update(
     if broken:
         return f"{broken[0]} with NaN or infinity"
     moved = measure_update(learned, share)
-    if moved > largest_update:
-        most = f"{largest_update:g} (federation.largest_update)"
+    if moved > max_update:
+        most = f"{max_update:g} (federation.max_update)"
         return f"an update of norm {moved:.3g}, more than {most}"
     return ClientUpdate(client.index, learned, images, loss)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fedapt.core.config import read_settings
 from fedapt.core.errors import ConfigError, UsageError
+from fedapt.core.settings import Strict, setting
 from fedapt.federation.flower.node import Party
 
 # of a node, and of a domain that takes part
@@ -19,7 +20,7 @@ _TOLD = "FEDAPT_INSECURE"
 
 
 @dataclass(frozen=True)
-class ServerSettings:
+class ServerSettings(Strict):
     """A federation's server; paths are relative to the file.
 
     Attributes:
@@ -38,19 +39,19 @@ class ServerSettings:
     address: str
     classes: tuple[str, ...]
     domains: tuple[str, ...] = ()
-    least_nodes: int = 1
-    wait_seconds: float = 600.0
+    least_nodes: int = setting(1, "connected nodes that training waits for", 1, 1_000_000)
+    wait_seconds: float = setting(600.0, "how long it waits for them", 0.0, 1e7)
     settings: str = "settings.toml"
     out: str = "run"
     authority: str = "authority.pem"
     certificate: str = "server.pem"
     key: str = "server.key"
     nodes: str = "nodes"
-    insecure: bool = False
+    insecure: bool = setting(False, "without TLS and keys")
 
 
 @dataclass(frozen=True)
-class NodeSettings:
+class NodeSettings(Strict):
     """A node; paths are relative to the file. See `Party` for what is not explained here.
 
     Attributes:
@@ -70,8 +71,8 @@ class NodeSettings:
     device: str = "cpu"
     authority: str = "authority.pem"
     key: str = "node.key"
-    insecure: bool = False
-    secure: bool = False
+    insecure: bool = setting(False, "without TLS and keys")
+    secure: bool = setting(False, "take part in secure rounds alone")
 
     def to_party(self, folder: Path) -> Party:
         """The node's images and CLIP; `folder` is that of the file."""

@@ -17,6 +17,7 @@ from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
 import fedapt
+from fedapt.core import names
 from fedapt.core.config import Config, config_from_dict
 from fedapt.core.errors import ConfigError, FederationError
 from fedapt.data.partition import Client
@@ -29,7 +30,6 @@ PROTOCOL = 2
 # the records of a message, and of a reply
 TASK, LEARNED, KEYS = "task", "learned", "keys"
 REPLY, REFUSAL = "reply", "refusal"
-_KEYS_NAME = "keys"
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def unpack(records: RecordDict, device: torch.device) -> tuple[Plan, Place, Lear
     """
     task = records.config_records[TASK]
     learned = from_arrays(records.array_records[LEARNED], device)
-    keys = from_arrays(records.array_records[KEYS], device).get(_KEYS_NAME)
+    keys = from_arrays(records.array_records[KEYS], device).get(names.KEYS)
     return read_plan(task), read_place(task), learned, keys
 
 

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from fedapt.core.names import ADAPTIVE_NETWORK
 from fedapt.data.domains import Labelled
 from fedapt.data.partition import Client
 from fedapt.model.adaptive_network import domain_weights, draw_adaptive_network
 from fedapt.model.prompted_clip import gram_matrices, mix_banks
 from fedapt.train.methods.base import Learned, Method, Objective, Predictor
-from fedapt.train.methods.fedapt import ADAPTIVE_NETWORK, network_loss
+from fedapt.train.methods.fedapt import network_loss
 from fedapt.train.methods.promptfl import begin_context, context_loss
 
 CONTEXTS = "contexts"

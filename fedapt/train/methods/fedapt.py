@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from fedapt.core.names import ADAPTIVE_NETWORK, KEYS, META_PROMPT
 from fedapt.data.domains import Labelled
 from fedapt.data.partition import Client
 from fedapt.model.adaptive_network import draw_adaptive_network
@@ -25,8 +26,6 @@ from fedapt.train.methods.base import (
     text_logits,
 )
 from fedapt.train.methods.promptfl import begin_context
-
-META_PROMPT, ADAPTIVE_NETWORK, KEYS = "meta_prompt", "adaptive_network", "keys"
 
 
 class FedAPT(Method):

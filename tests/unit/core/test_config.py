@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from fedapt.core.config import (
-    METHODS,
     Config,
     FederationConfig,
     ModelConfig,
@@ -20,8 +19,10 @@ from fedapt.core.config import (
     config_to_toml,
     flatten,
     read_config,
+    remove_paths,
 )
 from fedapt.core.errors import ConfigError
+from fedapt.core.names import METHODS, is_path
 
 SECTIONS = "model, data, prompt, federation, train, unsupervised"
 
@@ -60,7 +61,7 @@ def test_by_default_every_image_and_every_domain_trains_in_every_round() -> None
     data = config.data
     assert (data.validation_fraction, data.shots, data.leave_out) == (0.0, 0, "")
     assert config.federation == FederationConfig(
-        clients_per_domain=1, alpha=0.5, least_images=10, sampled=0, sampled_per_domain=0, join=""
+        clients_per_domain=1, alpha=0.5, min_images=10, sampled=0, sampled_per_domain=0, join=""
     )
 
 
@@ -159,7 +160,7 @@ def test_an_integer_is_good_where_a_float_is_wanted() -> None:
 
 @pytest.mark.parametrize("override", ["rounds", "train.rounds", "rounds=3", "=3", ""])
 def test_an_override_without_section_key_and_value_is_refused(override: str) -> None:
-    with pytest.raises(ConfigError, match=r"found no section\.key=value; .*-o train\.rounds=3"):
+    with pytest.raises(ConfigError, match=r"found no section\.key=value; .*train\.rounds=3"):
         read_config(None, [override])
 
 
@@ -177,7 +178,7 @@ def test_an_override_without_section_key_and_value_is_refused(override: str) -> 
         (
             "[federation]\nclients = 2\n",
             "federation.clients",
-            "clients_per_domain, alpha, least_images, sampled, sampled_per_domain, join",
+            "clients_per_domain, alpha, min_images, sampled, sampled_per_domain, join",
         ),
         ("[unsupervised]\nrounds = 2\n", "unsupervised.rounds", "warm_up_rounds, confidence"),
     ],
@@ -199,68 +200,68 @@ def test_an_unknown_name_in_an_override_or_an_option_is_refused() -> None:
 @pytest.mark.parametrize(
     ("override", "found", "expected"),
     [
-        ("train.rounds=ten", "'ten'", "type int"),
-        ("train.rounds=3.0", "3.0", "type int"),
-        ("train.rounds=true", "True", "type int"),
-        ("train.rounds=[3]", r"\[3\]", "type int"),
-        ("train.rounds.x=3", r"\{'x': 3\}", "type int"),
-        ("train.lr=false", "False", "type float"),
-        ("train.lr='0.1'", "'0.1'", "type float"),
-        ("prompt.class_specific=1", "1", "type bool"),
-        ("data.root=7", "7", "type str"),
-        ("data.shots=1.5", "1.5", "type int"),
-        ("train.method=1", "1", "type str"),
-        ("federation.alpha=small", "'small'", "type float"),
-        ("model.name=2024-01-01", r"datetime\.date\(2024, 1, 1\)", "type str"),
+        ("train.rounds=ten", "'ten'", "an integer from"),
+        ("train.rounds=3.0", "3.0", "an integer from"),
+        ("train.rounds=true", "True", "an integer from"),
+        ("train.rounds=[3]", r"\[3\]", "an integer from"),
+        ("train.rounds.x=3", r"\{'x': 3\}", "an integer from"),
+        ("train.lr=false", "False", "a number from"),
+        ("train.lr='0.1'", "'0.1'", "a number from"),
+        ("prompt.class_specific=1", "1", "true or false"),
+        ("data.root=7", "7", "text"),
+        ("data.shots=1.5", "1.5", "an integer from"),
+        ("train.method=1", "1", "one of fedapt, "),
+        ("federation.alpha=small", "'small'", "a number from"),
+        ("model.name=2024-01-01", r"datetime\.date\(2024, 1, 1\)", "text"),
     ],
 )
 def test_a_value_of_another_type_is_refused(override: str, found: str, expected: str) -> None:
-    with pytest.raises(ConfigError, match=f"= {found}; expected a value of {expected}"):
+    with pytest.raises(ConfigError, match=f"= {found}; expected {expected}"):
         read_config(None, [override])
 
 
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("train.rounds=0", "from 1 to 1e\\+06"),
-        ("train.rounds=-1", "from 1 to 1e\\+06"),
-        ("train.lr=0", "from 1e-09 to 1000"),
-        ("train.lr=nan", "from 1e-09 to 1000"),
-        ("train.lr=inf", "from 1e-09 to 1000"),
+        ("train.rounds=0", "from 1 to 1 000 000"),
+        ("train.rounds=-1", "from 1 to 1 000 000"),
+        ("train.lr=0", "from 1e-9 to 1 000"),
+        ("train.lr=nan", "from 1e-9 to 1 000"),
+        ("train.lr=inf", "from 1e-9 to 1 000"),
         ("train.momentum=1.0", "from 0 to 0.9999"),
         ("train.weight_decay=-1e-9", "from 0 to 10"),
         ("train.seed=-1", "from 0 to"),
         ("train.seed=9223372036854775808", "from 0 to"),
         ("data.test_fraction=0.91", "from 0 to 0.9"),
         ("prompt.context_length=65", "from 1 to 64"),
-        ("prompt.temperature=0", "from 1e-06 to 1000"),
-        ("prompt.temperature=nan", "from 1e-06 to 1000"),
+        ("prompt.temperature=0", "from 1e-6 to 1 000"),
+        ("prompt.temperature=nan", "from 1e-6 to 1 000"),
         ("data.validation_fraction=0.91", "from 0 to 0.9"),
         ("data.validation_fraction=-0.1", "from 0 to 0.9"),
-        ("data.shots=-1", "from 0 to 1e\\+06"),
-        ("prompt.n_keys=-1", "from 0 to 10000"),
-        ("federation.clients_per_domain=0", "from 1 to 100000"),
-        ("federation.alpha=0", "from 1e-06 to 1e\\+06"),
-        ("federation.alpha=-0.5", "from 1e-06 to 1e\\+06"),
-        ("federation.alpha=inf", "from 1e-06 to 1e\\+06"),
-        ("federation.least_images=0", "from 1 to 1e\\+06"),
-        ("federation.sampled=-1", "from 0 to 1e\\+06"),
-        ("federation.sampled_per_domain=-1", "from 0 to 1e\\+06"),
-        ("train.images_per_round=-1", "from 0 to 1e\\+09"),
-        ("train.proximal=-0.1", "from 0 to 1e\\+06"),
-        ("train.proximal=nan", "from 0 to 1e\\+06"),
-        ("train.evaluate_every=0", "from 1 to 1e\\+06"),
-        ("train.patience=-1", "from 0 to 1e\\+06"),
-        ("unsupervised.warm_up_rounds=-1", "from 0 to 1e\\+06"),
+        ("data.shots=-1", "from 0 to 1 000 000"),
+        ("prompt.n_keys=-1", "from 0 to 10 000"),
+        ("federation.clients_per_domain=0", "from 1 to 100 000"),
+        ("federation.alpha=0", "from 1e-6 to 1 000 000"),
+        ("federation.alpha=-0.5", "from 1e-6 to 1 000 000"),
+        ("federation.alpha=inf", "from 1e-6 to 1 000 000"),
+        ("federation.min_images=0", "from 1 to 1 000 000"),
+        ("federation.sampled=-1", "from 0 to 1 000 000"),
+        ("federation.sampled_per_domain=-1", "from 0 to 1 000 000"),
+        ("train.images_per_round=-1", "from 0 to 1 000 000 000"),
+        ("train.proximal=-0.1", "from 0 to 1 000 000"),
+        ("train.proximal=nan", "from 0 to 1 000 000"),
+        ("train.evaluate_every=0", "from 1 to 1 000 000"),
+        ("train.patience=-1", "from 0 to 1 000 000"),
+        ("unsupervised.warm_up_rounds=-1", "from 0 to 1 000 000"),
         ("unsupervised.confidence=1.01", "from 0 to 1"),
         ("unsupervised.views=0", "from 1 to 100"),
-        ("unsupervised.neighbours=0", "from 1 to 1000"),
-        ("unsupervised.dispersion=-1", "from 0 to 1000"),
+        ("unsupervised.neighbours=0", "from 1 to 1 000"),
+        ("unsupervised.dispersion=-1", "from 0 to 1 000"),
     ],
 )
 def test_a_value_out_of_range_is_refused(override: str, expected: str) -> None:
     name = override.partition("=")[0]
-    with pytest.raises(ConfigError, match=f"{name} = .*; expected a number {expected}"):
+    with pytest.raises(ConfigError, match=f"{name} = .*; expected an? (number|integer) {expected}"):
         read_config(None, [override])
 
 
@@ -278,7 +279,7 @@ def test_a_value_out_of_range_is_refused(override: str, expected: str) -> None:
         "data.validation_fraction=0.9",
         "federation.alpha=1e-6",
         "federation.clients_per_domain=1",
-        "federation.least_images=1",
+        "federation.min_images=1",
         "prompt.n_keys=10000",
         "train.evaluate_every=1",
         "train.proximal=0",
@@ -317,12 +318,6 @@ def test_a_word_is_one_of_those_known(name: str, choices: tuple[str, ...], wrong
         read_config(None, [f"{name}='{wrong}'"])
 
 
-def test_the_methods_are_those_that_stand_in_the_code() -> None:
-    from fedapt.train.methods import METHODS as CLASSES
-
-    assert tuple(CLASSES) == METHODS
-
-
 def test_plain_tables_are_read_like_a_file() -> None:
     config = read_config(None, ["train.lr=0.5", "data.class_names.a=b", "prompt.keys=normal"])
     assert config_from_dict(dataclasses.asdict(config), "here") == config
@@ -336,31 +331,29 @@ def test_plain_tables_are_read_like_a_file() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "where"),
+    ("name", "value"),
     [
-        ("train.rounds", 0, "--rounds"),
-        ("train.batch_size", 0, "--batch-size"),
-        ("data.validation_fraction", 2, "--validation"),
-        ("data.root", 7, "--data"),
-        ("model.name", 7, "--model"),
+        ("train.rounds", 0),
+        ("train.batch_size", 0),
+        ("data.validation_fraction", 2),
+        ("data.root", 7),
+        ("model.name", 7),
     ],
 )
-def test_a_wrong_value_is_told_with_where_it_is_from(
-    tmp_path: Path, name: str, value: int, where: str
-) -> None:
+def test_a_wrong_value_is_told_with_where_it_is_from(tmp_path: Path, name: str, value: int) -> None:
     section, key = name.split(".")
     good, bad = tmp_path / "good.toml", tmp_path / "bad.toml"
     good.write_text(f"[{section}]\n[train]\nlr = 0.5\n" if section != "train" else "[train]\n")
     bad.write_text(f"[{section}]\n{key} = {value}\n")
     more = ["train.lr=0.1", "prompt.n_keys=2"]  # of the same section, and of another
     for path in (None, good):
-        with pytest.raises(ConfigError, match=rf"{name} = {value}.*; expected a ") as caught:
+        with pytest.raises(ConfigError, match=rf"{name} = {value}.*; expected ") as caught:
             read_config(path, more, {name: value})
-        assert caught.value.where == where
-        with pytest.raises(ConfigError, match=rf"{name} = {value}.*; expected a ") as caught:
+        assert caught.value.where == name
+        with pytest.raises(ConfigError, match=rf"{name} = {value}.*; expected ") as caught:
             read_config(path, [f"{name}={value}", *more])
-        assert caught.value.where == f"-o {name}={value}"
-    with pytest.raises(ConfigError, match=rf"{name} = {value}.*; expected a ") as caught:
+        assert caught.value.where == f"{name}={value}"
+    with pytest.raises(ConfigError, match=rf"{name} = {value}.*; expected ") as caught:
         read_config(bad, more, {"train.seed": 1})
     assert caught.value.where == str(bad)
 
@@ -370,7 +363,7 @@ def test_a_wrong_override_is_told_as_it_was_given(tmp_path: Path, override: str)
     for path in (None, write(tmp_path, "[train]\nrounds = 3\n")):
         with pytest.raises(ConfigError) as caught:
             read_config(path, [override, "train.seed=1"])
-        assert caught.value.where == f"-o {override}"
+        assert caught.value.where == override
 
 
 def test_flat_names_are_those_of_an_override() -> None:
@@ -383,9 +376,9 @@ def test_flat_names_are_those_of_an_override() -> None:
 
 
 def test_a_number_of_absurd_length_is_refused_like_any_other() -> None:
-    with pytest.raises(ConfigError, match=r"train\.lr = .*expected a number from 1e-09 to 1000"):
+    with pytest.raises(ConfigError, match=r"train\.lr = .*expected a number from 1e-9 to 1 000"):
         read_config(None, ["train.lr=1" + 400 * "0"])
-    with pytest.raises(ConfigError, match=r"train\.rounds = .*expected a value of type int"):
+    with pytest.raises(ConfigError, match=r"train\.rounds = .*expected an integer from"):
         read_config(None, ["train.rounds=" + 5000 * "1"])
 
 
@@ -393,7 +386,7 @@ def test_a_section_that_is_no_table_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"found train = 3; expected a table \[train\]"):
         read_config(write(tmp_path, "train = 3\n"))
     with pytest.raises(
-        ConfigError, match=r"-o train\.rounds=3: found the unknown name 'train\.rounds'"
+        ConfigError, match=r"train\.rounds=3: found the unknown name 'train\.rounds'"
     ):
         read_config(write(tmp_path, "train = 3\n"), ["train.rounds=3"])
 
@@ -429,3 +422,50 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [None, {}, {"train.rounds": None}])
 def test_no_options_change_nothing(options: dict[str, Any] | None) -> None:
     assert read_config(None, (), options) == Config()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("federation.least_images", "federation.min_images"),
+        ("federation.least_replies", "federation.min_replies"),
+        ("federation.largest_update", "federation.max_update"),
+    ],
+)
+def test_a_name_of_before_is_refused_with_the_new_one(old: str, new: str) -> None:
+    with pytest.raises(ConfigError, match=f"{old}'; expected {new}. To do: write {new}"):
+        read_config(None, [f"{old}=1"])
+    assert read_config(None, [f"{new}=1"]) is not None
+
+
+def test_names_of_a_later_version_are_left_out_on_request() -> None:
+    tables = {"train": {"rounds": 3, "warp": 9}, "teleport": {"range": 1}}
+    assert config_from_dict(tables, "here", skip_unknown=True) == read_config(
+        None, ["train.rounds=3"]
+    )
+    with pytest.raises(ConfigError, match="the unknown name"):
+        config_from_dict(tables, "here")
+    with pytest.raises(ConfigError, match=r"train\.rounds = 0"):
+        config_from_dict({"train": {"rounds": 0, "warp": 9}}, "here", skip_unknown=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("lite", False),
+        ("ViT-B-32", False),
+        ("laion2b_s34b_b79k", False),
+        ("hf-hub:organisation/repository", False),
+        ("", False),
+        ("clips/mine", True),
+        ("/home/someone/clip", True),
+        ("local-dir:/home/someone/clip", True),
+        ("C:\\clips\\mine", True),
+        ("weights.pt", True),
+        ("patient_clip.SAFETENSORS", True),
+    ],
+)
+def test_a_path_is_told_from_a_name(name: str, expected: bool) -> None:
+    assert is_path(name) is expected
+    model = remove_paths(read_config(None, [], {"model.name": name})).model
+    assert model.name == ("" if expected else name)

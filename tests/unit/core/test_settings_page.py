@@ -1,79 +1,70 @@
-"""docs/settings.md against the configuration: every key, its default and what it may be."""
+"""docs/settings.md and the JSON schema: what the declarations of the settings say."""
 
 from __future__ import annotations
 
-import re
-import tomllib
-from fractions import Fraction
+import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from fedapt.core.config import _CHOICES, _RANGES, Config, flatten
+from fedapt.core.config import Config, flatten
+from fedapt.core.settings import declarations, say_number
+from fedapt.core.settings_page import PAGE, SCHEMA, say_default, to_markdown, to_schema, write_pages
 
-PAGE = Path(__file__).parents[3] / "docs" / "settings.md"
-OF_TYPE = {str: "text", bool: "true or false", dict: "table"}
-
-
-def read_page(text: str) -> dict[str, tuple[Any, Any]]:
-    """`section.key` -> default and values of each row."""
-    rows: dict[str, tuple[Any, Any]] = {}
-    section = ""
-    for line in text.splitlines():
-        if heading := re.fullmatch(r"## `\[(\w+)\]`", line):
-            section = heading[1]
-        elif row := re.fullmatch(r"\| `(\w+)` \| `(.+?)` \| (.+?) \| (.+) \|", line):
-            name, default, values, meaning = row.groups()
-            assert meaning.strip()
-            assert f"{section}.{name}" not in rows
-            rows[f"{section}.{name}"] = (read_default(default), read_values(values))
-    return rows
+DOCS = Path(__file__).parents[3] / "docs"
 
 
-def read_default(text: str) -> Any:
-    if re.fullmatch(r"\d+/\d+", text):
-        return float(Fraction(text))
-    return tomllib.loads(f"value = {text}")["value"]
+def test_the_pages_in_docs_are_up_to_date(tmp_path: Path) -> None:
+    write_pages(tmp_path)
+    for name in (PAGE, SCHEMA):
+        written = (tmp_path / name).read_text("utf-8")
+        assert (DOCS / name).read_text("utf-8") == written, "run `make settings`"
 
 
-def read_values(text: str) -> Any:
-    """A range as two numbers, choices as their names, else the text itself."""
-    if names := re.findall(r"`([^`]+)`", text):
-        return tuple(names)
-    if ends := re.fullmatch(r"([\d.e -]+) to ([\d.e -]+)", text):
-        digits = (end.replace(" ", "") for end in ends.groups())
-        return tuple(int(end) if end.isdigit() else float(end) for end in digits)
-    return text
-
-
-def read_config() -> dict[str, tuple[Any, Any]]:
-    """The same of the code."""
-    known = {}
-    for name, default in flatten(Config()).items():
-        values: Any = _CHOICES.get(name) or _RANGES.get(name) or OF_TYPE[type(default)]
-        known[name] = (default, values)
-    return known
-
-
-def test_the_page_is_the_configuration() -> None:
-    page, known = read_page(PAGE.read_text("utf-8")), read_config()
-    assert list(page) == list(known)
-    for name, (default, values) in known.items():
-        assert page[name] == (default, values), name
-        assert type(page[name][0]) is type(default), name
+def test_every_setting_has_a_row_with_its_default_values_and_meaning() -> None:
+    rows = to_markdown().splitlines()
+    assert "| `lr` | `0.01` | a number from 1e-9 to 1 000 | learning rate of SGD |" in rows
+    assert "| `secure_threshold` | `2/3` | a number from 0.5 to 1 |" in to_markdown()
+    known = declarations(Config)
+    assert list(known) == list(flatten(Config()))
+    for name, setting in known.items():
+        assert any(row.startswith(f"| `{name.partition('.')[2]}` |") for row in rows)
+        assert setting.meaning
+        assert setting.default == flatten(Config())[name]
 
 
 @pytest.mark.parametrize(
-    ("before", "after"),
+    ("number", "text"),
     [
-        ("| `lr` | `0.01` |", "| `lr` | `0.1` |"),
-        ("| `lr` | `0.01` |", "| `rate` | `0.01` |"),
-        ("| `rounds` | `50` | 1 to 1 000 000 |", "| `rounds` | `50` | 0 to 1 000 000 |"),
-        ("`constant`, `cosine`", "`constant`, `linear`"),
+        (0, "0"),
+        (50, "50"),
+        (1_000_000, "1 000 000"),
+        (1000.0, "1 000"),
+        (0.9999, "0.9999"),
+        (1e-6, "1e-6"),
+        (1e12, "1e12"),
+        (2**63 - 1, "9 223 372 036 854 775 807"),
     ],
 )
-def test_a_page_that_is_stale_is_seen(before: str, after: str) -> None:
-    text = PAGE.read_text("utf-8")
-    assert text.count(before) == 1
-    assert read_page(text.replace(before, after)) != read_config()
+def test_numbers_are_written_for_people(number: float, text: str) -> None:
+    assert say_number(number) == text
+
+
+def test_a_default_is_written_as_toml() -> None:
+    assert [say_default(v) for v in ("a", True, 1e-5, 0.2, {})] == [
+        '"a"',
+        "true",
+        "1e-5",
+        "0.2",
+        "{}",
+    ]
+
+
+def test_the_schema_accepts_and_refuses_what_the_code_does() -> None:
+    schema = to_schema()
+    rounds = schema["$defs"]["TrainConfig"]["properties"]["rounds"]
+    assert (rounds["minimum"], rounds["maximum"], rounds["default"]) == (1, 1_000_000, 50)
+    assert rounds["type"] == "integer"
+    assert "fedapt" in schema["$defs"]["TrainConfig"]["properties"]["method"]["enum"]
+    assert schema["$defs"]["TrainConfig"]["additionalProperties"] is False
+    json.dumps(schema)

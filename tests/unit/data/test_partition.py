@@ -35,7 +35,7 @@ def make_domains(*sizes: int, n_classes: int = 4) -> list[Domain]:
 def divide(
     domains: list[Domain], n_keys: int = 0, seed: int = 0, **federation: Any
 ) -> tuple[Client, ...]:
-    config = FederationConfig(**({"least_images": 1} | federation))
+    config = FederationConfig(**({"min_images": 1} | federation))
     return divide_domains(domains, config, n_keys or len(domains), seed)
 
 
@@ -66,7 +66,7 @@ def test_one_client_has_all_of_its_domain() -> None:
 @pytest.mark.parametrize("least", [1, 10])
 def test_every_image_is_dealt_exactly_once(alpha: float, seed: int, least: int) -> None:
     domains = make_domains(83, 60)
-    clients = divide(domains, seed=seed, clients_per_domain=5, alpha=alpha, least_images=least)
+    clients = divide(domains, seed=seed, clients_per_domain=5, alpha=alpha, min_images=least)
     assert len(clients) == 10
     for d, domain in enumerate(domains):
         own = dealt(tuple(c for c in clients if c.domain == d))
@@ -76,8 +76,8 @@ def test_every_image_is_dealt_exactly_once(alpha: float, seed: int, least: int) 
         assert min(map(len, own)) >= least
 
 
-def test_exactly_the_least_images_for_each() -> None:
-    clients = divide(make_domains(40), clients_per_domain=4, alpha=1e-3, least_images=10)
+def test_exactly_the_min_images_for_each() -> None:
+    clients = divide(make_domains(40), clients_per_domain=4, alpha=1e-3, min_images=10)
     assert [len(c.data) for c in clients] == [10] * 4
 
 
@@ -135,16 +135,16 @@ def test_another_domain_moves_no_image() -> None:
 def test_too_many_clients_are_refused() -> None:
     message = re.escape(
         "domain sketch: found 19 training images for 2 clients; expected at least 10 for each"
-        " (federation.least_images)"
+        " (federation.min_images)"
     )
     with pytest.raises(DataError, match=message) as caught:
-        divide(make_domains(20, 19), clients_per_domain=2, least_images=10)
-    assert "federation.clients_per_domain or federation.least_images" in str(caught.value)
-    assert len(divide(make_domains(20, 20), clients_per_domain=2, least_images=10)) == 4
+        divide(make_domains(20, 19), clients_per_domain=2, min_images=10)
+    assert "federation.clients_per_domain or federation.min_images" in str(caught.value)
+    assert len(divide(make_domains(20, 20), clients_per_domain=2, min_images=10)) == 4
 
 
 def test_one_client_may_have_few_images() -> None:
-    assert len(divide(make_domains(3), least_images=10)) == 1
+    assert len(divide(make_domains(3), min_images=10)) == 1
 
 
 # keys

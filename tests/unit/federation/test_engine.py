@@ -44,7 +44,7 @@ def test_several_clients_of_a_domain_learn_the_same(
         tiny_images,
         tiny_clip,
         "federation.clients_per_domain=3",
-        "federation.least_images=4",
+        "federation.min_images=4",
         "federation.sampled_per_domain=2",
     )
     here, there = (open_session(config, tiny_backbone) for _ in range(2))
@@ -197,14 +197,14 @@ def test_a_broken_reply_is_refused_and_the_round_goes_on(
 def test_too_few_usable_replies_fail_the_round(
     tiny_images: Path, tiny_clip: Path, tiny_backbone: Backbone
 ) -> None:
-    config = configure(tiny_images, tiny_clip, "federation.least_replies=2")
+    config = configure(tiny_images, tiny_clip, "federation.min_replies=2")
     session = open_session(config, tiny_backbone)
     connect(session, poison(reply_with(images=0)))
     with pytest.raises(FederationError) as caught:
         run(session)
     assert caught.value.where == "round 1"
     assert caught.value.found == "1 usable replies of 2; sketch: 0 images"
-    assert "federation.least_replies" in caught.value.expected
+    assert "federation.min_replies" in caught.value.expected
 
 
 def test_a_node_that_does_not_answer_is_waited_for_so_long_and_no_longer(

@@ -184,7 +184,7 @@ def test_wrong_settings(folder: Path) -> None:
         ({"classes": ["mug", " "]}, "two names or more"),
         ({"classes": "mug"}, "a list of names"),
         ({"classes": [1, 2]}, "a list of names"),
-        ({"least_nodes": "2"}, "a value of type int"),
+        ({"least_nodes": "2"}, "an integer from 1 to 1 000 000"),
         ({"nods": 1}, "one of address, classes"),
         ({"key": "lost.key"}, "`fedapt federation init` has made"),
     ):

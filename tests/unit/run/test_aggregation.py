@@ -69,7 +69,7 @@ SECURE, NOISE = "federation.secure=true", ("federation.node_clip=1.0", "federati
         ((SECURE, "federation.aggregation=median"), "aggregation = 'median', for which the server"),
         ((SECURE, "federation.clip=1.0"), "clip = 1.0, for which the server has to see every"),
         ((SECURE, "federation.clip=1.0", "federation.noise=1.0"), "clip = 1.0, for which"),
-        ((SECURE, "federation.largest_update=5.0"), "largest_update = 5.0, for which the server"),
+        ((SECURE, "federation.max_update=5.0"), "max_update = 5.0, for which the server"),
         ((SECURE, *NOISE, "train.weighting=samples"), "weighting = 'samples' in a secure sum"),
         ((SECURE, *NOISE, "federation.secure_range=8.9"), "found noise of width 1, of which"),
         (

@@ -34,7 +34,7 @@ SETTINGS: dict[str, Any] = {
     "train.rounds": 2,
     "train.lr": 0.1,
     "train.evaluate_every": 2,
-    "federation.least_images": 2,
+    "federation.min_images": 2,
 }
 
 

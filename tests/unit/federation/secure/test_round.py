@@ -214,7 +214,7 @@ def test_two_clients_cannot_hide(
 
 def test_a_ring_of_neighbours(tmp_path: Path, tiny_clip: Path, tiny_backbone: Backbone) -> None:
     images = write_tiny_images(tmp_path / "data", 8, ("photo", "sketch"))
-    settings = ("federation.clients_per_domain=4", "federation.least_images=1", "train.rounds=1")
+    settings = ("federation.clients_per_domain=4", "federation.min_images=1", "train.rounds=1")
     secure = ("federation.secure=true", "federation.secure_neighbours=4")
     expected = run(open_session(configure(images, tiny_clip, *settings), tiny_backbone))
     session = open_session(configure(images, tiny_clip, *settings, *secure), tiny_backbone)

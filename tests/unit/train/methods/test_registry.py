@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from fedapt.cli.app import main
-from fedapt.core import config
+from fedapt.core import names
+from fedapt.core.names import FUSED_METHODS
 from fedapt.model.backbone import Backbone
 from fedapt.train.methods import METHODS, Method
 from tests.support.methods import make_config, make_setting, one_round, rows_of
@@ -36,7 +37,8 @@ def build(tiny_backbone: Backbone, tiny_images: Path) -> Any:
 
 
 def test_the_configuration_names_the_same_methods() -> None:
-    assert tuple(METHODS) == config.METHODS
+    assert tuple(METHODS) == tuple(names.METHODS)
+    assert set(FUSED_METHODS) < set(METHODS)
     assert len({method.title for method in METHODS.values()}) == len(METHODS)
 
 

@@ -1,0 +1,341 @@
+"""A run's settings, each declared once: type, default, range and meaning.
+
+The declarations are plain frozen dataclasses. `fedapt.core.config` checks values against them with
+pydantic, which reads a field's metadata; `fedapt.core.settings_page` writes docs/settings.md and
+the JSON schema from them, and the command line takes its help texts from them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+
+from fedapt.core.names import METHODS
+
+_MAX_SEED = 2**63 - 1
+REQUIRED = dataclasses.MISSING
+_MILLION = 1_000_000
+
+
+def setting(
+    default: Any,
+    meaning: str,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """A field of settings.
+
+    Args:
+        default: used where nothing else is given; REQUIRED for none.
+        meaning: one phrase, the help text everywhere.
+        low, high: the range of a number, both ends included.
+        choices: the words that a text may be, where the type does not list them.
+    """
+    metadata: dict[str, Any] = {"description": meaning}
+    if isinstance(default, bool | int | float):
+        metadata["strict"] = True  # no value of another type, such as "3" or true for 3
+    if low is not None:
+        metadata |= {"ge": low, "le": high}
+    if choices:
+        metadata["json_schema_extra"] = {"enum": list(choices)}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What is known of a setting.
+
+    Attributes:
+        default: its value where nothing else is given; REQUIRED for none.
+        meaning: one phrase.
+        values: which values are allowed, in words.
+    """
+
+    default: Any
+    meaning: str
+    values: str
+
+    @property
+    def is_required(self) -> bool:
+        """Whether there is no default."""
+        return self.default is REQUIRED
+
+
+@cache
+def declarations(kind: type) -> Mapping[str, Declaration]:
+    """All settings of a table and of the tables in it, by flat names such as `train.lr`."""
+    known: dict[str, Declaration] = {}
+    hints = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(hints[field.name]):
+            known |= {f"{field.name}.{n}": d for n, d in declarations(hints[field.name]).items()}
+            continue
+        make = field.default_factory
+        known[field.name] = Declaration(
+            default=field.default if make is dataclasses.MISSING else make(),
+            meaning=field.metadata.get("description", ""),
+            values=_say_values(hints[field.name], field.metadata),
+        )
+    return known
+
+
+def _say_values(hint: Any, metadata: Mapping[str, Any]) -> str:
+    if choices := metadata.get("json_schema_extra", {}).get("enum") or (
+        get_args(hint) if get_origin(hint) is Literal else ()
+    ):
+        return f"one of {', '.join(choices)}"
+    words = {str: "text", bool: "true or false", int: "an integer", float: "a number"}
+    words |= {tuple: "a list of names", Mapping: "a table of names"}
+    text = words[get_origin(hint) or hint]
+    if "ge" in metadata:
+        text += f" from {say_number(metadata['ge'])} to {say_number(metadata['le'])}"
+    return text
+
+
+def say_number(number: float) -> str:
+    """A number for people: 1 000 000, 0.5, 1e-6."""
+    if number == int(number) and (isinstance(number, int) or abs(number) < 1e10):
+        return f"{int(number):,}".replace(",", " ")
+    mantissa, e, exponent = f"{number:g}".partition("e")
+    return mantissa + e + (str(int(exponent)) if e else "")
+
+
+class Strict:
+    """What all tables of settings share: unknown names are refused, and so are NaN and infinity."""
+
+    __pydantic_config__: ClassVar[Mapping[str, object]] = {
+        "extra": "forbid",
+        "allow_inf_nan": False,
+    }
+
+
+@dataclass(frozen=True)
+class ModelConfig(Strict):
+    """The CLIP model."""
+
+    name: str = setting(
+        "lite", "the CLIP: `lite`, an OpenCLIP name, a folder, or `hf-hub:organisation/repository`"
+    )
+    pretrained: str = setting(
+        "",
+        "for an OpenCLIP name: a pretrained tag, a weights file, or `random`; empty for the others",
+    )
+
+
+@dataclass(frozen=True)
+class DataConfig(Strict):
+    """How images become training, validation and test sets."""
+
+    root: str = setting("", "the folder with the domains")
+    test_fraction: float = setting(
+        0.2,
+        "share of each class and domain kept for testing, where the data has no split",
+        0.0,
+        0.9,
+    )
+    split_seed: int = setting(0, "seed of that split", 0, _MAX_SEED)
+    validation_fraction: float = setting(
+        0.0,
+        "share of the remaining images of each class and domain that choose the round instead of"
+        " training",
+        0.0,
+        0.9,
+    )
+    shots: int = setting(0, "training images of each class and domain; 0 for all", 0, _MILLION)
+    leave_out: str = setting("", "a domain that trains nothing and is only tested on")
+    allow_missing_classes: bool = setting(False, "let a domain lack images of a class")
+    class_names: Mapping[str, str] = setting(
+        {}, "folder name -> name in the prompt, where the two should differ"
+    )
+
+
+@dataclass(frozen=True)
+class PromptConfig(Strict):
+    """The meta prompt and the keys."""
+
+    context_length: int = setting(24, "learned context tokens M", 1, 64)
+    class_specific: bool = setting(True, "one context per class; false for one shared by all")
+    start: str = setting(
+        "random", "`random`, or a phrase whose tokens the context ends with at the start"
+    )
+    temperature: float = setting(0.01, "temperature tau of the domain weights", 1e-6, 1e3)
+    keys: Literal["uniform", "normal", "orthogonal"] = setting(
+        "uniform", "how keys are drawn: uniform in [0, 1), normal, or orthogonal to each other"
+    )
+    n_keys: int = setting(
+        0,
+        "number of keys; 0 for one per domain; fewer are shared by domains, more are dealt out to"
+        " the clients of a domain",
+        0,
+        10_000,
+    )
+
+
+@dataclass(frozen=True)
+class FederationConfig(Strict):
+    """The clients, the aggregation of their replies, and privacy."""
+
+    clients_per_domain: int = setting(
+        1, "clients that share a domain, their labels drawn from Dirichlet(alpha)", 1, 100_000
+    )
+    alpha: float = setting(
+        0.5, "small for clients with few classes each, large for equal clients", 1e-6, 1e6
+    )
+    min_images: int = setting(10, "minimum number of images of a client", 1, _MILLION)
+    sampled: int = setting(0, "clients of a round, drawn from all; 0 for every client", 0, _MILLION)
+    sampled_per_domain: int = setting(
+        0, "clients of a round, drawn from each domain; 0 for every client", 0, _MILLION
+    )
+    join: str = setting(
+        "", "checkpoint of a federation to continue; domains that are new to it get new keys"
+    )
+    aggregation: Literal["mean", "median", "trimmed-mean", "krum"] = setting(
+        "mean", "how the clients' replies are combined"
+    )
+    trimmed: float = setting(
+        0.2, "share of the replies that the trimmed mean drops at either end", 0.0, 0.49
+    )
+    faulty: int = setting(1, "replies of a round that krum takes to be wrong", 0, _MILLION)
+    clip: float = setting(
+        0.0,
+        "maximum norm of a client's update in the aggregate; longer ones are shortened; 0 for none",
+        0.0,
+        1e9,
+    )
+    noise: float = setting(
+        0.0, "noise of central differential privacy, as a multiple of `clip`; 0 for none", 0.0, 1e6
+    )
+    delta: float = setting(1e-5, "delta of the epsilon that is reported with noise", 1e-15, 0.5)
+    node_clip: float = setting(
+        0.0,
+        "maximum norm of an update as a node sends it; longer ones are shortened; 0 for none",
+        0.0,
+        1e9,
+    )
+    node_noise: float = setting(
+        0.0,
+        "noise that each node adds to its update, as a multiple of `node_clip`; 0 for none",
+        0.0,
+        1e6,
+    )
+    secure: bool = setting(
+        False, "secure aggregation: the server learns the sum of a round's updates, no single one"
+    )
+    secure_threshold: float = setting(
+        2 / 3, "share of a client and its neighbours that must stay to a round's end", 0.5, 1.0
+    )
+    secure_neighbours: int = setting(
+        0,
+        "clients with which each one shares masks; 0 for all, or about 2 log2(n) of more than 32",
+        0,
+        _MILLION,
+    )
+    secure_range: float = setting(
+        16.0, "change of a single value above which a node cuts it off", 1e-6, 1e6
+    )
+    min_replies: int = setting(1, "minimum number of usable replies of a round", 1, _MILLION)
+    round_seconds: float = setting(
+        3600.0,
+        "how long a round, or a stage of a secure one, waits for other machines",
+        0.1,
+        1e7,
+    )
+    max_update: float = setting(
+        1000.0,
+        "norm of an update above which a reply from another machine is refused",
+        1e-9,
+        1e12,
+    )
+
+
+@dataclass(frozen=True)
+class TrainConfig(Strict):
+    """Federated training; the defaults are those of the paper's code."""
+
+    method: str = setting(
+        "fedapt", "the federated method; see `fedapt methods`", choices=tuple(METHODS)
+    )
+    rounds: int = setting(50, "rounds of federation", 1, _MILLION)
+    local_epochs: int = setting(1, "passes of each client over its images in a round", 1, 10_000)
+    batch_size: int = setting(256, "images in a step of SGD", 1, _MILLION)
+    images_per_round: int = setting(
+        0,
+        "maximum number of images of a client in a round; 0 for all, or the method's own maximum",
+        0,
+        1_000_000_000,
+    )
+    lr: float = setting(0.01, "learning rate of SGD", 1e-9, 1e3)
+    schedule: Literal["constant", "cosine"] = setting(
+        "constant", "schedule of the learning rate over the rounds"
+    )
+    momentum: float = setting(0.9, "momentum of SGD, which starts afresh every round", 0.0, 0.9999)
+    weight_decay: float = setting(1e-5, "weight decay of SGD", 0.0, 10.0)
+    proximal: float = setting(
+        0.0, "mu of FedProx, which pulls a client towards the aggregate; 0 for none", 0.0, 1e6
+    )
+    weighting: Literal["uniform", "samples"] = setting(
+        "uniform", "weights of the clients in the average"
+    )
+    precision: Literal["float32", "bfloat16", "float16"] = setting(
+        "float32",
+        "precision of the text tower's matrix products while training; the rest is float32",
+    )
+    evaluate_every: int = setting(
+        5, "rounds from one evaluation to the next; the last round always has one", 1, _MILLION
+    )
+    patience: int = setting(
+        0,
+        "evaluations without a better validation accuracy before training stops; 0 for never",
+        0,
+        _MILLION,
+    )
+    seed: int = setting(
+        0,
+        "seed of everything random in the run, except the noise of differential privacy",
+        0,
+        _MAX_SEED,
+    )
+
+
+@dataclass(frozen=True)
+class UnsupervisedConfig(Strict):
+    """The method `fedapt-unsupervised`; the defaults are those of the paper's code."""
+
+    warm_up_rounds: int = setting(10, "rounds on pseudo-labels of zero-shot CLIP", 0, _MILLION)
+    confidence: float = setting(0.75, "minimum confidence of a pseudo-label that is used", 0.0, 1.0)
+    views: int = setting(
+        4, "strongly augmented views of each image, one for each round in turn", 1, 100
+    )
+    neighbours: int = setting(
+        5, "nearest images in feature space whose predictions an image should share", 1, 1_000
+    )
+    dispersion: float = setting(
+        0.5, "weight of the term that keeps predictions of a batch apart", 0.0, 1e3
+    )
+
+
+@dataclass(frozen=True)
+class Config(Strict):
+    """All settings of a run, written to `RUN/config.toml` before training begins."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    prompt: PromptConfig = PromptConfig()
+    federation: FederationConfig = FederationConfig()
+    train: TrainConfig = TrainConfig()
+    unsupervised: UnsupervisedConfig = UnsupervisedConfig()
+
+
+# earlier names, for the error that tells the new one
+RENAMED = {
+    "federation.least_images": "federation.min_images",
+    "federation.least_replies": "federation.min_replies",
+    "federation.largest_update": "federation.max_update",
+}
