@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedapt.core.errors import DependencyError, ExportError, UsageError
-from fedapt.core.files import hash_file, replace_file, write_text
+from fedapt.core.files import claim_file, hash_file, replace_file, write_text
 from fedapt_export.engine_check import compare_engine
 from fedapt_export.fuse import read_model
 from fedapt_runtime.backends.cuda import Gpu
@@ -208,8 +208,15 @@ def build_engine(
         DependencyError: the library is not installed.
         ExportError: a wrong setting, or the builder refused the graph or crashed.
         ParityError: the engine does not compute what the model computes; `out` is untouched.
-        FileError: the output cannot be written.
+        FileError: another job writes the output, or it cannot be written.
     """
+    with claim_file(out):
+        return _build_engine(model, out, settings, images)
+
+
+def _build_engine(
+    model: Path, out: Path, settings: EngineSettings, images: NDArray[np.uint8] | None
+) -> dict[str, Any]:
     _, manifest = read_model(model)
     settings = settings.resolve(manifest.precision)
     gpu = find_gpu()

@@ -12,10 +12,10 @@ import onnx
 from numpy.typing import NDArray
 
 from fedapt.core.errors import ExportError, ReportedError, UsageError
-from fedapt.core.files import hash_file, write_bytes
+from fedapt.core.files import claim_file, hash_file, write_bytes
 from fedapt.core.report import Reporter
 from fedapt.model.backbone import load_backbone
-from fedapt.model.checkpoint import load_checkpoint
+from fedapt.model.checkpoint import Checkpoint, load_checkpoint
 from fedapt.model.image_encoder import read_tower
 from fedapt_export.fuse import attach_manifest, build_manifest, fuse, read_opset
 from fedapt_export.head import fedapt_head
@@ -136,11 +136,23 @@ def export(
     Raises:
         ParityError: the graph does not compute what the checkpoint computes, or a lower precision
             changes too many labels; `out` is untouched.
+        FileError: another job writes `out`, or it cannot be written.
         ReportedError: see `fedapt.core.errors`.
     """
     settings.check()
     settings.check_out(out)
     checkpoint = load_checkpoint(checkpoint_path)
+    with claim_file(out):
+        return _export(checkpoint, checkpoint_path, out, settings, reporter)
+
+
+def _export(
+    checkpoint: Checkpoint,
+    checkpoint_path: Path,
+    out: Path,
+    settings: ExportSettings,
+    reporter: Reporter,
+) -> Exported:
     images, source = collect_images(
         checkpoint, checkpoint_path, settings.data, settings.parity_images
     )

@@ -10,11 +10,9 @@ Source: ONNX Runtime, "Quantize ONNX models"; arXiv 1806.08342 for weights per c
 from __future__ import annotations
 
 import logging
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +20,7 @@ import onnx
 from numpy.typing import NDArray
 
 from fedapt.core.errors import ExportError
+from fedapt.core.files import scratch_folder
 from fedapt.model.onnx_trace import IR_VERSION
 
 FLOAT_CONVOLUTIONS = 5
@@ -54,8 +53,8 @@ def to_int8(
     kind = q.QuantType.QInt8 if symmetric else q.QuantType.QUInt8
     # a product's result stays float: one multiplication by the scales follows it either way
     unquantised = ["MatMul", "Gemm"] + (["Conv"] if symmetric else [])
-    with tempfile.TemporaryDirectory() as folder, _quiet():
-        out = Path(folder) / "int8.onnx"
+    with scratch_folder() as folder, _quiet():
+        out = folder / "int8.onnx"
         try:
             q.quantize_static(
                 copy,

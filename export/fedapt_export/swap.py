@@ -10,7 +10,7 @@ from onnx import numpy_helper
 from safetensors.numpy import save
 
 from fedapt.core.errors import ExportError
-from fedapt.core.files import write_bytes
+from fedapt.core.files import claim_file, write_bytes
 from fedapt_export.fuse import attach_manifest, read_model
 from fedapt_export.head import Head, head_tensors
 from fedapt_runtime import Manifest
@@ -51,8 +51,13 @@ def swap_head(model_path: Path, head_path: Path, out: Path) -> Manifest:
     Raises:
         ExportError: the model is missing, damaged, or no fedapt model.
         ModelFileError: the head is damaged, or of another CLIP.
-        FileError: the output cannot be written.
+        FileError: another job writes the output, or it cannot be written.
     """
+    with claim_file(out):  # which may be the model itself
+        return _swap_head(model_path, head_path, out)
+
+
+def _swap_head(model_path: Path, head_path: Path, out: Path) -> Manifest:
     model, before = read_model(model_path)
     head = read_head(head_path)
     head.check_fits(before, head_path)

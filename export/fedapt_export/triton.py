@@ -12,7 +12,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from fedapt.core.files import replace_file, write_text
+from fedapt.core.files import claim_folder, replace_file, write_text
 from fedapt_export.engine import EngineSettings
 from fedapt_runtime import Manifest
 
@@ -70,10 +70,16 @@ def write_repository(
         The model's folder.
 
     Raises:
-        FileError: the folder cannot be written, or the disk is full.
+        FileError: another job writes it, the folder cannot be written, or the disk is full.
     """
-    is_engine = model.suffix == ".engine"
     target = folder / model.stem
+    with claim_folder(target):
+        _write(model, target, manifest, settings)
+    return target
+
+
+def _write(model: Path, target: Path, manifest: Manifest, settings: EngineSettings) -> None:
+    is_engine = model.suffix == ".engine"
     with replace_file(target / "1" / ("model.plan" if is_engine else "model.onnx")) as temporary:
         shutil.copyfile(model, temporary)
     for name, labels in (("classes.txt", manifest.classes), ("domains.txt", manifest.domains)):
@@ -93,4 +99,3 @@ def write_repository(
         delay=_QUEUE_DELAY_US,
     )
     write_text(target / "config.pbtxt", config)
-    return target

@@ -19,7 +19,7 @@ from fedapt.cli.options import (
 from fedapt.cli.show import console_reporter, percent, print_json, print_table
 from fedapt.core.config import read_config
 from fedapt.core.errors import DependencyError, UsageError
-from fedapt.core.files import write_text
+from fedapt.core.files import claim_folder, write_text
 from fedapt.core.names import METHODS
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def compare(
         data_config = dataclasses.replace(settings.data, validation_fraction=_VALIDATION)
         settings = dataclasses.replace(settings, data=data_config)
     rates = (settings.train.lr,) if lr is None else _parse_rates(lr)
-    with console_reporter() as reporter:
+    with console_reporter() as reporter, claim_folder(out):
         from fedapt.compare.plan import PROTOCOLS, Plan, shared_settings
         from fedapt.compare.run import compare as run_comparison
         from fedapt.compare.table import build_rows, to_csv, to_json

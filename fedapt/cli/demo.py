@@ -10,6 +10,7 @@ import typer
 from fedapt.cli.options import JsonOption
 from fedapt.cli.show import console_reporter, percent, print_json, print_table
 from fedapt.core.errors import DependencyError
+from fedapt.core.files import claim_folder
 
 
 def demo(
@@ -27,7 +28,7 @@ def demo(
             expected="the packages of the extra `demo`",
             next_step="pip install 'fedapt[cpu,demo]'",
         ) from error
-    with console_reporter() as reporter:
+    with console_reporter() as reporter, claim_folder(out):
         result = run_demo(out, reporter)
         write_report(result, out / "report.html")
     zero_shot, trained = result.accuracy(result.zero_shot), result.accuracy(result.fedapt)

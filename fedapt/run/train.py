@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fedapt.core.config import Config, flatten
 from fedapt.core.errors import UsageError
+from fedapt.core.files import claim_folder
 from fedapt.core.report import Reporter
 from fedapt.data.domains import load_domains
 from fedapt.data.folders import check_complete, scan_folders
@@ -65,7 +66,19 @@ def train(
         )
     check_trackers(trackers)
     check_engine(engine, config)
-    device = choose_device(device)
+    with claim_folder(out):
+        return _train(config, run, resume, choose_device(device), reporter, trackers, engine)
+
+
+def _train(
+    config: Config,
+    run: RunFolder,
+    resume: bool,
+    device: str,
+    reporter: Reporter,
+    trackers: tuple[str, ...],
+    engine: str,
+) -> Evaluation:
     # images and CLIP are checked before the run folder is touched: a typo in them leaves nothing
     folders = scan_folders(Path(config.data.root), config.data.class_names)
     check_complete(folders, config.data.allow_missing_classes)
@@ -79,7 +92,7 @@ def train(
     backbone = load_backbone(config.model.name, config.model.pretrained, device)
     going_on = run.begin(settled)
     if resume and not going_on:
-        reporter.message(f"nothing to resume in {out}: a new run begins")
+        reporter.message(f"nothing to resume in {run.path}: a new run begins")
     reporter.message(f"model: {backbone.label} on {device}")
     domains = load_domains(folders, split, image_encoder(backbone), reporter, backbone.device)
     session = Session(settled, backbone, folders, domains, reporter=reporter, joined=joined)

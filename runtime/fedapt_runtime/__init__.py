@@ -8,12 +8,18 @@ Example:
         print(prediction.path, prediction.label, prediction.score, prediction.domain)
 """
 
+import os
+
 from fedapt_runtime.classifier import Classifier, Prediction
 from fedapt_runtime.errors import ReportedError, RuntimeFailure
 from fedapt_runtime.manifest import Manifest
 from fedapt_runtime.preprocess import Preprocessing
 
 __version__ = "0.1.0"
+
+# ONNX Runtime reads it when it is imported, by whichever package: from 1.31 on it keeps an id of
+# the device and events for its maker in the home folder, and sends them
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 __all__ = [
     "Classifier",

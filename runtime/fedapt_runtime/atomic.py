@@ -1,37 +1,102 @@
-"""Files that are whole or absent, at any moment and after any crash."""
+"""Files that are whole or absent, at any moment and after any crash.
+
+A file is written in a temporary folder beside its place and renamed. A locked marker stands beside
+the folder, so that what a killed process has left is told from what another process is writing: the
+next job that writes there removes it.
+"""
 
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from fedapt_runtime.lock import NoLocksHere, is_at, remove_locked, try_lock
+
+_SUFFIX, _FOLDER = ".fedapt-tmp", ".d"
+_MARKER = re.compile(r"\.[A-Za-z0-9_]{8}\.fedapt-tmp")
+
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`, and rename it to `path` when the block ends well.
+    """Give a temporary path, whose file becomes `path` when the block ends well.
 
-    The data is on the disk before the rename, so a crash leaves the old file or the new one.
+    The data is on the disk before the rename, so a crash leaves the old file or the new one. A link
+    stays one: the file that it leads to is replaced.
 
     Raises:
         OSError: the folder is missing or not writable, or the disk is full.
     """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    path = Path(os.path.realpath(path))
+    with temporary_folder(path.parent) as folder:
+        temporary = folder / path.name
         yield temporary
         _flush(temporary)
-        # mkstemp makes private files; the result gets the permissions of an ordinary one
+        # some writers make private files; the result gets the permissions of an ordinary one
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
+
+
+@contextmanager
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """A folder in `parent` that is gone when the block ends; after a kill, with the next job.
+
+    Raises:
+        OSError: `parent` is missing or not writable.
+    """
+    remove_left_over(parent)
+    marker, handle = _make_marker(parent)
+    folder = _folder_of(marker)
+    try:
+        folder.mkdir(mode=0o700)
+        yield folder
     finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        remove_locked(marker, handle)
+
+
+def remove_left_over(parent: Path) -> None:
+    """Remove the temporary folders in `parent` that killed processes have left."""
+    try:
+        with os.scandir(parent) as entries:
+            markers = [Path(entry.path) for entry in entries if _MARKER.fullmatch(entry.name)]
+    except OSError:  # a folder that can be written need not be readable
+        return
+    for marker in markers:
+        with suppress(OSError):  # another process has removed it, or owns it
+            handle = os.open(marker, os.O_RDWR)
+            try:
+                is_left_over = try_lock(handle)
+            except BaseException:
+                os.close(handle)
+                raise
+            if not is_left_over:
+                os.close(handle)
+                continue
+            shutil.rmtree(_folder_of(marker), ignore_errors=True)
+            remove_locked(marker, handle)
+
+
+def _folder_of(marker: Path) -> Path:
+    return marker.with_name(marker.name + _FOLDER)
+
+
+def _make_marker(parent: Path) -> tuple[Path, int]:
+    """A new marker and its locked handle."""
+    while True:
+        handle, name = tempfile.mkstemp(_SUFFIX, ".", parent)
+        with suppress(NoLocksHere):
+            # another process may have taken it for one left over, in the instant before the lock
+            if not (try_lock(handle) and is_at(handle, Path(name))):
+                os.close(handle)
+                continue
+        return Path(name), handle
 
 
 def _flush(path: Path) -> None:

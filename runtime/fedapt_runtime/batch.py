@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fedapt_runtime.classifier import Classifier, Image
-from fedapt_runtime.destination import Destination, deliver, local_path
+from fedapt_runtime.destination import Destination, claim, deliver, local_path
 from fedapt_runtime.errors import InputError, OutputError
 from fedapt_runtime.journal import Journal, part_path
 from fedapt_runtime.output import check_output, write_output
@@ -86,8 +86,8 @@ def classify_files(
             `batch_size` and `workers` are then its own matter.
 
     Raises:
-        OutputError: the output cannot be written; finished rows are kept in `OUT.part`, of a URI
-            in the working folder.
+        OutputError: another job writes the output, or it cannot be written; finished rows are kept
+            in `OUT.part`, of an object in the working folder.
         InputError: `OUT.part` belongs to another job, or to other images.
     """
     check_output(out)
@@ -116,22 +116,23 @@ def classify_files(
             advance(row)
         return summary
     try:
-        journal = Journal.open(out, _describe_job(classifier, options), resume)
-        try:
-            images = iter(images)
-            for row in _skip_finished(journal, images):
-                summary.resumed += 1
-                summary.count(row["error"])
-            started = time.monotonic()
-            for row in predict(images):
-                journal.write(row)
-                advance(row)
-            with deliver(out) as temporary:
-                write_output(journal, temporary, local_path(out).suffix, flag_unknown)
-        except BaseException:
-            journal.close()
-            raise
-        journal.remove()
+        with claim(out):
+            journal = Journal.open(out, _describe_job(classifier, options), resume)
+            try:
+                images = iter(images)
+                for row in _skip_finished(journal, images):
+                    summary.resumed += 1
+                    summary.count(row["error"])
+                started = time.monotonic()
+                for row in predict(images):
+                    journal.write(row)
+                    advance(row)
+                with deliver(out) as temporary:
+                    write_output(journal, temporary, local_path(out).suffix, flag_unknown)
+            except BaseException:
+                journal.close()
+                raise
+            journal.remove()
     except OSError as error:
         goes_on = "; --resume goes on" if part_path(out).is_file() else ""
         raise OutputError(

@@ -6,20 +6,63 @@ An unfinished job keeps its rows on the local disk in either case; an object is 
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from urllib.parse import unquote
 
-from fedapt_runtime.atomic import replace_file
+from fedapt_runtime.atomic import remove_left_over, replace_file, temporary_folder
+from fedapt_runtime.errors import OutputError
+from fedapt_runtime.lock import Held, hold_file
 from fedapt_runtime.remote import is_uri, write_remote
 
 Destination = str | os.PathLike[str]
+_LOCAL = "file://"
 
 
 def local_path(out: Destination) -> Path:
-    """Beside which path a job works: its own; for a URI, that name in the working folder."""
-    return Path(os.fspath(out).rpartition("/")[2]) if is_uri(out) else Path(out)
+    """Beside which path a job works: its own; for an object, its name in the working folder."""
+    if not is_object(out):
+        text = os.fspath(out)
+        # file://host/path: a file of another host is none of ours, and no host means this one
+        return Path(unquote(text[len(_LOCAL) :])) if text.startswith(_LOCAL) else Path(text)
+    return Path(os.fspath(out).rpartition("/")[2])
+
+
+def is_object(out: Destination) -> bool:
+    """Whether this is the URI of something that is not on the local disk."""
+    return is_uri(out) and not os.fspath(out).startswith(_LOCAL)
+
+
+@contextmanager
+def claim(out: Destination) -> Iterator[None]:
+    """Be the only job that writes an output until the block ends.
+
+    Jobs on other machines that write one object are not seen: the last one's object stays, whole.
+
+    Raises:
+        OutputError: another job writes it, or its folder cannot be written.
+    """
+    path = local_path(out)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(hold_file(path))
+        except Held as held:
+            raise OutputError(
+                where=out,
+                found=f"a file that {held.holder} is writing",
+                expected="one job for an output",
+                next_step="wait until that job ends, or choose another output",
+            ) from held
+        except OSError as error:
+            raise OutputError(
+                where=out,
+                found=f"{error.strerror or error} (the folder {path.parent})",
+                expected="a folder that can be written",
+                next_step="check its permissions and the free space, or choose another",
+            ) from error
+        remove_left_over(path.parent)
+        yield
 
 
 @contextmanager
@@ -29,12 +72,12 @@ def deliver(out: Destination) -> Iterator[Path]:
     Raises:
         OSError: the folder or bucket cannot be written, or the disk is full.
     """
-    if not is_uri(out):
-        with replace_file(Path(out)) as temporary:
+    local = local_path(out)
+    if not is_object(out):
+        with replace_file(local) as temporary:
             yield temporary
         return
-    local = local_path(out)
-    with tempfile.TemporaryDirectory(prefix=f".{local.name}.", dir=local.parent) as folder:
-        temporary = Path(folder, local.name)
+    with temporary_folder(local.parent) as folder:
+        temporary = folder / local.name
         yield temporary
         write_remote(temporary, os.fspath(out))

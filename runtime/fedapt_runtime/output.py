@@ -9,10 +9,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from fedapt_runtime.destination import Destination, local_path
+from fedapt_runtime.destination import Destination, claim, is_object, local_path
 from fedapt_runtime.errors import MissingDependency, OutputError
 from fedapt_runtime.journal import Journal
-from fedapt_runtime.remote import check_folder, is_uri
+from fedapt_runtime.remote import check_folder
 
 CSV_COLUMNS = ("path", "label", "score", "domain", "top_k", "domain_weights", "error")
 UNKNOWN_COLUMNS = ("unknown_score", "unknown")
@@ -81,7 +81,8 @@ def check_output(out: Destination | None) -> None:
     """Refuse an output whose format is unknown or that cannot be written, before any work is done.
 
     Raises:
-        OutputError: another suffix than those of `WRITERS`, or no such folder or bucket.
+        OutputError: another suffix than those of `WRITERS`, no such folder or bucket, something
+            there that is no file, or another job that writes it.
         MissingDependency: Parquet, or a URI, without pyarrow.
     """
     if out is None:
@@ -104,15 +105,25 @@ def check_output(out: Destination | None) -> None:
                 expected="pyarrow, which writes Parquet",
                 next_step="pip install 'fedapt-runtime[parquet]', or write .jsonl or .csv",
             ) from error
-    if is_uri(out):
+    path = local_path(out)
+    if is_object(out):
         check_folder(str(out))
-    elif not (folder := local_path(out).parent).is_dir():
+    elif not path.parent.is_dir():
         raise OutputError(
             where=out,
-            found=f"no folder {folder}",
+            found=f"no folder {path.parent}",
             expected="a folder that can be written",
             next_step="make it, or choose another",
         )
+    elif path.exists() and not path.is_file():
+        raise OutputError(
+            where=out,
+            found="a folder" if path.is_dir() else "a pipe or a device",
+            expected="a file that can be replaced",
+            next_step="choose another name; without an output, rows go to stdout",
+        )
+    with claim(out):
+        pass  # what stands in the way is told before the work
 
 
 def write_output(journal: Journal, path: Path, suffix: str, flag_unknown: bool = False) -> None:

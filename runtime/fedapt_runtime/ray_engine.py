@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from fedapt_runtime.atomic import temporary_folder
 from fedapt_runtime.classifier import Classifier
 from fedapt_runtime.errors import ImageError, InputError, MissingDependency
 from fedapt_runtime.pipeline import Decoded, Image, decode_one, name_of
@@ -177,6 +178,7 @@ def _connected(ray: Any) -> Iterator[None]:
         # without announcements of what Ray is about to change, and of how actors are restarted
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
@@ -224,7 +226,7 @@ class _Worker:
 
         told: _Job = ray.get(job[0])
         self._told = told
-        with tempfile.TemporaryDirectory() as folder:
+        with temporary_folder(Path(tempfile.gettempdir())) as folder:
             for name, data in told.files.items():
                 Path(folder, name).write_bytes(data)
             self._classifier = Classifier.load(

@@ -199,7 +199,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.usefixtures("few_emoji")
 def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("a file")
-    with pytest.raises(FileError, match="found Not a directory; expected a folder that can be"):
+    with pytest.raises(FileError, match="found File exists; expected a folder that can be"):
         build_emoji_set(tmp_path / "file" / "set", Reporter())
 
 

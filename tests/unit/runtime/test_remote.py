@@ -214,7 +214,7 @@ def test_predictions_go_to_a_file_by_uri(
             "s3://nobody/rows.csv",
             "s3://nobody/rows.csv: found no folder or bucket nobody; expected",
         ),
-        ("file:///no/such/rows.csv", "found no folder or bucket /no/such; expected a bucket or"),
+        ("file:///no/such/rows.csv", "found no folder /no/such; expected a folder that can be"),
         ("abc://x/rows.csv", "abc://x/rows.csv: found "),
         ("s3://photos/rows.txt", "s3://photos/rows.txt: found the suffix '.txt'; expected .jsonl"),
     ],
