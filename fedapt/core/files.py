@@ -120,6 +120,19 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
+def write_secret(path: Path, data: bytes) -> None:
+    """Write a whole file that only its owner reads, from the first byte on.
+
+    Raises:
+        FileError: the folder cannot be written, or the disk is full.
+    """
+    before = os.umask(0o077)
+    try:
+        write_bytes(path, data)
+    finally:
+        os.umask(before)
+
+
 def hash_file(path: Path) -> str:
     """SHA-256 of a file's bytes, hexadecimal.
 

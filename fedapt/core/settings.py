@@ -233,9 +233,16 @@ class FederationConfig(Strict):
     )
     secure_neighbours: int = setting(
         0,
-        "clients with which each one shares masks; 0 for all, or about 2 log2(n) of more than 32",
+        "clients with which each one shares masks; 0 for as many as `secure_colluding` and"
+        " `secure_dropping` ask for, at most all",
         0,
         _MILLION,
+    )
+    secure_colluding: float = setting(
+        1 / 3, "share of a round's clients that may tell the server all they know", 0.0, 0.9
+    )
+    secure_dropping: float = setting(
+        0.1, "share of a round's clients that may drop out of a secure round", 0.0, 0.9
     )
     secure_range: float = setting(
         16.0, "change of a single value above which a node cuts it off", 1e-6, 1e6

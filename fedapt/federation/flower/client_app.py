@@ -10,6 +10,7 @@ could name a file, as its kind alone; the node's own log has all of it.
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -134,4 +135,8 @@ def read_party(context: Context) -> Party:
     named = {n: str(config[n]) for n in others if n in config}
     # in full, so that no error begins with the folder's own name (`_SAYABLE`)
     root = Path(str(config["data"])).resolve()
-    return Party(root, **named, secure=config.get("secure") is True)
+    values: list[object] = [config.get(name, 0.0) for name in ("max_clip", "min_noise")]
+    # NaN: `Party` refuses it
+    max_clip, min_noise = (float(v) if isinstance(v, int | float) else math.nan for v in values)
+    secure = config.get("secure") is True
+    return Party(root, **named, secure=secure, max_clip=max_clip, min_noise=min_noise)

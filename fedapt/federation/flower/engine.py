@@ -20,15 +20,16 @@ from fedapt.core.records import Record
 from fedapt.data.partition import Client
 from fedapt.federation.flower.exchange import Answer, exchange
 from fedapt.federation.flower.node import Score
-from fedapt.federation.flower.privacy import account_nodes
+from fedapt.federation.flower.privacy import find_multiplier
 from fedapt.federation.flower.replies import read_refusal, read_score, read_update
-from fedapt.federation.flower.secure.encoding import Encoding, count_words
+from fedapt.federation.flower.secure.binding import hash_work
 from fedapt.federation.flower.secure.server import SecureRound
 from fedapt.federation.flower.task import KEYS, LEARNED, TASK, Place, Plan, task_to_record
 from fedapt.federation.flower.tensors import to_arrays
 from fedapt.federation.flower.watch import Watch
 from fedapt.train.client import ClientUpdate
 from fedapt.train.methods.base import Learned, Method
+from fedapt.train.privacy import find_epsilon
 
 # which Flower node plays each of these clients; clients whose node is away are left out
 FindNodes = Callable[[Sequence[Client]], Mapping[int, int]]
@@ -99,7 +100,7 @@ class FlowerEngine:
 
     def _train_in_secret(self, start: Learned, clients: Sequence[Client]) -> ClientUpdate:
         """One update that stands for the mean of all; who learned what, nobody is told."""
-        last, limits, by_index = self._last, self._limits, {c.index: c for c in clients}
+        last, by_index = self._last, {c.index: c for c in clients}
         nodes = self._find_nodes(clients)
         for client in clients:
             last.seconds[client.name] = 0.0
@@ -122,14 +123,11 @@ class FlowerEngine:
         def refuse(index: int, reason: str) -> None:
             self._refuse(by_index[index], reason)
 
-        encoding = Encoding.of(self._plan.config, len(clients))
-        secret = SecureRound(
-            ask, refuse, last.number, limits.secure_neighbours, limits.secure_threshold
-        )
+        hashed = hash_work(self._plan, last.number, start, self._method.frozen())
+        secret = SecureRound(ask, refuse, last.number, self._plan.config, hashed)
         work = self._work(start)
         try:
-            total, added = secret.add_up({c.index: work for c in clients}, count_words(start))
-            found = encoding.decode(total, len(added), start)
+            found, added = secret.add_up({c.index: work for c in clients}, start)
         except ValueError as error:
             raise FederationError(
                 where=f"round {last.number + 1}",
@@ -138,8 +136,7 @@ class FlowerEngine:
                 next_step="see to these nodes and start again: the checkpoint of the round before"
                 " is kept",
             ) from error
-        self._check_replies(len(added), clients)
-        last.clipped = found.clipped
+        last.replies, last.clipped = len(added), found.clipped
         for index in added:
             name = by_index[index].name
             self._watch.replied(name, None, last.seconds[name])
@@ -191,7 +188,8 @@ class FlowerEngine:
             record["clipped_values"] = last.clipped
         if self._limits.node_noise:
             replies = [*(r["replies"] for r in earlier), last.replies]
-            record["epsilon"] = account_nodes(self._limits, replies)
+            multipliers = [find_multiplier(self._limits, n) for n in replies]
+            record["epsilon"] = find_epsilon(multipliers, self._limits.delta)
         return record | ({"refused": last.refused} if last.refused else {})
 
     @property

@@ -9,7 +9,6 @@ DIR/README.md          the commands
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import tomli_w
 import fedapt
 from fedapt.core.config import Config, config_to_toml
 from fedapt.core.errors import UsageError
-from fedapt.core.files import write_bytes, write_text
+from fedapt.core.files import write_secret, write_text
 from fedapt.federation.flower.certificates import draw_node_key, issue_certificates
 from fedapt.federation.flower.settings import (
     NAME,
@@ -75,7 +74,7 @@ def write_deployment(folder: Path, deployment: Deployment) -> None:
     write_text(server / "settings.toml", config_to_toml(deployment.config))
     write_text(server / "authority.pem", certificates.authority.decode())
     write_text(server / "server.pem", certificates.certificate.decode())
-    _write_secret(server / "server.key", certificates.key)
+    write_secret(server / "server.key", certificates.key)
     write_text(server / APP / "pyproject.toml", _APP.format(version=fedapt.__version__))
     for name, domain in deployment.nodes.items():
         write_node(folder, name, domain, deployment.address, deployment.data)
@@ -98,7 +97,7 @@ def write_node(folder: Path, name: str, domain: str, address: str, data: str) ->
     table = {"server": address, "data": data, "domain": domain, "name": name}
     write_text(node / "node.toml", tomli_w.dumps(table))
     write_text(node / "authority.pem", (folder / "server" / "authority.pem").read_text("utf-8"))
-    _write_secret(node / "node.key", private)
+    write_secret(node / "node.key", private)
     # last: from here on the server lets it in
     write_text(folder / "server" / "nodes" / f"{name}.pub", public.decode() + "\n")
 
@@ -117,15 +116,6 @@ def _refuse(name: str, found: str) -> UsageError:
         expected="a new name, and a domain, of letters, digits, space, dot, @, - or _",
         next_step="choose another",
     )
-
-
-def _write_secret(path: Path, data: bytes) -> None:
-    """A file that only its owner reads, from the first byte on."""
-    before = os.umask(0o077)
-    try:
-        write_bytes(path, data)
-    finally:
-        os.umask(before)
 
 
 _APP = """\

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from fedapt.core.config import FederationConfig
 from fedapt.core.errors import CheckpointError, DataError, FederationError, UsageError
 from fedapt.core.report import Reporter
 from fedapt.data.domains import Domain, ImageSet, load_domains
@@ -23,7 +25,8 @@ from fedapt.data.folders import check_complete, scan_folders
 from fedapt.data.partition import Client, deal_domain
 from fedapt.data.splits import split_as_configured
 from fedapt.data.views import StrongViews
-from fedapt.federation.flower.privacy import blur
+from fedapt.federation.flower.memory import Memory
+from fedapt.federation.flower.privacy import clip_and_noise
 from fedapt.federation.flower.task import Place, Plan
 from fedapt.model.backbone import Backbone, load_backbone
 from fedapt.model.image_encoder import image_encoder
@@ -59,6 +62,8 @@ class Party:
         model, pretrained: its CLIP, where the server's is a folder.
         device: `cpu` or `cuda`.
         secure: whether it takes part in secure rounds alone (`federation.secure`).
+        max_clip: largest `federation.node_clip` of a run that it takes part in; 0 for any or none.
+        min_noise: smallest `federation.node_noise`.
     """
 
     root: Path
@@ -68,6 +73,18 @@ class Party:
     pretrained: str = ""
     device: str = "cpu"
     secure: bool = False
+    max_clip: float = 0.0
+    min_noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_clip", "min_noise"):
+            if not 0 <= (value := getattr(self, name)) < math.inf:  # NaN would refuse nothing
+                raise UsageError(
+                    where="the node's configuration",
+                    found=f"{name} = {value}",
+                    expected="a number of 0 or more",
+                    next_step="correct it",
+                )
 
 
 class Node:
@@ -76,10 +93,14 @@ class Node:
     Args:
         party: its images and CLIP.
         reporter: told of long work, on the node's own machine.
+        memory: what it remembers across restarts.
     """
 
-    def __init__(self, party: Party, reporter: Reporter | None = None) -> None:
+    def __init__(
+        self, party: Party, reporter: Reporter | None = None, memory: Memory | None = None
+    ) -> None:
         self.party, self._reporter = party, reporter or Reporter()
+        self.memory = memory or Memory()
         self._images: tuple[Plan, Backbone, Domain] | None = None
         self._method: tuple[str, Method, list[ImageSet]] | None = None
 
@@ -112,7 +133,7 @@ class Node:
             )
         client = Client(place.client, domain.name, place.domain, place.key, shares[place.share])
         update = train_round(method, client, share, plan.config.train, place.round)
-        return blur(update, share, plan.config.federation)
+        return clip_and_noise(update, share, plan.config.federation, self.memory.secret)
 
     def evaluate(self, plan: Plan, place: Place, learned: Learned, keys: Tensor | None) -> Score:
         """Accuracy of the global model on this node's images.
@@ -159,18 +180,32 @@ class Node:
 
     def _load(self, plan: Plan) -> tuple[Backbone, Domain]:
         """CLIP and images, as long as nothing changes that they depend on."""
-        if self.party.secure and not plan.config.federation.secure:
-            raise FederationError(
-                where="the node's configuration",
-                found="a run in which the server can read each update",
-                expected="a secure one: secure = true in node.toml",
-                next_step="have the server's operator set federation.secure, or remove it here",
-            )
+        self._check_privacy(plan.config.federation)
         if self._images is None or not _asks_the_same(self._images[0], plan):
             self._images = self._method = None
             backbone = self._load_backbone(plan)
             self._images = (plan, backbone, self._load_domain(plan, backbone))
         return self._images[1:]
+
+    def _check_privacy(self, run: FederationConfig) -> None:
+        """Refuse a run that protects this node less than its operator asks for."""
+        party, found, expected = self.party, "", ""
+        if party.secure and not run.secure:
+            found = "a run in which the server can read each update"
+            expected = "a secure one: secure = true in node.toml"
+        elif party.max_clip and not 0 < run.node_clip <= party.max_clip:
+            found = f"federation.node_clip = {run.node_clip:g}"
+            expected = f"above 0, and max_clip = {party.max_clip:g} of node.toml at most"
+        elif run.node_noise < party.min_noise:
+            found = f"federation.node_noise = {run.node_noise:g}"
+            expected = f"min_noise = {party.min_noise:g} of node.toml or more"
+        if found:
+            raise FederationError(
+                where="the node's configuration",
+                found=found,
+                expected=expected,
+                next_step="have the server's operator change the settings, or change node.toml",
+            )
 
     def _build(
         self, plan: Plan, place: Place, keys: Tensor | None, backbone: Backbone, domain: Domain

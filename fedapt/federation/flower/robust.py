@@ -29,10 +29,10 @@ from flwr.supercore.differential_privacy import compute_clip_model_update
 from fedapt.core.config import FederationConfig
 from fedapt.core.errors import FederationError
 from fedapt.core.records import Record
-from fedapt.federation.flower.privacy import account
 from fedapt.federation.flower.tensors import from_arrays, to_arrays
 from fedapt.train.client import ClientUpdate
 from fedapt.train.methods.base import Learned
+from fedapt.train.privacy import find_epsilon
 
 _WEIGHT, _ARRAYS, _METRICS = "weight", "arrays", "metrics"
 
@@ -77,7 +77,7 @@ class Robust:
         """What has been given away of each client's images after `rounds` rounds like this one."""
         if not self._config.noise:
             return {}
-        return {"epsilon": account([self._config.noise] * rounds, self._config.delta)}
+        return {"epsilon": find_epsilon([self._config.noise] * rounds, self._config.delta)}
 
     def _group(
         self,

@@ -60,6 +60,8 @@ class NodeSettings(Strict):
         key: this node's private key.
         insecure: without TLS and key.
         secure: takes part in secure rounds alone, whatever the server's settings say.
+        max_clip: largest `federation.node_clip` of a run that it takes part in; 0 for any or none.
+        min_noise: smallest `federation.node_noise` of such a run.
     """
 
     server: str
@@ -73,11 +75,14 @@ class NodeSettings(Strict):
     key: str = "node.key"
     insecure: bool = setting(False, "without TLS and keys")
     secure: bool = setting(False, "take part in secure rounds alone")
+    max_clip: float = setting(0.0, "maximum `federation.node_clip`; 0 for any", 0.0, 1e9)
+    min_noise: float = setting(0.0, "minimum `federation.node_noise`", 0.0, 1e6)
 
     def to_party(self, folder: Path) -> Party:
         """The node's images and CLIP; `folder` is that of the file."""
-        others = (self.name, self.model, self.pretrained, self.device, self.secure)
-        return Party(folder / self.data, self.domain, *others)
+        names = ("name", "model", "pretrained", "device", "secure", "max_clip", "min_noise")
+        others = {name: getattr(self, name) for name in names}
+        return Party(folder / self.data, self.domain, **others)
 
 
 def read_server(folder: Path) -> ServerSettings:

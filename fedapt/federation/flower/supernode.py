@@ -34,10 +34,12 @@ from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, 
 from fedapt.core.report import Reporter
 from fedapt.federation.flower.admission import wait_for_admission
 from fedapt.federation.flower.client_app import build_client_app
+from fedapt.federation.flower.memory import Memory
 from fedapt.federation.flower.node import Node
 from fedapt.federation.flower.settings import NodeSettings
 from fedapt.federation.flower.superlink import STATE, flower_process
 
+MEMORY = "memory.json"
 _POLL_S = 0.1
 
 
@@ -55,7 +57,7 @@ def run_supernode(
             this node's key.
     """
     folder = folder.resolve()
-    node = Node(settings.to_party(folder), reporter)
+    node = Node(settings.to_party(folder), reporter, Memory(folder / STATE / MEMORY))
     wait_for_admission(folder, folder / STATE, settings, wait_seconds, reporter)
     address = f"127.0.0.1:{_find_port()}"
     app = build_client_app(lambda task, context: node)

@@ -25,7 +25,7 @@ from fedapt.federation.flower.tensors import from_arrays
 from fedapt.train.methods.base import Learned
 
 # raise when messages change so that an older node would misread them
-PROTOCOL = 2
+PROTOCOL = 3
 
 # the records of a message, and of a reply
 TASK, LEARNED, KEYS = "task", "learned", "keys"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict, UserConfig
 
 from fedapt.core.config import Config, ModelConfig, read_config, remove_paths
-from fedapt.core.errors import FederationError
+from fedapt.core.errors import FederationError, UsageError
 from fedapt.federation.flower.client_app import build_client_app, read_party
 from fedapt.federation.flower.node import Node, Party
 from fedapt.federation.flower.task import Plan, read_place, read_plan, task_to_record
@@ -100,9 +101,9 @@ def test_a_clip_in_a_folder_has_to_be_named(
 
 def test_another_version(party: Party, plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
     record = task_to_record(plan)
-    record["protocol"], record["version"] = 3, "9.9"
+    record["protocol"], record["version"] = 4, "9.9"
     told, said = refused(party, record, capsys).split("|")
-    assert "version: found protocol 3 of fedapt '9.9'; expected protocol 2" in told
+    assert "version: found protocol 4 of fedapt '9.9'; expected protocol 3" in told
     assert "install the same version of fedapt on server and nodes" in said
 
 
@@ -173,6 +174,12 @@ def test_a_stock_node_reads_its_configuration() -> None:
     assert read_party(context).root == Path.cwd() / "versions"
     config["secure"] = True
     assert read_party(context).secure
+    config["min_noise"] = 2
+    assert read_party(context).min_noise == 2.0
+    config["min_noise"] = "2"
+    with pytest.raises(UsageError, match="the node's configuration: found min_noise = nan"):
+        read_party(context)
+    del config["min_noise"]
     del config["domain"]
     with pytest.raises(Exception, match="the node's configuration: found no domain"):
         read_party(context)
@@ -184,6 +191,40 @@ def test_a_node_that_wants_secure_rounds_takes_part_in_no_others(
     careful = dataclasses.replace(party, secure=True)
     told, said = refused(careful, task_to_record(plan), capsys).split("|")
     assert told.startswith("the node's configuration: found a run in which the server can read")
-    assert "To do: have the server's operator set federation.secure, or remove it here" in said
+    assert "To do: have the server's operator change the settings, or change node.toml" in said
     secure = dataclasses.replace(plan, config=read_config(None, ["federation.secure=true"]))
     assert ask(careful, task_to_record(secure)).keys() == {"reply"}
+
+
+@pytest.mark.parametrize(
+    ("floors", "settings", "reason"),
+    [
+        ({"min_noise": 1.0}, (), "federation.node_noise = 0; expected min_noise = 1"),
+        ({"min_noise": 1.0}, ("node_clip=1.0", "node_noise=0.9"), "federation.node_noise = 0.9"),
+        ({"max_clip": 2.0}, (), "federation.node_clip = 0; expected above 0, and max_clip = 2"),
+        ({"max_clip": 2.0}, ("node_clip=2.1",), "federation.node_clip = 2.1; expected above 0"),
+        ({"max_clip": 2.0, "min_noise": 1.0}, ("node_clip=2.0", "node_noise=1.0"), ""),
+    ],
+)
+def test_a_node_takes_part_in_no_run_below_its_floors(
+    floors: dict[str, float],
+    settings: tuple[str, ...],
+    reason: str,
+    party: Party,
+    plan: Plan,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = read_config(None, [f"federation.{setting}" for setting in settings])
+    task = task_to_record(dataclasses.replace(plan, config=config))
+    careful = dataclasses.replace(party, **floors)  # type: ignore[arg-type]
+    if reason:
+        told, _ = refused(careful, task, capsys).split("|")
+        assert told.startswith(f"the node's configuration: found {reason}")
+    else:
+        assert ask(careful, task).keys() == {"reply"}
+
+
+@pytest.mark.parametrize("value", [math.nan, -1.0, math.inf])
+def test_a_floor_that_refuses_nothing_is_no_floor(value: float, party: Party) -> None:
+    with pytest.raises(UsageError, match="expected a number of 0 or more"):
+        dataclasses.replace(party, min_noise=value)

@@ -14,7 +14,9 @@ from flwr.clientapp import ClientApp
 from fedapt.core.errors import FederationError
 from fedapt.federation.flower.node import Node
 from fedapt.federation.flower.secure import KEYS, MASKED, SECURE, SHARES, UNMASK
-from fedapt.federation.flower.secure.encoding import MOST_IMAGES, Encoding
+from fedapt.federation.flower.secure.binding import hash_parts, hash_tensors, hash_work
+from fedapt.federation.flower.secure.encoding import Encoding
+from fedapt.federation.flower.secure.group import Grouping
 from fedapt.federation.flower.secure.participant import begin_round, find_participant, keep
 from fedapt.federation.flower.task import LEARNED, REPLY, TASK, read_place, read_plan, unpack
 
@@ -53,7 +55,8 @@ def add_stages(app: ClientApp, answer: Answer) -> None:
                 _wholes(asked, "group"),
                 _texts(asked, "mask_keys"),
                 _texts(asked, "share_keys"),
-                read_plan(task).config.federation.secure_threshold,
+                _text(asked, "roster"),
+                Grouping.of(read_plan(task).config.federation),
             )
             keep(participant, context.state)
             record = ConfigRecord({"peers": list(sealed), "sealed": list(sealed.values())})
@@ -74,15 +77,12 @@ def add_stages(app: ClientApp, answer: Answer) -> None:
                 _complain("sealed", sealed)
             participant.open_shares(dict(zip(peers, sealed, strict=True)))
             update = node.train(plan, place, start, known)
-            if update.n_samples > MOST_IMAGES:
-                raise FederationError(
-                    where=f"client {place.client}",
-                    found=f"{update.n_samples:,} images",
-                    expected=f"{MOST_IMAGES:,} at most in a secure round",
-                    next_step="set train.images_per_round",
-                )
             encoding = Encoding.of(plan.config, participant.n_clients)
-            words = participant.mask(encoding.encode(update, start))
+            words = participant.mask(
+                encoding.encode(update, start),
+                hash_work(plan, place.round, start, {} if known is None else {"keys": known}),
+                hash_parts(hash_tensors(start), place.share.to_bytes(8, "little")),
+            )
             keep(participant, context.state)
             return RecordDict({LEARNED: ArrayRecord({WORDS: Array(words)})})
 
@@ -96,7 +96,9 @@ def add_stages(app: ClientApp, answer: Answer) -> None:
             place = read_place(message.content.config_records[TASK])
             participant = find_participant(context.state, place.client, place.round)
             asked = _read(message)
-            found = participant.reveal(_wholes(asked, "sent"), _wholes(asked, "dropped"))
+            everybody = _wholes(asked, "everybody")
+            found = participant.reveal(_wholes(asked, "sent"), _wholes(asked, "dropped"), everybody)
+            node.memory.keep_sum(participant.start, participant.hash_sum(everybody))
             keep(participant, context.state)
             return RecordDict({REPLY: ConfigRecord({"shares": found})})
 
@@ -116,6 +118,11 @@ def _wholes(record: ConfigRecord, name: str) -> list[int]:
     value: Any = record.get(name)
     fits = isinstance(value, list) and all(type(v) is int for v in value)
     return list(value) if fits else _complain(name, value)
+
+
+def _text(record: ConfigRecord, name: str) -> bytes:
+    value = record.get(name)
+    return value if type(value) is bytes else _complain(name, value)
 
 
 def _texts(record: ConfigRecord, name: str) -> list[bytes]:

@@ -17,12 +17,13 @@ import torch
 from numpy.typing import NDArray
 
 from fedapt.core.config import Config
+from fedapt.core.errors import FederationError
 from fedapt.federation.flower.secure.masks import Words
 from fedapt.train.client import ClientUpdate
 from fedapt.train.methods.base import Learned, n_parameters
 
-MOST_IMAGES = 1 << 24
-_MOST_LOSS = 1 << 10
+MAX_IMAGES = 1 << 24
+_MAX_LOSS = 1 << 10
 _HEADER = 3
 
 
@@ -66,25 +67,30 @@ class Encoding:
     @property
     def fraction_bits(self) -> int:
         """Of the values."""
-        return _fraction_bits(self.n_clients * self.largest * (MOST_IMAGES if self.weighted else 1))
+        return _fraction_bits(self.n_clients * self.largest * (MAX_IMAGES if self.weighted else 1))
 
     @property
     def loss_bits(self) -> int:
         """Of images x loss."""
-        return _fraction_bits(self.n_clients * MOST_IMAGES * _MOST_LOSS)
+        return _fraction_bits(self.n_clients * MAX_IMAGES * _MAX_LOSS)
 
     def encode(self, update: ClientUpdate, start: Learned) -> Words:
         """A client's words, uint64 [3 + values].
 
         Args:
-            start: what the client was sent; at most `MOST_IMAGES` images were learned from.
+            start: what the client was sent.
+
+        Raises:
+            FederationError: NaN or infinity, which would take every other update with it, or more
+                images than a sum has room for.
         """
+        _check(update)
         weight = update.n_samples if self.weighted else 1
         moved = np.concatenate(
             [_flatten(update.learned[name]) - _flatten(start[name]) for name in start]
         )
         kept = np.clip(moved, -self.largest, self.largest)
-        loss = update.n_samples * np.clip(update.loss, -_MOST_LOSS, _MOST_LOSS)
+        loss = update.n_samples * np.clip(update.loss, -_MAX_LOSS, _MAX_LOSS)
         words = np.empty(_HEADER + len(moved), np.int64)
         words[0] = update.n_samples
         words[1] = np.rint(np.ldexp(loss, self.loss_bits))
@@ -102,7 +108,7 @@ class Encoding:
         words = total.view(np.int64)
         images, clipped = int(words[0]), int(words[2])
         most = n_added * n_parameters(start)
-        if not 0 < images <= n_added * MOST_IMAGES or not 0 <= clipped <= most:
+        if not 0 < images <= n_added * MAX_IMAGES or not 0 <= clipped <= most:
             raise ValueError(f"a sum of {images} images, {clipped} values out of range")
         weight = images if self.weighted else n_added
         moved = np.ldexp(words[_HEADER:].astype(np.float64), -self.fraction_bits) / weight
@@ -113,6 +119,22 @@ class Encoding:
             at += tensor.numel()
         loss = math.ldexp(int(words[1]), -self.loss_bits) / images
         return Total(learned, images, loss, clipped)
+
+
+def _check(update: ClientUpdate) -> None:
+    broken = [name for name, t in update.learned.items() if not bool(t.isfinite().all())]
+    found, expected = "", "finite numbers"
+    if broken or not math.isfinite(update.loss):
+        found = f"{broken[0] if broken else 'a loss'} with NaN or infinity"
+    elif not 0 < update.n_samples <= MAX_IMAGES:
+        found, expected = f"{update.n_samples:,} images", f"1 to {MAX_IMAGES:,} in a secure round"
+    if found:
+        raise FederationError(
+            where=f"client {update.client}",
+            found=found,
+            expected=expected,
+            next_step="lower train.lr, or set train.images_per_round",
+        )
 
 
 def count_words(start: Learned) -> int:

@@ -1,9 +1,24 @@
 """Who shares with whom in a round, and how many of them have to stay.
 
-Up to 32 clients everybody is everybody's neighbour. Beyond, a client's neighbours are the nearest
-about 2 log2(n) on a ring in random order, so that its work grows with log n.
+Every client has k neighbours and t shares give a secret back. Where the bounds below allow fewer
+than all, a client's neighbours are the k nearest on a ring in random order, so that its work grows
+with log n. Of n clients at most c = floor(gamma n) tell the server all they know, and at most
+d = floor(delta n) drop out:
 
-Source: Bell et al. (eprint 2020/704).
+    a secret is safe        fewer than t of a client's neighbours collude
+    a secret comes back     t of a client's neighbours stay
+    sums are not split      the others are connected without those that collude or drop out
+
+    P(t or more collude)    <= (n - c) P(X >= t),       X ~ Hypergeometric(n - 1, c, k)
+    P(fewer than t stay)    <= n P(Y > k - t),          Y ~ Hypergeometric(n - 1, d, k)
+    P(the ring is split)    <= C(n, 2) (c + d)_k / (n)_k
+
+The first and the last together stay below 2^-40, the second below 2^-30. A ring is split where two
+runs of k / 2 clients are gone; (x)_k is x (x - 1) ... (x - k + 1), for two runs at given places.
+
+Source: Bell, Bonawitz, Gascon, Lepoint, Raykova, Secure single-server aggregation with
+(poly)logarithmic overhead (CCS 2020, eprint 2020/704), section 3 and its semi-honest protocol: the
+properties of a (sigma, eta)-good graph, with the tails computed instead of bounded.
 """
 
 from __future__ import annotations
@@ -11,42 +26,128 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
-LEAST = 3  # of a sum of two, each of the two can take off its own
-_EVERYBODY = 32
+from fedapt.core.config import FederationConfig
+
+MIN_CLIENTS = 3  # of a sum of two, each of the two can take off its own
+SECURITY_BITS, CORRECTNESS_BITS = 40, 30
 
 
-def choose_neighbours(clients: Sequence[int], count: int) -> dict[int, list[int]]:
-    """Client -> its neighbours in ascending order; each is a neighbour of its neighbours.
+@dataclass(frozen=True)
+class Grouping:
+    """How the clients of a round are put into groups.
+
+    Attributes:
+        threshold: share of a client and its neighbours that has to stay to a round's end.
+        neighbours: of each client; 0 for as many as the bounds ask for.
+        colluding, dropping: gamma and delta, shares of the round's clients.
+    """
+
+    threshold: float
+    neighbours: int
+    colluding: float
+    dropping: float
+
+    @classmethod
+    def of(cls, config: FederationConfig) -> Grouping:
+        """That of a run."""
+        return cls(
+            config.secure_threshold,
+            config.secure_neighbours,
+            config.secure_colluding,
+            config.secure_dropping,
+        )
+
+    def count_needed(self, n_group: int) -> int:
+        """t: of a client and its neighbours, how many have to reply to the last stage.
+
+        More than half of them, and one more: no two sums of one round can both be unmasked.
+        """
+        return max((n_group - 1) // 2 + 2, math.ceil(self.threshold * n_group - 1e-9))
+
+    def count_neighbours(self, n_clients: int) -> int:
+        """k: even, or all others.
+
+        Raises:
+            ValueError: `neighbours` are too few.
+        """
+        if self.neighbours:
+            count = min(2 * math.ceil(self.neighbours / 2), n_clients - 1)
+            if reason := self.find_fault(n_clients, count):
+                raise ValueError(reason)
+            return count
+        return _choose_count(self, n_clients)
+
+    def find_fault(self, n_clients: int, n_neighbours: int) -> str:
+        """Why so many neighbours are too few; empty where they are enough."""
+        if n_neighbours >= n_clients - 1:  # everybody: colluders learn the sum of the others
+            return ""
+        needed = self.count_needed(n_neighbours + 1)
+        if n_neighbours < needed:
+            return f"{n_neighbours} neighbours, which as many colluders as the threshold isolate"
+        colluding = math.floor(self.colluding * n_clients + 1e-9)
+        dropping = math.floor(self.dropping * n_clients + 1e-9)
+        chances = bound_faults(n_clients, n_neighbours, needed, colluding, dropping)
+        for what, (above, below), bits in (
+            ("are not safe", chances[0], SECURITY_BITS),
+            ("do not come back", chances[1], CORRECTNESS_BITS),
+        ):
+            if above << bits > below:
+                chance = f"with a chance above 2^-{bits}"
+                return f"{n_neighbours} neighbours, with which secrets {what} {chance}"
+        return ""
+
+    def draw(self, clients: Sequence[int]) -> dict[int, list[int]]:
+        """Client -> its neighbours in ascending order; each is a neighbour of its neighbours.
+
+        Raises:
+            ValueError: `neighbours` are too few.
+        """
+        count = self.count_neighbours(len(clients))
+        if count >= len(clients) - 1:
+            return {client: sorted(set(clients) - {client}) for client in clients}
+        # whoever knows the run's seed must not know who is whose neighbour
+        ring = list(clients)
+        secrets.SystemRandom().shuffle(ring)
+        steps = [step for step in range(-(count // 2), count // 2 + 1) if step]
+        return {
+            client: sorted(ring[(place + step) % len(ring)] for step in steps)
+            for place, client in enumerate(ring)
+        }
+
+
+@lru_cache
+def _choose_count(grouping: Grouping, n_clients: int) -> int:
+    for count in range(2, n_clients - 1, 2):
+        if not grouping.find_fault(n_clients, count):
+            return count
+    return n_clients - 1
+
+
+# a chance as two whole numbers, numerator and denominator
+Chance = tuple[int, int]
+
+
+def bound_faults(n: int, k: int, t: int, c: int, d: int) -> tuple[Chance, Chance]:
+    """Bounds on the chances that secrets are not safe, and that they do not come back.
 
     Args:
-        count: of neighbours, rounded up to an even number; 0 for all, or about 2 log2(n) where
-            there are many clients.
+        n, k, t, c, d: clients, neighbours, threshold, colluding and dropping clients; k < n - 1.
     """
-    n = len(clients)
-    if not count and n > _EVERYBODY:
-        count = 2 * math.ceil(math.log2(n))
-    half = (count + 1) // 2
-    if not count or 2 * half >= n - 1:
-        return {client: sorted(set(clients) - {client}) for client in clients}
-    # whoever knows the run's seed must not know who is whose neighbour
-    ring = list(clients)
-    secrets.SystemRandom().shuffle(ring)
-    steps = [step for step in range(-half, half + 1) if step]
-    return {
-        client: sorted(ring[(place + step) % n] for step in steps)
-        for place, client in enumerate(ring)
-    }
+    ways = math.comb(n - 1, k)
+    caught = (n - c) * _count_tail(n - 1, c, k, t)
+    lost = n * _count_tail(n - 1, d, k, k - t + 1)
+    gone = min(n, c + d)
+    split = math.comb(n, 2) * math.perm(gone, k)  # 0 where fewer than k are gone
+    all_places = math.perm(n, k)
+    return (caught * all_places + split * ways, ways * all_places), (lost, ways)
 
 
-def count_needed(n_group: int, share: float) -> int:
-    """Of a client and its neighbours, how many have to reply to the last stage.
-
-    More than half of them, and one more: nobody can then be asked for both secrets of a client
-    behind the others' backs, and a ring with gaps still hangs together.
-
-    Args:
-        n_group: a client and its neighbours.
-        share: `federation.secure_threshold`.
-    """
-    return max((n_group - 1) // 2 + 2, math.ceil(share * n_group - 1e-9))
+def _count_tail(population: int, marked: int, drawn: int, least: int) -> int:
+    """Draws with `least` marked ones or more, of comb(population, drawn) in all."""
+    return sum(
+        math.comb(marked, x) * math.comb(population - marked, drawn - x)
+        for x in range(max(0, least), min(marked, drawn) + 1)
+    )

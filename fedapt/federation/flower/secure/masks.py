@@ -71,18 +71,19 @@ def own_mask(seed: bytes, client: int, round_number: int, n_words: int) -> Words
 
 
 def pair_mask(
-    private: bytes, client: int, public: bytes, other: int, round_number: int, n_words: int
+    private: bytes, client: int, public: bytes, other: int, binding: bytes, n_words: int
 ) -> Words:
     """What `client` adds for a neighbour; the neighbour's for `client` is this one's negative.
 
     Args:
         private: the mask key of `client`.
         public: that of `other`.
+        binding: hash of what both have to agree on, else the two masks do not cancel.
 
     Raises:
         ValueError: a public key that makes the mask known to everybody.
     """
     low, high = sorted((client, other))
-    key = agree(private, public, f"mask of {low} and {high} in round {round_number}")
+    key = agree(private, public, f"mask of {low} and {high} bound to {binding.hex()}")
     mask = expand(key, n_words)
     return mask if client == low else np.negative(mask)

@@ -15,7 +15,8 @@ from flwr.app import ConfigRecord, RecordDict
 
 from fedapt.core.errors import FederationError
 from fedapt.federation.flower.secure import KEYS, MASKED, SECURE, SHARES, STAGES, UNMASK
-from fedapt.federation.flower.secure.group import LEAST, count_needed
+from fedapt.federation.flower.secure.binding import hash_clients, hash_keys, hash_parts
+from fedapt.federation.flower.secure.group import MIN_CLIENTS, Grouping
 from fedapt.federation.flower.secure.masks import (
     KEY_BYTES,
     Words,
@@ -37,11 +38,14 @@ class Participant:
         mask_key, share_key: X25519, private.
         seed: of its own mask.
         n_clients: of the round, as the server says.
+        roster: hash of the public keys of all clients of the round, as the server says.
         needed: clients of its group that have to stay.
         peers: its neighbours, ascending.
         mask_keys, share_keys: their public keys, in that order.
         senders: the neighbours that have sealed shares for it, and itself.
         seed_shares, key_shares: what it holds of the senders' secrets, in that order.
+        start: hash of the model that it trained from, and of which part of a folder's images.
+        own: hash of its words.
     """
 
     client: int
@@ -51,6 +55,7 @@ class Participant:
     share_key: bytes
     seed: bytes
     n_clients: int = 0
+    roster: bytes = b""
     needed: int = 0
     peers: list[int] = field(default_factory=list)
     mask_keys: list[bytes] = field(default_factory=list)
@@ -58,6 +63,8 @@ class Participant:
     senders: list[int] = field(default_factory=list)
     seed_shares: list[bytes] = field(default_factory=list)
     key_shares: list[bytes] = field(default_factory=list)
+    start: bytes = b""
+    own: bytes = b""
 
     @classmethod
     def begin(cls, client: int, round_number: int) -> Participant:
@@ -77,14 +84,16 @@ class Participant:
         group: Sequence[int],
         mask_keys: Sequence[bytes],
         share_keys: Sequence[bytes],
-        threshold: float,
+        roster: bytes,
+        grouping: Grouping,
     ) -> dict[int, bytes]:
         """Shares of seed and mask key, sealed for each neighbour.
 
         Args:
             n_clients: of the round.
             group: neighbours and itself, ascending, with their public keys.
-            threshold: `federation.secure_threshold`.
+            roster: hash of the public keys of all clients of the round.
+            grouping: the run's.
 
         Raises:
             FederationError: a stage out of order, or a group in which a sum would hide nothing.
@@ -97,14 +106,20 @@ class Participant:
             raise _refuse(f"the clients {list(group)} with {len(keys)} keys", "two keys for each")
         if self.client not in group:
             raise _refuse(f"the clients {list(group)}", f"client {self.client} among them")
-        if len(group) < LEAST or n_clients < len(group):
-            raise _refuse(f"{len(group)} clients of {n_clients}", f"{LEAST} or more")
+        if len(group) < MIN_CLIENTS or n_clients < len(group):
+            raise _refuse(f"{len(group)} clients of {n_clients}", f"{MIN_CLIENTS} or more")
+        if reason := grouping.find_fault(n_clients, len(group) - 1):
+            raise _refuse(f"{reason}, of {n_clients} clients", "enough to hide among")
         if len(set(keys)) < len(keys):
             raise _refuse("a public key twice", "fresh keys of each client")
         place = group.index(self.client)
         if (mask_keys[place], share_keys[place]) != self.public_keys:
             raise _refuse(f"other public keys of client {self.client}", "those that it has sent")
-        self.n_clients, self.needed = n_clients, count_needed(len(group), threshold)
+        pairs = dict(zip(group, zip(mask_keys, share_keys, strict=True), strict=True))
+        if len(group) == n_clients and hash_keys(pairs) != roster:
+            raise _refuse("a hash of other public keys", "that of all clients of the round")
+        self.n_clients, self.roster = n_clients, roster
+        self.needed = grouping.count_needed(len(group))
         self.peers = [client for client in group if client != self.client]
         self.mask_keys = [key for key in mask_keys if key != mask_keys[place]]
         self.share_keys = [key for key in share_keys if key != share_keys[place]]
@@ -146,23 +161,34 @@ class Participant:
             self.key_shares.append(plain[SHARE_BYTES:])
         self.stage = MASKED
 
-    def mask(self, words: Words) -> Words:
+    def mask(self, words: Words, work: bytes, start: bytes) -> Words:
         """The client's words under its own mask and one for each neighbour that has sealed shares.
+
+        Args:
+            work: hash of all that the server says of the round's training.
+            start: hash of the model that it begins with.
 
         Raises:
             FederationError: a neighbour's public key is none.
         """
+        self.start, self.own = start, hash_parts(words.tobytes())
+        binding = hash_parts(work, self.roster)
         n, masked = len(words), words + own_mask(self.seed, self.client, self.round, len(words))
         for peer, key in zip(self.peers, self.mask_keys, strict=True):
             if peer in self.senders:
                 try:
-                    masked += pair_mask(self.mask_key, self.client, key, peer, self.round, n)
+                    masked += pair_mask(self.mask_key, self.client, key, peer, binding, n)
                 except ValueError as error:
                     raise _refuse(f"a public key that is none ({error})", "X25519") from error
         return masked
 
-    def reveal(self, sent: Sequence[int], dropped: Sequence[int]) -> list[bytes]:
+    def reveal(
+        self, sent: Sequence[int], dropped: Sequence[int], everybody: Sequence[int]
+    ) -> list[bytes]:
         """Shares of the seeds of those that sent their vector, then of the others' mask keys.
+
+        Args:
+            everybody: all clients of the round that sent their vector.
 
         Raises:
             FederationError: a stage out of order, a client in both lists or in none of its groups,
@@ -178,10 +204,16 @@ class Participant:
                 f"{len(set(sent))} clients left in the group of client {self.client}",
                 f"{self.needed} or more, and itself among them",
             )
+        if set(sent) != set(everybody) & set(self.senders):
+            raise _refuse(f"the clients {list(everybody)} in the sum", f"{list(sent)} among them")
         seeds = dict(zip(self.senders, self.seed_shares, strict=True))
         parts = dict(zip(self.senders, self.key_shares, strict=True))
         self.stage = UNMASK
         return [*(seeds[client] for client in sent), *(parts[client] for client in dropped)]
+
+    def hash_sum(self, everybody: Sequence[int]) -> bytes:
+        """What sum this is: who is in it, and what this client has put into it."""
+        return hash_parts(hash_clients(everybody), self.own)
 
     def _check_order(self, stage: str) -> None:
         if STAGES.index(stage) != STAGES.index(self.stage) + 1:

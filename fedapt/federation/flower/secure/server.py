@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 from flwr.app import ConfigRecord, RecordDict
 
+from fedapt.core.config import Config
 from fedapt.core.errors import ConfigError
 from fedapt.federation.flower.secure import KEYS, MASKED, SECURE, SHARES, UNMASK
+from fedapt.federation.flower.secure.binding import hash_keys, hash_parts
 from fedapt.federation.flower.secure.client import WORDS
-from fedapt.federation.flower.secure.group import LEAST, choose_neighbours, count_needed
+from fedapt.federation.flower.secure.encoding import Encoding, Total, count_words
+from fedapt.federation.flower.secure.group import MIN_CLIENTS, Grouping
 from fedapt.federation.flower.secure.masks import (
     Words,
     is_public_key,
@@ -26,6 +29,7 @@ from fedapt.federation.flower.secure.masks import (
 from fedapt.federation.flower.secure.shares import SEALED_BYTES, SHARE_BYTES, combine
 from fedapt.federation.flower.task import LEARNED, REPLY
 from fedapt.federation.flower.tensors import check_array
+from fedapt.train.methods.base import Learned
 
 # (stage, client -> what it is asked beyond its task) -> replies as they come
 Ask = Callable[[str, Mapping[int, RecordDict]], Iterator[tuple[int, RecordDict]]]
@@ -40,43 +44,50 @@ class SecureRound:
         ask: sends to clients; one that does not reply is left out.
         refuse: told of replies that are not used.
         round_number: from 0.
-        neighbours, threshold: `federation.secure_neighbours`, `federation.secure_threshold`.
+        config: of the run.
+        work: hash of what every client is told of the round's training.
     """
 
     def __init__(
-        self, ask: Ask, refuse: Refuse, round_number: int, neighbours: int, threshold: float
+        self, ask: Ask, refuse: Refuse, round_number: int, config: Config, work: bytes
     ) -> None:
-        self._ask, self._refuse = ask, refuse
-        self._round, self._count, self._threshold = round_number, neighbours, threshold
+        self._ask, self._refuse, self._round = ask, refuse, round_number
+        self._config, self._work = config, work
+        self._grouping = Grouping.of(config.federation)
+        self._roster = b""
         self._mask_keys: dict[int, bytes] = {}
         self._share_keys: dict[int, bytes] = {}
         self._neighbours: dict[int, list[int]] = {}
 
     def add_up(
-        self, contents: Mapping[int, RecordDict], n_words: int
-    ) -> tuple[Words, tuple[int, ...]]:
-        """The sum of the clients' words, and whose they are.
+        self, contents: Mapping[int, RecordDict], start: Learned
+    ) -> tuple[Total, tuple[int, ...]]:
+        """The mean of the clients' updates, and whose they are.
 
         Args:
             contents: client -> what it is to train with, besides the sealed shares.
-            n_words: of a client's vector.
+            start: what every client is sent.
 
         Raises:
-            ConfigError: too few clients to hide in.
-            ValueError: too few of them are left, or what they have sent does not fit together.
+            ConfigError: too few clients or neighbours to hide in.
+            ValueError: too few of them are left, which is found out before anything is unmasked,
+                or what they have sent does not fit together.
         """
-        if len(contents) < LEAST:
+        if len(contents) < MIN_CLIENTS:
             raise ConfigError(
                 where="federation.secure",
                 found=f"a round of {len(contents)} clients",
-                expected=f"{LEAST} or more: of a sum of two, each takes off its own",
+                expected=f"{MIN_CLIENTS} or more: of a sum of two, each takes off its own",
                 next_step="sample more, or set least_nodes in server.toml",
             )
         self._collect_keys(contents)
-        sealed = self._deal_shares(len(contents))
-        total, sent = self._add_masked(contents, sealed, n_words)
+        sealed = self._deal_shares()
+        total, sent = self._add_masked(contents, sealed, count_words(start))
+        min_replies = min(self._config.federation.min_replies, len(contents))
+        _check_left("that sent their vector (federation.min_replies)", sent, min_replies)
         self._take_off(total, sent, sealed)
-        return total, tuple(sorted(sent))
+        encoding = Encoding.of(self._config, len(self._mask_keys))
+        return encoding.decode(total, len(sent), start), tuple(sorted(sent))
 
     def _collect_keys(self, clients: Collection[int]) -> None:
         for client, reply in self._ask(KEYS, {client: RecordDict() for client in clients}):
@@ -89,17 +100,30 @@ class SecureRound:
                 self._refuse(client, "a public key that there is already")
             else:
                 self._mask_keys[client], self._share_keys[client] = keys
-        _check_left("that sent keys", self._mask_keys, LEAST)
-        self._neighbours = choose_neighbours(sorted(self._mask_keys), self._count)
+        _check_left("that sent keys", self._mask_keys, MIN_CLIENTS)
+        try:
+            self._neighbours = self._grouping.draw(sorted(self._mask_keys))
+        except ValueError as error:
+            raise ConfigError(
+                where=f"federation.secure_neighbours = {self._grouping.neighbours}",
+                found=f"{error}, of {len(self._mask_keys)} clients",
+                expected="enough to hide among, with the shares of federation.secure_colluding and"
+                " secure_dropping",
+                next_step="leave it at 0, which chooses as many as that takes",
+            ) from error
+        self._roster = hash_keys(
+            {c: (key, self._share_keys[c]) for c, key in self._mask_keys.items()}
+        )
 
-    def _deal_shares(self, n_clients: int) -> dict[int, dict[int, bytes]]:
+    def _deal_shares(self) -> dict[int, dict[int, bytes]]:
         """Sender -> receiver -> sealed shares."""
-        asked = {}
+        asked, n_clients = {}, len(self._mask_keys)
         for client in self._neighbours:
             group = self._group(client)
             record = ConfigRecord(
                 {
                     "clients": n_clients,
+                    "roster": self._roster,
                     "group": group,
                     "mask_keys": [self._mask_keys[member] for member in group],
                     "share_keys": [self._share_keys[member] for member in group],
@@ -115,7 +139,7 @@ class SecureRound:
                 self._refuse(client, f"no sealed shares for each of {len(peers)} neighbours")
             else:
                 sealed[client] = dict(zip(peers, boxes, strict=True))
-        _check_left("that sent shares", sealed, LEAST)
+        _check_left("that sent shares", sealed, MIN_CLIENTS)
         return sealed
 
     def _add_masked(
@@ -154,12 +178,15 @@ class SecureRound:
     ) -> None:
         """Every own mask of who has sent, and the masks that who has dropped out left behind."""
         asked, wanted = {}, {}
-        for client in sorted(sent):
+        everybody = sorted(sent)
+        for client in everybody:
             group = [member for member in self._group(client) if member in sealed]
             there = [member for member in group if member in sent]
             gone = [member for member in group if member not in sent]
-            asked[client] = RecordDict({SECURE: ConfigRecord({"sent": there, "dropped": gone})})
+            record = ConfigRecord({"sent": there, "dropped": gone, "everybody": everybody})
+            asked[client] = RecordDict({SECURE: record})
             wanted[client] = [*there, *gone]
+        binding = hash_parts(self._work, self._roster)
         shares: dict[int, list[bytes]] = {client: [] for client in sealed}
         for client, reply in self._ask(UNMASK, asked):
             found: Any = reply.config_records.get(REPLY, ConfigRecord()).get("shares")
@@ -180,7 +207,7 @@ class SecureRound:
             for other in self._neighbours[client]:
                 if other in sent:  # its mask for this client is the negative of this client's
                     key = self._mask_keys[other]
-                    total += pair_mask(secret, client, key, other, self._round, len(total))
+                    total += pair_mask(secret, client, key, other, binding, len(total))
 
     def _combine(self, client: int, shares: list[bytes]) -> bytes:
         try:
@@ -192,12 +219,12 @@ class SecureRound:
         return sorted((*self._neighbours[client], client))
 
     def _needed(self, client: int) -> int:
-        return count_needed(len(self._neighbours[client]) + 1, self._threshold)
+        return self._grouping.count_needed(len(self._neighbours[client]) + 1)
 
 
-def _check_left(what: str, left: Collection[object], least: int) -> None:
-    if len(left) < least:
-        raise ValueError(f"{len(left)} clients {what}, where {least} have to be")
+def _check_left(what: str, left: Collection[object], needed: int) -> None:
+    if len(left) < needed:
+        raise ValueError(f"{len(left)} clients {what}, where {needed} have to be")
 
 
 def _are_bytes(values: Any, count: int, size: int) -> bool:

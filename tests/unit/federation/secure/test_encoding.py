@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from fedapt.core.config import read_config
-from fedapt.federation.flower.secure.encoding import MOST_IMAGES, Encoding, count_words
+from fedapt.core.errors import FederationError
+from fedapt.federation.flower.secure.encoding import MAX_IMAGES, Encoding, count_words
 from fedapt.train.client import ClientUpdate
 from fedapt.train.methods import Learned
 
@@ -73,7 +74,7 @@ def test_the_error_of_the_mean(weighted: bool) -> None:
 @pytest.mark.parametrize("largest", [1e-6, 0.3, 16.0, 1e6])
 def test_the_sum_cannot_overflow(n: int, weighted: bool, largest: float) -> None:
     encoding = Encoding(n, weighted, largest)
-    extreme = update([1e30, -1e30], -2.0 + largest, images=MOST_IMAGES, loss=1e30)
+    extreme = update([1e30, -1e30], -2.0 + largest, images=MAX_IMAGES, loss=1e30)
     words = [int(word) for word in encoding.encode(extreme, START).view(np.int64)]
     assert all(abs(word) * n <= 1 << 62 for word in words)
     assert max(map(abs, words[3:])) * n > 1 << 60  # and none of the room is wasted
@@ -90,10 +91,26 @@ def test_what_is_out_of_range_is_cut_off_and_counted() -> None:
 
 def test_a_sum_that_is_none() -> None:
     encoding = Encoding(3, False, 0.5)
-    for images, clipped in ((0, 0), (-1, 0), (2 * MOST_IMAGES + 1, 0), (1, -1), (1, 7)):
+    for images, clipped in ((0, 0), (-1, 0), (2 * MAX_IMAGES + 1, 0), (1, -1), (1, 7)):
         total = np.array([images, 0, clipped, 0, 0, 0], np.int64).view(np.uint64)
         with pytest.raises(ValueError, match=f"a sum of {images} images, {clipped} values"):
             encoding.decode(total, 2, START)
+
+
+@pytest.mark.parametrize(
+    ("broken", "found"),
+    [
+        (update([float("nan"), 0.0], -2.0), "a with NaN or infinity"),
+        (update([0.0, 0.0], float("-inf")), "b with NaN or infinity"),
+        (update([0.0, 0.0], -2.0, loss=float("nan")), "a loss with NaN or infinity"),
+        (update([0.0, 0.0], -2.0, images=MAX_IMAGES + 1), "16,777,217 images"),
+        (update([0.0, 0.0], -2.0, images=0), "0 images"),
+    ],
+)
+def test_what_would_spoil_the_sum_is_refused(broken: ClientUpdate, found: str) -> None:
+    with pytest.raises(FederationError) as caught:
+        Encoding(4, False, 16.0).encode(broken, START)
+    assert (caught.value.where, caught.value.found) == ("client 0", found)
 
 
 def test_settings() -> None:

@@ -25,8 +25,8 @@ N = 37
 
 def test_masks_of_a_pair_cancel() -> None:
     one, other = draw_key(), draw_key()
-    up = pair_mask(one, 3, public_key(other), 8, 2, N)
-    down = pair_mask(other, 8, public_key(one), 3, 2, N)
+    up = pair_mask(one, 3, public_key(other), 8, b"2", N)
+    down = pair_mask(other, 8, public_key(one), 3, b"2", N)
     assert up.dtype == np.uint64
     assert up.shape == (N,)
     assert not (up + down).any()
@@ -41,24 +41,24 @@ def test_masks_of_many_cancel_but_for_who_dropped_out(dropped: tuple[int, ...]) 
     total = np.zeros(N, np.uint64)
     for i, j in itertools.permutations(keys, 2):
         if i not in dropped:
-            total += pair_mask(keys[i], i, public_key(keys[j]), j, 0, N)
+            total += pair_mask(keys[i], i, public_key(keys[j]), j, b"0", N)
     there = [i for i in keys if i not in dropped]
     total += np.sum([words[i] for i in there], axis=0, dtype=np.uint64)
     expected = np.sum([words[i] for i in there], axis=0, dtype=np.uint64)
     assert np.array_equal(total, expected) == (not dropped)
     for i in dropped:
         for j in there:
-            total += pair_mask(keys[i], i, public_key(keys[j]), j, 0, N)
+            total += pair_mask(keys[i], i, public_key(keys[j]), j, b"0", N)
     assert np.array_equal(total, expected)
 
 
-def test_a_mask_is_of_its_pair_and_round() -> None:
+def test_a_mask_is_of_its_pair_and_what_it_is_bound_to() -> None:
     a, b, c = draw_key(), draw_key(), draw_key()
     masks = [
-        pair_mask(a, 0, public_key(b), 1, 0, N),
-        pair_mask(a, 0, public_key(b), 1, 1, N),
-        pair_mask(a, 0, public_key(b), 2, 0, N),
-        pair_mask(a, 0, public_key(c), 1, 0, N),
+        pair_mask(a, 0, public_key(b), 1, b"0", N),
+        pair_mask(a, 0, public_key(b), 1, b"1", N),
+        pair_mask(a, 0, public_key(b), 2, b"0", N),
+        pair_mask(a, 0, public_key(c), 1, b"0", N),
         own_mask(a, 0, 0, N),
         own_mask(a, 0, 1, N),
         own_mask(a, 1, 0, N),

@@ -10,6 +10,8 @@ import pytest
 from flwr.app import ConfigRecord, RecordDict
 
 from fedapt.core.errors import FederationError
+from fedapt.federation.flower.secure.binding import hash_keys
+from fedapt.federation.flower.secure.group import Grouping
 from fedapt.federation.flower.secure.masks import draw_key, expand, own_mask, public_key
 from fedapt.federation.flower.secure.participant import (
     Participant,
@@ -20,7 +22,8 @@ from fedapt.federation.flower.secure.participant import (
 )
 from fedapt.federation.flower.secure.shares import combine
 
-SHARE = 2 / 3
+GROUPING = Grouping(2 / 3, 0, 1 / 3, 0.1)
+WORK, START = b"work", b"start"
 N = 11
 
 
@@ -37,8 +40,15 @@ class Four:
         """Sender -> receiver -> sealed shares."""
         return {i: p.deal(*self.asked()) for i, p in self.all.items()}
 
-    def asked(self) -> tuple[int, list[int], list[bytes], list[bytes], float]:
-        return 4, self.group, self.mask_keys, self.share_keys, SHARE
+    def leave(self, client: int, sent: list[int], dropped: list[int]) -> list[bytes]:
+        return self.all[client].reveal(sent, dropped, sent)
+
+    def asked(self) -> tuple[int, list[int], list[bytes], list[bytes], bytes, Grouping]:
+        return 4, self.group, self.mask_keys, self.share_keys, self.roster(), GROUPING
+
+    def roster(self) -> bytes:
+        keys = zip(self.mask_keys, self.share_keys, strict=True)
+        return hash_keys(dict(zip(self.group, keys, strict=True)))
 
     def open(self, without: tuple[int, ...] = ()) -> None:
         sealed = self.deal()
@@ -58,9 +68,11 @@ def test_a_round_of_four_without_a_server() -> None:
     four = Four()
     four.open()
     words = {i: np.full(N, i, np.uint64) for i in four.group}
-    total = np.sum([p.mask(words[i]) for i, p in four.all.items()], axis=0, dtype=np.uint64)
+    total = np.sum(
+        [p.mask(words[i], WORK, START) for i, p in four.all.items()], axis=0, dtype=np.uint64
+    )
     sent, dropped = four.group, []
-    shares = {i: p.reveal(sent, dropped) for i, p in four.all.items()}
+    shares = {i: p.reveal(sent, dropped, sent) for i, p in four.all.items()}
     for place, owner in enumerate(four.group):
         for some in itertools.combinations(four.group, 3):
             assert combine([shares[i][place] for i in some]) == four.all[owner].seed
@@ -71,7 +83,7 @@ def test_a_round_of_four_without_a_server() -> None:
 def test_who_drops_out_is_unmasked_and_nobody_else() -> None:
     four = Four()
     four.open()
-    shares = [four.all[i].reveal([0, 3, 7], [2]) for i in (0, 3, 7)]
+    shares = [four.all[i].reveal([0, 3, 7], [2], [0, 3, 7]) for i in (0, 3, 7)]
     assert combine([s[3] for s in shares]) == four.all[2].mask_key
     assert combine([s[0] for s in shares]) == four.all[0].seed
     secrets = {p.mask_key for p in four.all.values()} | {p.seed for p in four.all.values()}
@@ -81,13 +93,13 @@ def test_who_drops_out_is_unmasked_and_nobody_else() -> None:
 def test_each_stage_once_in_order() -> None:
     four = Four()
     first = four.all[0]
-    refuse("stage 'unmask' of round 2 after 'keys'", lambda: first.reveal(four.group, []))
+    refuse("stage 'unmask' of round 2 after 'keys'", lambda: four.leave(0, four.group, []))
     refuse("stage 'masked' of round 2 after 'keys'", lambda: first.open_shares({}))
     four.open()
     refuse("stage 'shares' of round 2 after 'masked'", lambda: first.deal(*four.asked()))
     refuse("stage 'masked' of round 2 after 'masked'", lambda: first.open_shares({}))
-    first.reveal(four.group, [])
-    refuse("stage 'unmask' of round 2 after 'unmask'", lambda: first.reveal([0, 2, 3], [7]))
+    first.reveal(four.group, [], four.group)
+    refuse("stage 'unmask' of round 2 after 'unmask'", lambda: four.leave(0, [0, 2, 3], [7]))
 
 
 def test_groups_that_would_not_hide_it() -> None:
@@ -95,7 +107,10 @@ def test_groups_that_would_not_hide_it() -> None:
         four = Four()
         four.mask_keys[0], four.share_keys[0] = mine.public_keys
         values = {"n_clients": 4, "group": four.group, "mask_keys": four.mask_keys}
-        values |= {"share_keys": four.share_keys, "threshold": SHARE} | changed
+        values |= {"share_keys": four.share_keys, "grouping": GROUPING}
+        if len(changed.get("share_keys", ())) == 4:  # type: ignore[arg-type]
+            four.share_keys = changed["share_keys"]  # type: ignore[assignment]
+        values |= {"roster": four.roster()} | changed
         return lambda: mine.deal(**values)  # type: ignore[arg-type]
 
     mine = Participant.begin(0, 1)
@@ -118,6 +133,14 @@ def test_groups_that_would_not_hide_it() -> None:
     refuse("other public keys of client 0", deal(mask_keys=keys[:4]))
     zero = [mine.public_keys[1], bytes(32), *keys[:2]]
     refuse("a public key that is none", deal(share_keys=zero))
+    refuse("a hash of other public keys", deal(roster=bytes(32)))
+    # two neighbours of eight clients: both together would isolate it
+    three = {
+        "group": [0, 2, 3],
+        "mask_keys": [mine.public_keys[0], *keys[:2]],
+        "share_keys": [mine.public_keys[1], *keys[2:4]],
+    }
+    refuse("2 neighbours, which as many colluders as the threshold", deal(n_clients=8, **three))
     assert mine.stage == "keys"
     assert len(deal()()) == 3  # type: ignore[arg-type]
 
@@ -139,29 +162,53 @@ def test_a_public_mask_key_that_is_none() -> None:
     sealed = {i: four.all[i].deal(*four.asked()) for i in (0, 3, 7)}
     mine = four.all[0]
     mine.open_shares({j: sealed[j][0] for j in (3, 7)})
-    assert len(mine.mask(np.zeros(N, np.uint64))) == N  # client 2 has dropped out
+    assert len(mine.mask(np.zeros(N, np.uint64), WORK, START)) == N  # client 2 has dropped out
     mine.senders.append(2)
-    refuse("a public key that is none", lambda: mine.mask(np.zeros(N, np.uint64)))
+    refuse("a public key that is none", lambda: mine.mask(np.zeros(N, np.uint64), WORK, START))
 
 
 def test_what_would_unmask_somebody() -> None:
     four = Four()
     four.open()
-    mine = four.all[0]
-    refuse("both shares of client 3", lambda: mine.reveal([0, 2, 3], [3, 7]))
-    refuse("2 clients left in the group of client 0; 3", lambda: mine.reveal([0, 2], [3, 7]))
-    refuse("2 clients left", lambda: mine.reveal([0, 2, 2, 2], [3, 7]))
-    refuse("3 or more, and itself among them", lambda: mine.reveal([2, 3, 7], []))
-    refuse("3 or more, and itself among them", lambda: mine.reveal([2, 3, 7], [0]))
-    refuse("shares of client 9", lambda: mine.reveal([0, 2, 3], [9]))
-    assert len(mine.reveal([0, 2, 3], [7])) == 4
+    refuse("both shares of client 3", lambda: four.leave(0, [0, 2, 3], [3, 7]))
+    refuse("2 clients left in the group of client 0; 3", lambda: four.leave(0, [0, 2], [3, 7]))
+    refuse("2 clients left", lambda: four.leave(0, [0, 2, 2, 2], [3, 7]))
+    refuse("3 or more, and itself among them", lambda: four.leave(0, [2, 3, 7], []))
+    refuse("3 or more, and itself among them", lambda: four.leave(0, [2, 3, 7], [0]))
+    refuse("shares of client 9", lambda: four.leave(0, [0, 2, 3], [9]))
+    assert len(four.leave(0, [0, 2, 3], [7])) == 4
 
 
 def test_one_that_never_dealt_is_not_unmasked() -> None:
     four = Four()
     four.open(without=(7,))
-    refuse("shares of client 7", lambda: four.all[0].reveal([0, 2, 3], [7]))
-    assert len(four.all[0].reveal([0, 2, 3], [])) == 3
+    refuse("shares of client 7", lambda: four.all[0].reveal([0, 2, 3], [7], [0, 2, 3]))
+    assert len(four.all[0].reveal([0, 2, 3], [], [0, 2, 3])) == 3
+
+
+def test_clients_that_were_sent_different_models_do_not_cancel() -> None:
+    for works, cancels in (([WORK] * 4, True), ([WORK, WORK, b"other", WORK], False)):
+        four = Four()
+        four.open()
+        total = np.zeros(N, np.uint64)
+        for (i, p), work in zip(four.all.items(), works, strict=True):
+            total += p.mask(np.full(N, i, np.uint64), work, START)
+            total -= own_mask(p.seed, i, 1, N)
+        assert (total == 0 + 2 + 3 + 7).all() == cancels
+        assert (total == 0 + 2 + 3 + 7).any() == cancels
+
+
+def test_who_is_in_the_sum_is_told_alike() -> None:
+    four = Four()
+    four.open()
+    mine = four.all[0]
+    refuse("the clients [0, 2, 3, 7] in the sum", lambda: mine.reveal([0, 2, 3], [7], four.group))
+    mine.mask(np.zeros(N, np.uint64), WORK, START)
+    assert mine.hash_sum([0, 2, 3]) == mine.hash_sum([3, 2, 0])
+    assert mine.hash_sum([0, 2, 3]) != mine.hash_sum([0, 2, 3, 7])
+    before = mine.hash_sum([0, 2, 3])
+    mine.mask(np.ones(N, np.uint64), WORK, START)  # another update
+    assert mine.hash_sum([0, 2, 3]) != before
 
 
 def test_a_node_remembers_and_forgets() -> None:
@@ -177,7 +224,7 @@ def test_a_node_remembers_and_forgets() -> None:
     refuse("client 0 in round 3, of which", lambda: find_participant(state, 0, 2))
     refuse("client 2 in round 2, of which", lambda: find_participant(state, 2, 1))
 
-    mine.reveal(four.group, [])
+    mine.reveal(four.group, [], four.group)
     keep(mine, state)
     record = state["secure"]
     assert isinstance(record, ConfigRecord)
@@ -185,7 +232,7 @@ def test_a_node_remembers_and_forgets() -> None:
     for secret in (mine.seed, mine.mask_key, mine.share_key, mine.seed_shares[1]):
         assert repr(secret)[2:-1] not in kept
     done = find_participant(state, 0, 1)
-    refuse("stage 'unmask' of round 2 after 'unmask'", lambda: done.reveal(four.group, []))
+    refuse("stage 'unmask' of round 2 after 'unmask'", lambda: done.reveal([0], [], [0]))
 
 
 def test_a_round_is_not_repeated() -> None:

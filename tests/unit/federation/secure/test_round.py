@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -373,3 +373,75 @@ def test_shares_of_another_secret_are_seen(
     grid.append(connect(session, change))
     with pytest.raises(FederationError, match="shares that do not give the key of client 2"):
         run(session)
+
+
+def test_too_few_replies_fail_the_round_before_anything_is_unmasked(
+    images: Path, tiny_clip: Path, tiny_backbone: Backbone
+) -> None:
+    settings = ("federation.secure=true", "federation.min_replies=4", "train.rounds=1")
+    session = open_session(configure(images, tiny_clip, *settings), tiny_backbone)
+    grid: list[DirectGrid] = []
+    grid.append(connect(session, lose({12: MASKED}, grid)))
+    with pytest.raises(FederationError, match=r"3 clients .*federation\.min_replies.*where 4"):
+        run(session)
+    assert UNMASK not in stages_of(grid[0])  # else a repeated round would tell photo's update
+
+
+def test_a_repeated_round_tells_nobodys_update(
+    images: Path, tiny_clip: Path, tiny_backbone: Backbone
+) -> None:
+    """The sum of 0, 1, 3 has been unmasked and was lost; then the sum of all is asked for."""
+    settings = ("federation.secure=true", "train.rounds=1")
+    session = open_session(configure(images, tiny_clip, *settings), tiny_backbone)
+    grid: list[DirectGrid] = []
+    grid.append(connect(session, lose({12: MASKED}, grid)))
+    first = run(session)
+
+    grid[0].contexts.clear()  # the server was started again, with a run of its own
+    grid[0].change = lambda node, reply: reply  # nobody drops out any more
+    with pytest.raises(FederationError) as caught:
+        run(session)
+    assert "a second sum of the same start" in caught.value.found
+
+    grid[0].contexts.clear()  # the clients of before may repeat theirs
+    grid[0].change = lose({12: MASKED}, grid)
+    again = run(session)
+    assert all(torch.equal(again.learned[n], t) for n, t in first.learned.items())
+
+
+def test_a_server_that_sends_two_models_gets_noise(
+    images: Path, tiny_clip: Path, tiny_backbone: Backbone
+) -> None:
+    config = configure(images, tiny_clip, "federation.secure=true", "train.rounds=1")
+    session = open_session(config, tiny_backbone)
+    grid = connect(session)
+    push = grid.push_messages
+
+    def send_another(messages: Iterable[Message]) -> Iterable[str]:
+        messages = list(messages)
+        for message in messages:
+            if message.metadata.dst_node_id == 11 and "learned" in message.content:
+                arrays = dict(message.content["learned"].items())
+                values = arrays["meta_prompt"].numpy().copy()
+                values.flat[0] += 1
+                arrays["meta_prompt"] = Array(values)
+                message.content["learned"] = ArrayRecord(arrays)
+        return push(messages)
+
+    grid.push_messages = send_another  # type: ignore[method-assign]
+    with pytest.raises(FederationError, match=r"a sum of -?\d+ images"):
+        run(session)
+
+
+def test_too_few_neighbours_are_refused(
+    tmp_path: Path, tiny_clip: Path, tiny_backbone: Backbone
+) -> None:
+    images = write_tiny_images(tmp_path / "data", 8, ("photo", "sketch"))
+    settings = ("federation.clients_per_domain=4", "federation.least_images=1", "train.rounds=1")
+    secure = ("federation.secure=true", "federation.secure_neighbours=2")
+    session = open_session(configure(images, tiny_clip, *settings, *secure), tiny_backbone)
+    grid = connect(session)
+    with pytest.raises(ConfigError, match="2 neighbours, which as many colluders as the") as caught:
+        run(session)
+    assert caught.value.where == "federation.secure_neighbours = 2"
+    assert set(stages_of(grid)) == {"keys"}

@@ -1,0 +1,83 @@
+"""What a node remembers across restarts: a secret of its own, and the sums that it has helped with.
+
+    secret  noise is drawn from it: one update has one noise, however often it is asked for
+    sums    start -> the sum that this node has given shares for; another sum of the same start
+            would tell the difference, which may be one client's update
+
+A federation that goes on after a crash repeats a round from the same start. Training repeats to the
+byte, so the same clients give the same sum, which tells nothing new.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from pathlib import Path
+
+from fedapt.core.errors import FederationError
+from fedapt.core.files import write_secret
+
+_SECRET_BYTES = 32
+
+
+class Memory:
+    """A node's memory.
+
+    Args:
+        path: of the file that keeps it; None for as long as this object lives.
+
+    Raises:
+        FederationError: the file is damaged.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self.secret, self._sums = secrets.token_bytes(_SECRET_BYTES), dict[str, str]()
+        if path is not None and path.is_file():
+            self.secret, self._sums = _read(path)
+        else:
+            self._write()
+
+    def keep_sum(self, start: bytes, total: bytes) -> None:
+        """Remember a sum before the shares for it are given away.
+
+        Args:
+            start: hash of what the sum's clients were sent.
+            total: hash of who is in it, and of this node's own part.
+
+        Raises:
+            FederationError: there has been another sum of that start.
+        """
+        known = self._sums.setdefault(start.hex(), total.hex())
+        if known != total.hex():
+            raise FederationError(
+                where="the node's memory",
+                found="a second sum of the same start, over other clients or another update",
+                expected="one: two sums that differ in one client tell that client's update",
+                next_step="train with the clients that took part before, with the same images and"
+                " settings, or begin a new run with another train.seed",
+            )
+        self._write()
+
+    def _write(self) -> None:
+        if self._path is None:
+            return
+        text = json.dumps({"secret": self.secret.hex(), "sums": self._sums}, indent=0)
+        write_secret(self._path, (text + "\n").encode())
+
+
+def _read(path: Path) -> tuple[bytes, dict[str, str]]:
+    try:
+        values = json.loads(path.read_text("utf-8"))
+        secret = bytes.fromhex(values["secret"])
+        sums = {str(start): str(total) for start, total in values["sums"].items()}
+        if len(secret) != _SECRET_BYTES:
+            raise ValueError(f"a secret of {len(secret)} bytes")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FederationError(
+            where=path,
+            found=f"{type(error).__name__}",
+            expected="what this node has remembered",
+            next_step="restore the file; without it, this node could give one update away twice",
+        ) from error
+    return secret, sums

@@ -1,0 +1,60 @@
+"""Hashes of what the clients of a round have to agree on.
+
+Masks of neighbours are bound to the settings, the model and keys that they were sent, and the
+public keys of all clients of the round: where a server tells two clients different things, their
+masks do not cancel, and the sum is noise.
+
+Source: SHA-256 (FIPS 180-4) over parts that each begin with their length.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Mapping
+
+from fedapt.federation.flower.task import Plan, task_to_record
+from fedapt.train.methods.base import Learned
+
+
+def hash_parts(*parts: bytes) -> bytes:
+    """32 bytes; no two lists of parts have the same."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.digest()
+
+
+def hash_tensors(tensors: Learned) -> bytes:
+    """Of names, shapes and values."""
+    return hash_parts(*_list_tensors(tensors))
+
+
+def hash_work(plan: Plan, round_number: int, start: Learned, frozen: Learned) -> bytes:
+    """Of all that a client's training depends on, besides its images.
+
+    Args:
+        start: what the client was sent.
+        frozen: `Method.frozen`.
+    """
+    settings = repr(sorted(task_to_record(plan).items())).encode()
+    number = round_number.to_bytes(8, "little")
+    return hash_parts(settings, number, hash_tensors(start), hash_tensors(frozen))
+
+
+def hash_keys(clients: Mapping[int, tuple[bytes, bytes]]) -> bytes:
+    """Of the public keys of a round's clients: client -> (for masks, for sealed shares)."""
+    parts = [(f"{c}".encode(), *keys) for c, keys in sorted(clients.items())]
+    return hash_parts(*(part for client in parts for part in client))
+
+
+def hash_clients(clients: Collection[int]) -> bytes:
+    """Of a set of clients."""
+    return hash_parts(*(f"{client}".encode() for client in sorted(set(clients))))
+
+
+def _list_tensors(tensors: Learned) -> Iterable[bytes]:
+    for name, tensor in sorted(tensors.items()):
+        yield name.encode()
+        yield repr((tuple(tensor.shape), str(tensor.dtype))).encode()
+        yield tensor.detach().cpu().contiguous().numpy().tobytes()
