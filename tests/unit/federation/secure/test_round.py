@@ -437,7 +437,7 @@ def test_too_few_neighbours_are_refused(
     tmp_path: Path, tiny_clip: Path, tiny_backbone: Backbone
 ) -> None:
     images = write_tiny_images(tmp_path / "data", 8, ("photo", "sketch"))
-    settings = ("federation.clients_per_domain=4", "federation.least_images=1", "train.rounds=1")
+    settings = ("federation.clients_per_domain=4", "federation.min_images=1", "train.rounds=1")
     secure = ("federation.secure=true", "federation.secure_neighbours=2")
     session = open_session(configure(images, tiny_clip, *settings, *secure), tiny_backbone)
     grid = connect(session)
