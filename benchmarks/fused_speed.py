@@ -27,7 +27,6 @@ from fedapt.model.image_tower import image_tower
 from fedapt.model.prompt import draw_keys, personalise, start_context
 from fedapt.model.prompted_clip import GlobalModel, prompted_text
 from fedapt_export.fuse import fuse
-from fedapt_export.head import fedapt_head
 from fedapt_runtime.backends.ort import import_onnxruntime, open_session
 
 BATCH, N_DOMAINS, CONTEXT_LENGTH, REPETITIONS = 32, 4, 24, 7
@@ -74,7 +73,7 @@ def main() -> None:
     }
     for n_classes, slow_images in ((10, 4), (345, 1)):
         model = build_model(backbone, n_classes)
-        graph = fuse(read_tower(backbone), fedapt_head(model), backbone.label).SerializeToString()
+        graph = fuse(read_tower(backbone), model.head, backbone.label).SerializeToString()
         fused = open_session(onnxruntime, graph, "cpu", "fused")
         runs: dict[str, list[float]] = {"bare": [], "fused": []}
         for _ in range(REPETITIONS + 1):

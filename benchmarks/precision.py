@@ -29,7 +29,7 @@ from fedapt.model.image_encoder import read_tower
 from fedapt.run.folder import RunFolder
 from fedapt.run.train import train
 from fedapt_export.fuse import fuse
-from fedapt_export.head import fedapt_head, zero_shot_head
+from fedapt_export.head import zero_shot_head
 from fedapt_export.images import collect_calibration
 from fedapt_export.int8 import to_int8
 from fedapt_export.precision import compare_with_float32, lower_precision, to_runnable
@@ -57,7 +57,7 @@ def measure_lite(root: Path, folder: Path) -> dict[str, Any]:
     train(config, run.path, resume=False, device="cpu", reporter=Reporter())
     checkpoint = load_checkpoint(run.checkpoint)
     backbone = load_backbone("lite")
-    head, tower = fedapt_head(checkpoint.to_global_model(backbone)), read_tower(backbone)
+    head, tower = checkpoint.to_global_model(backbone).head, read_tower(backbone)
     calibration, source = collect_calibration(checkpoint, run.checkpoint, root, 128)
     split = split_as_configured(scan_folders(root), config.data)
     samples = [sample for samples in split.test.values() for sample in samples]

@@ -16,9 +16,14 @@ from fedapt.core.files import claim_file, hash_file, write_bytes
 from fedapt.core.report import Reporter
 from fedapt.model.backbone import load_backbone
 from fedapt.model.checkpoint import Checkpoint, load_checkpoint
-from fedapt.model.image_encoder import read_tower
-from fedapt_export.fuse import attach_manifest, build_manifest, fuse, read_opset
-from fedapt_export.head import fedapt_head
+from fedapt_export.fuse import (
+    attach_manifest,
+    build_manifest,
+    fuse,
+    read_fusable,
+    read_fusable_tower,
+    read_opset,
+)
 from fedapt_export.images import collect_calibration, collect_images
 from fedapt_export.parity import Parity, measure_parity
 from fedapt_export.precision import (
@@ -55,6 +60,7 @@ class ExportSettings:
         symmetric: int8 as TensorRT takes it, see `int8.to_int8`.
         most_disagreement: share of images that a lower precision may label otherwise than float32;
             None takes `precision.MOST_DISAGREEMENT`.
+        owner: the client whose model is written, of a method that has one for each.
         force: write a lower precision that disagrees, is slower, or does not run on this machine.
     """
 
@@ -68,6 +74,7 @@ class ExportSettings:
     calibration_images: int = 128
     symmetric: bool = False
     most_disagreement: float | None = None
+    owner: str = ""
     force: bool = False
 
     def check_out(self, out: Path) -> None:
@@ -165,9 +172,8 @@ def _export(
     info = checkpoint.info
     backbone = load_backbone(info.model, info.pretrained)
     reporter.message(f"model: {backbone.label}, {len(info.classes)} classes, {info.rounds} rounds")
-    global_model = dataclasses.replace(checkpoint.to_global_model(backbone), mixing=settings.mixing)
-    head = fedapt_head(global_model)
-    tower = read_tower(backbone)
+    fusable = read_fusable(checkpoint, backbone, settings.mixing, settings.owner)
+    head, tower = fusable.head, read_fusable_tower(fusable, backbone)
     reference = fuse(tower, head, backbone.label)
     _check_size(reference, backbone.label)
     model, comparison = reference, None
@@ -179,19 +185,22 @@ def _export(
         comparison = compare_with_float32(reference, model, settings.precision, images)
     reporter.message(f"comparing on {source}")
     runnable = to_runnable(model, settings.precision)
-    parity = measure_parity(runnable, global_model, backbone, images, source)
+    parity = measure_parity(runnable, fusable, backbone, images, source)
     parity.check(settings.least_agreement, out, MOST_FEATURE_DIFFERENCE[settings.precision])
     if comparison is not None:
         _check_precision(comparison, settings, out, reporter)
     manifest = build_manifest(
         checkpoint,
+        fusable,
         hash_file(checkpoint_path),
         report_parity(parity, comparison),
         mixing=settings.mixing,
         precision=settings.precision,
         opset=read_opset(model),
     )
-    unknown = calibrate_unknown(checkpoint, checkpoint_path, settings.data, backbone, reporter)
+    unknown = calibrate_unknown(
+        checkpoint, fusable, checkpoint_path, settings.data, backbone, reporter
+    )
     manifest = dataclasses.replace(manifest, unknown=unknown)
     if settings.head_only:
         write_head(head, manifest, out)

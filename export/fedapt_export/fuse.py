@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
 from onnx import compose
 
-from fedapt.core.errors import ExportError
+from fedapt.core.errors import CheckpointError, ExportError
 from fedapt.core.names import is_path
 from fedapt.core.versions import software_versions
-from fedapt.model.backbone import Backbone
+from fedapt.model.backbone import Backbone, hash_tensors
 from fedapt.model.checkpoint import Checkpoint
-from fedapt.model.image_tower import FEATURES
+from fedapt.model.head import Head
+from fedapt.model.image_encoder import read_tower
+from fedapt.model.image_tower import FEATURES, image_tower_to_onnx
 from fedapt.model.onnx_trace import OPSET
-from fedapt_export.head import LOGITS, WEIGHTS, Head, build_head, swappable_inputs
+from fedapt.run.rebuild import rebuild_method
+from fedapt.train.methods.base import ALL_DOMAINS, Fusable
+from fedapt_export.head import LOGITS, WEIGHTS, build_head, swappable_inputs
 from fedapt_runtime import Manifest, Preprocessing
 from fedapt_runtime.manifest import METADATA_KEY, parse_manifest
 
@@ -74,8 +79,56 @@ def _put_in_order(model: onnx.ModelProto, opset: int) -> None:
     model.opset_import.append(onnx.helper.make_opsetid("", opset))
 
 
+def read_fusable(
+    checkpoint: Checkpoint, backbone: Backbone, mixing: str = "exact", owner: str = ""
+) -> Fusable:
+    """A checkpoint's global model as a tower and a head.
+
+    Args:
+        mixing: of the banks, see `Head.mixing`.
+        owner: the client whose model it is, of a method that has one for each.
+
+    Raises:
+        CheckpointError: of a method that cannot be fused, trained on another CLIP, or without
+            such a client.
+    """
+    method, learned = rebuild_method(checkpoint, backbone)
+    info, client = checkpoint.info, None
+    if method.not_fused:
+        raise CheckpointError(
+            where="the checkpoint",
+            found=f"the method {info.method}: {method.not_fused}",
+            expected="a method whose classes are fixed vectors behind the image tower",
+            next_step="train another method; `fedapt evaluate` takes any",
+        )
+    if "client" in method.owned.values():
+        names = [c.name for c in method.setting.clients]
+        if owner not in names:
+            raise CheckpointError(
+                where="the checkpoint",
+                found=f"the method {info.method}, and no client {owner!r}",
+                expected=f"one whose model is wanted: {', '.join(names)}",
+                next_step="name the client: each has a model of its own",
+            )
+        client = names.index(owner)
+    fusable = method.fuse(learned, info.keys, client)
+    return replace(fusable, head=replace(fusable.head, mixing=mixing))
+
+
+def read_fusable_tower(fusable: Fusable, backbone: Backbone) -> onnx.ModelProto:
+    """The tower of a global model as ONNX: the CLIP's own, from the cache, or another.
+
+    Raises:
+        ExportError: the tower cannot be traced.
+    """
+    if fusable.tower is None:
+        return read_tower(backbone)
+    return image_tower_to_onnx(backbone, fusable.tower)
+
+
 def build_manifest(
     checkpoint: Checkpoint,
+    fusable: Fusable,
     checkpoint_sha256: str,
     parity: dict[str, object],
     *,
@@ -85,14 +138,18 @@ def build_manifest(
 ) -> Manifest:
     """The manifest of a checkpoint's fused graph."""
     info = checkpoint.info
+    clip = _describe_clip(info.model, info.pretrained, info.clip_sha256)
+    if fusable.tower is not None:  # no head for the CLIP's own features fits behind it
+        digest = hash_tensors(checkpoint.learned.items(), info.clip_sha256.encode())
+        clip |= {"sha256": digest, "trained_from": info.clip_sha256}
     return Manifest(
         classes=info.classes,
-        domains=info.keys,
+        domains=fusable.names,
         preprocessing=Preprocessing.from_dict(info.preprocessing),
-        clip=_describe_clip(info.model, info.pretrained, info.clip_sha256),
+        clip=clip,
         method=info.method,
         rounds=info.rounds,
-        temperature=info.config.prompt.temperature,
+        temperature=fusable.head.temperature,
         mixing=mixing,
         precision=precision,
         opset=opset,
@@ -115,7 +172,7 @@ def build_zero_shot_manifest(backbone: Backbone, class_names: tuple[str, ...]) -
     """The manifest of zero-shot CLIP as a fused graph: one domain, nothing trained."""
     return Manifest(
         classes=class_names,
-        domains=("all",),
+        domains=ALL_DOMAINS,
         preprocessing=backbone.preprocessing,
         clip=_describe_clip(backbone.name, backbone.pretrained, backbone.sha256),
         method="zero-shot",

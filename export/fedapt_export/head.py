@@ -1,29 +1,27 @@
 """The head of the fused graph: image features -> logits and domain weights, as ONNX nodes.
 
-    z = Q f;  z~ = (z - mean(z)) / std(z);  w = softmax(z~ / tau)
-    S_nc = f^ . T_nc;  logits_c = exp(s) (w . S_.c) / sqrt(w' G_c w)
+    z = Q r + q0;  r = f or f^;  z~ = (z - mean(z)) / std(z), or z;  w = softmax(z~ / tau)
+    S_nc = f^ . T_nc;  logits_c = exp(s) ((w . S_.c) / sqrt(w' G_c w) + w . b_.c)
 
 Built node by node rather than traced, so that it holds these operations and nothing else: three
-small matrix products, whatever the number of images. Source: `fedapt.model.prompted_clip`.
+small matrix products, whatever the number of images. Source: `fedapt.model.head`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor
 
 from fedapt.model.adaptive_network import LEAST_STD
 from fedapt.model.backbone import Backbone
+from fedapt.model.head import LEAST_NORM, Head, single_bank
 from fedapt.model.image_tower import FEATURES
 from fedapt.model.onnx_trace import BATCH, IR_VERSION, OPSET
-from fedapt.model.prompted_clip import LEAST_NORM, GlobalModel, gram_matrices, zero_shot_features
+from fedapt.model.prompted_clip import zero_shot_features
 from fedapt_runtime.head import complete_head
 
 LOGITS, WEIGHTS = "logits", "domain_weights"
@@ -51,53 +49,31 @@ class _GraphBuilder:
         return output
 
 
-@dataclass(frozen=True)
-class Head:
-    """What follows the image tower.
-
-    Attributes:
-        banks: T, unit text features of all classes under each key alone, float32 [N, C, D].
-        adaptive_network: Q, float32 [N, D].
-        temperature: tau.
-        logit_scale: exp(s).
-        mixing: `exact`, or `hard`: the one text bank with the largest weight.
-    """
-
-    banks: Tensor
-    adaptive_network: Tensor
-    temperature: float
-    logit_scale: float
-    mixing: str = "exact"
-
-
-def fedapt_head(model: GlobalModel) -> Head:
-    """The head of a global model; encodes its prompts once for each key."""
-    return Head(
-        model.text_banks,
-        model.adaptive_network,
-        model.temperature,
-        model.logit_scale,
-        model.mixing,
-    )
-
-
 def zero_shot_head(backbone: Backbone, class_names: tuple[str, ...]) -> Head:
     """Zero-shot CLIP as a head of one domain, to be measured the same way."""
-    banks = zero_shot_features(backbone, class_names).unsqueeze(0)
-    network = torch.zeros(1, backbone.joint_width, device=banks.device)
-    return Head(banks, network, 1.0, backbone.logit_scale)
+    return single_bank(zero_shot_features(backbone, class_names), backbone.logit_scale)
 
 
 def head_tensors(head: Head) -> dict[str, NDArray[np.float32]]:
     """The head's own tensors, in the layout that the products read: no transposes at run time."""
-    banks = head.banks
-    return {
-        "text_banks": banks.flatten(0, 1).T.contiguous().cpu().numpy(),
-        "gram": gram_matrices(banks).permute(1, 0, 2).flatten(1).contiguous().cpu().numpy(),
-        "adaptive_network": head.adaptive_network.T.contiguous().cpu().numpy(),
-        "temperature": np.array(head.temperature, dtype=np.float32),
-        "logit_scale": np.array(head.logit_scale, dtype=np.float32),
+    banks, network = head.banks, head.adaptive_network
+    bank_bias = banks.new_zeros(banks.shape[:2]) if head.bank_bias is None else head.bank_bias
+    router_bias = network.new_zeros(len(network)) if head.router_bias is None else head.router_bias
+    tensors = {
+        "text_banks": banks.flatten(0, 1).T,
+        "bank_bias": bank_bias,
+        "gram": head.gram.permute(1, 0, 2).flatten(1),
+        "adaptive_network": network.T,
+        "router_bias": router_bias,
     }
+    numbers = {
+        "router_takes_unit": head.router_takes_unit,
+        "router_standardised": head.router_standardised,
+        "temperature": head.temperature,
+        "logit_scale": head.logit_scale,
+    }
+    arrays = {name: tensor.contiguous().cpu().numpy() for name, tensor in tensors.items()}
+    return arrays | {name: np.array(value, dtype=np.float32) for name, value in numbers.items()}
 
 
 def build_head(head: Head) -> onnx.ModelProto:
@@ -109,11 +85,10 @@ def build_head(head: Head) -> onnx.ModelProto:
     g = _GraphBuilder()
     for name, value in complete_head(head_tensors(head), n_domains, n_classes).items():
         g.constant(name, value)
-    weights = _domain_weights(g, head.mixing)
-
     norm = g.node("ReduceL2", "head.norm", FEATURES, g.axes("head.last", -1), keepdims=1)
     norm = g.node("Max", "head.safe_norm", norm, g.scalar("head.least_norm", LEAST_NORM))
     unit = g.node("Div", "head.unit_features", FEATURES, norm)
+    weights = _domain_weights(g, unit, head.mixing)
 
     similarity = g.node("MatMul", "head.flat", unit, "text_banks")
     similarity = g.node("Reshape", "head.similarity", similarity, "bank_shape")
@@ -130,7 +105,8 @@ def build_head(head: Head) -> onnx.ModelProto:
     length = g.node("Sqrt", "head.length", squared)
 
     cosine = g.node("Div", "head.cosine", mixed, length)
-    g.node("Mul", LOGITS, cosine, "logit_scale")
+    shift = g.node("MatMul", "head.mixed_bias", weights, "bank_bias")
+    g.node("Mul", LOGITS, g.node("Add", "head.shifted", cosine, shift), "logit_scale")
 
     graph = helper.make_graph(
         g.nodes,
@@ -146,8 +122,10 @@ def build_head(head: Head) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
 
 
-def _domain_weights(g: _GraphBuilder, mixing: str) -> str:
-    scores = g.node("MatMul", "head.scores", FEATURES, "adaptive_network")
+def _domain_weights(g: _GraphBuilder, unit: str, mixing: str) -> str:
+    read = _choose(g, "router_takes_unit", unit, FEATURES)
+    scores = g.node("MatMul", "head.products", read, "adaptive_network")
+    scores = g.node("Add", "head.scores", scores, "router_bias")
     axis = g.axes("head.domain_axis", -1)
     mean = g.node("ReduceMean", "head.mean_score", scores, axis, keepdims=1)
     centred = g.node("Sub", "head.centred", scores, mean)
@@ -156,17 +134,29 @@ def _domain_weights(g: _GraphBuilder, mixing: str) -> str:
     std = g.node("Sqrt", "head.std", variance)
     # one domain, or equal scores: 0 / the least std = 0, and softmax makes the weights uniform
     std = g.node("Max", "head.safe_std", std, g.scalar("head.least_std", LEAST_STD))
+    # scores less their mean have the same softmax
+    std = _choose(g, "router_standardised", std, g.scalar("head.one", 1.0))
     standard = g.node("Div", "head.standard_scores", centred, std)
     sharp = g.node("Div", "head.sharp_scores", standard, "temperature")
     return g.node("Hardmax" if mixing == "hard" else "Softmax", WEIGHTS, sharp, axis=-1)
+
+
+def _choose(g: _GraphBuilder, switch: str, one: str, zero: str) -> str:
+    """`one` where the head's switch is 1, `zero` where it is 0; neither is rounded."""
+    on = g.node("Cast", f"head.{switch}", switch, to=TensorProto.BOOL)
+    return g.node("Where", f"head.{switch}.chosen", on, one, zero)
 
 
 def swappable_inputs(image_width: int) -> list[onnx.ValueInfoProto]:
     """The head's tensors as inputs of a graph, their sizes free but for D."""
     shapes: dict[str, tuple[int, list[int | str]]] = {
         "text_banks": (TensorProto.FLOAT, [image_width, "domains_times_classes"]),
+        "bank_bias": (TensorProto.FLOAT, ["domains", "classes"]),
         "gram": (TensorProto.FLOAT, ["domains", "classes_times_domains"]),
         "adaptive_network": (TensorProto.FLOAT, [image_width, "domains"]),
+        "router_bias": (TensorProto.FLOAT, ["domains"]),
+        "router_takes_unit": (TensorProto.FLOAT, []),
+        "router_standardised": (TensorProto.FLOAT, []),
         "temperature": (TensorProto.FLOAT, []),
         "logit_scale": (TensorProto.FLOAT, []),
         "bank_shape": (TensorProto.INT64, [3]),

@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 from fedapt.core.errors import ParityError
 from fedapt.model.backbone import Backbone
 from fedapt.model.image_tower import image_tower
-from fedapt.model.prompted_clip import GlobalModel
+from fedapt.train.methods.base import Fusable
 from fedapt_runtime.backends.ort import import_onnxruntime, open_session
 
 BATCH_SIZES = (1, 2, 5, 8)
@@ -91,14 +91,15 @@ class Parity:
 
 def measure_parity(
     onnx_model: bytes,
-    model: GlobalModel,
+    fusable: Fusable,
     backbone: Backbone,
     images: NDArray[np.uint8],
     source: str,
 ) -> Parity:
-    """Run the fused graph, the torch modules and the exact prompts on the same images.
+    """Run the fused graph, the torch modules and the method itself on the same images.
 
     Args:
+        fusable: the global model; of FedAPT, `exact` encodes each image's own prompts.
         images: uint8 [n, height, width, 3], at least one.
         source: where the images come from, for the report.
     """
@@ -108,8 +109,8 @@ def measure_parity(
         outputs = session.run(["logits", "features"], {"images": batch})
         return [torch.from_numpy(output).to(backbone.device) for output in outputs]
 
-    tower = image_tower(backbone)
-    banks = model.text_banks
+    tower = (fusable.tower or image_tower(backbone)).to(backbone.device)
+    head = fusable.head
     feature_differences, probability_differences = [], []
     for start, size in zip(np.cumsum((0, *BATCH_SIZES)), BATCH_SIZES, strict=False):
         batch = np.take(images, range(start, start + size), axis=0, mode="wrap")
@@ -117,19 +118,19 @@ def measure_parity(
         with torch.inference_mode():
             expected = tower(torch.from_numpy(batch).to(backbone.device)).float()
         feature_differences.append(_difference(normalize(features), normalize(expected)))
-        reference = model.logits(features, banks)
+        reference = head.logits(features)
         probability_differences.append(_difference(logits.softmax(-1), reference.softmax(-1)))
 
     parts = [run(images[i : i + 32]) for i in range(0, len(images), 32)]
     logits, features = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    exact = model.exact_logits(features)
+    exact = fusable.exact(features)
     return Parity(
         images=len(images),
         source=source,
         batch_sizes=BATCH_SIZES,
         feature_difference=max(feature_differences),
         probability_difference=max(probability_differences),
-        one_hot=float((model.weights(features).amax(-1) > ONE_HOT).double().mean()),
+        one_hot=float((head.weights(features).amax(-1) > ONE_HOT).double().mean()),
         agreement=float((logits.argmax(-1) == exact.argmax(-1)).double().mean()),
         exact_logit_difference=_difference(logits, exact),
         exact_probability_difference=_difference(logits.softmax(-1), exact.softmax(-1)),

@@ -11,8 +11,9 @@ from safetensors.numpy import save
 
 from fedapt.core.errors import ExportError
 from fedapt.core.files import claim_file, write_bytes
+from fedapt.model.head import Head
 from fedapt_export.fuse import attach_manifest, read_model
-from fedapt_export.head import Head, head_tensors
+from fedapt_export.head import head_tensors
 from fedapt_runtime import Manifest
 from fedapt_runtime.errors import ModelFileError
 from fedapt_runtime.head import Tensor, read_head

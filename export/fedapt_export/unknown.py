@@ -16,6 +16,7 @@ from fedapt.data.folders import ImageFolders, Sample, scan_folders
 from fedapt.model.backbone import Backbone
 from fedapt.model.checkpoint import Checkpoint
 from fedapt.model.image_encoder import image_encoder
+from fedapt.train.methods.base import Fusable
 from fedapt_export.images import root_of_run, split_of_run
 from fedapt_runtime.unknown import UnknownSignal, calibrate_signal
 
@@ -25,6 +26,7 @@ _LEAST_IMAGES = 20  # below that, a threshold at 95 % is one image's doing
 
 def calibrate_unknown(
     checkpoint: Checkpoint,
+    fusable: Fusable,
     checkpoint_path: Path,
     data: Path | None,
     backbone: Backbone,
@@ -37,9 +39,9 @@ def calibrate_unknown(
     Args:
         data: a folder of domains; None takes the one that the run folder names.
     """
-    network = checkpoint.learned[ADAPTIVE_NETWORK].numpy()
     info = checkpoint.info
-    if info.keys != info.domains or len(network) < 2:
+    network = fusable.head.adaptive_network.cpu().numpy()
+    if ADAPTIVE_NETWORK not in checkpoint.learned or info.keys != info.domains or len(network) < 2:
         reporter.message("no signal for unknown domains: that takes a key for each of two domains")
         return None
     data = data or root_of_run(checkpoint_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import onnx
@@ -12,7 +11,7 @@ from fedapt.core.files import hash_file
 from fedapt.core.report import Reporter
 from fedapt.model.backbone import load_backbone
 from fedapt.model.checkpoint import load_checkpoint
-from fedapt_export.fuse import read_model
+from fedapt_export.fuse import read_fusable, read_model
 from fedapt_export.images import collect_images
 from fedapt_export.parity import Parity, measure_parity
 from fedapt_export.precision import MOST_FEATURE_DIFFERENCE, to_runnable
@@ -59,9 +58,9 @@ def verify(
     pixels, source = collect_images(checkpoint, checkpoint_path, data, images)
     backbone = load_backbone(checkpoint.info.model, checkpoint.info.pretrained)
     reporter.message(f"comparing on {source}")
-    global_model = dataclasses.replace(checkpoint.to_global_model(backbone), mixing=manifest.mixing)
+    fusable = read_fusable(checkpoint, backbone, manifest.mixing, manifest.domains[0])
     runnable = to_runnable(model, manifest.precision)
-    parity = measure_parity(runnable, global_model, backbone, pixels, source)
+    parity = measure_parity(runnable, fusable, backbone, pixels, source)
     parity.check(least_agreement, model_path, MOST_FEATURE_DIFFERENCE[manifest.precision])
     return parity
 

@@ -35,6 +35,9 @@ def export(
     head_only: Annotated[
         bool, typer.Option("--head-only", help="Write what follows the image tower alone.")
     ] = False,
+    client: Annotated[
+        str, typer.Option(help="Whose model, of a method that has one for each client.")
+    ] = "",
     mixing: Annotated[
         str, typer.Option(help="Of the text banks: exact, or hard (the likeliest domain alone).")
     ] = "exact",
@@ -124,6 +127,7 @@ def export(
             parity_images=parity_images,
             least_agreement=min_agreement,
             head_only=head_only,
+            owner=client,
             mixing=mixing,
             precision=precision,
             calibration=calibration,
@@ -186,9 +190,9 @@ def show_parity(parity: Parity) -> None:
         [features, f"{parity.feature_difference:.1e}"],
         ["probabilities, torch against ONNX", f"{parity.probability_difference:.1e}"],
         ["images routed one-hot (largest weight > 0.99), %", percent(parity.one_hot)],
-        ["same best class as under exact prompts, %", f"{100 * parity.agreement:.2f}"],
-        ["logits, fused against exact prompts", f"{parity.exact_logit_difference:.2g}"],
-        ["probabilities, fused against exact", f"{parity.exact_probability_difference:.2g}"],
+        ["same best class as of the method itself, %", f"{100 * parity.agreement:.2f}"],
+        ["logits, fused against the method", f"{parity.exact_logit_difference:.2g}"],
+        ["probabilities, fused against the method", f"{parity.exact_probability_difference:.2g}"],
     ]
     print_table(f"Parity on {parity.source}", ["largest difference, or share", ""], rows)
 

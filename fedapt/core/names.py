@@ -15,9 +15,11 @@ METHODS = {
     "cocoop": "fedapt.train.methods.cocoop:CoCoOp",
     "fedclip": "fedapt.train.methods.fedclip:FedCLIP",
     "linear-probe": "fedapt.train.methods.linear_probe:LinearProbe",
+    "analytic": "fedapt.train.methods.analytic:Analytic",
+    "adaptive-analytic": "fedapt.train.methods.analytic:AdaptiveAnalytic",
     "full": "fedapt.train.methods.full:FullFineTuning",
 }
-# those whose global model is FedAPT's, and can be fused into one ONNX graph
+# those whose global model is FedAPT's, with prompts of each image's own to compare with
 FUSED_METHODS = ("fedapt", "fedapt-unsupervised")
 
 # tensors of FedAPT, in checkpoints and in messages

@@ -50,13 +50,16 @@ def image_tower(backbone: Backbone) -> ImageTower:
     return ImageTower(backbone.clip, backbone.preprocessing).to(backbone.device).eval()
 
 
-def image_tower_to_onnx(backbone: Backbone) -> onnx.ModelProto:
+def image_tower_to_onnx(backbone: Backbone, tower: nn.Module | None = None) -> onnx.ModelProto:
     """The image tower as ONNX, input `images`, output `features`.
+
+    Args:
+        tower: another in its place, from the same pixels to features of the same width.
 
     Raises:
         ExportError: the tower cannot be traced.
     """
-    tower = copy.deepcopy(image_tower(backbone))
+    tower = copy.deepcopy(tower or image_tower(backbone)).eval()
     rewrite_for_tracing(tower)
     height, width = backbone.preprocessing.size
     example = torch.zeros(2, height, width, 3, dtype=torch.uint8, device=backbone.device)

@@ -18,16 +18,16 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize, one_hot
+from torch.nn.functional import normalize
 
 from fedapt.model.adaptive_network import domain_weights
 from fedapt.model.backbone import Backbone
+from fedapt.model.head import Head
 from fedapt.model.prompt import personalise
 from fedapt.model.text_tower import TextTower
 from fedapt.model.tokens import PromptTokens, tokenize_prompts, tokenize_texts
 
 ZERO_SHOT_TEMPLATE = "a photo of a {}."
-LEAST_NORM = 1e-12
 
 
 class PromptedText(nn.Module):
@@ -171,14 +171,15 @@ class GlobalModel:
         each = torch.eye(self.n_domains, device=self.keys.device)
         return torch.stack([self.text(personalise(self.context, self.keys, w)) for w in each])
 
-    @torch.inference_mode()
-    def logits(self, features: Tensor, banks: Tensor) -> Tensor:
-        """Logits float32 [n, C] through the mixed text banks; the fused graph computes these."""
-        weights = self.weights(features)
-        if self.mixing == "hard":
-            weights = one_hot(weights.argmax(-1), self.n_domains).float()
-        return self.logit_scale * mix_banks(
-            normalize(features, dim=-1), weights, banks, gram_matrices(banks)
+    @cached_property
+    def head(self) -> Head:
+        """The fused graph's head: mixed text banks in place of each image's own prompts."""
+        return Head(
+            self.text_banks,
+            self.adaptive_network,
+            self.temperature,
+            self.logit_scale,
+            self.mixing,
         )
 
     @torch.inference_mode()
@@ -198,26 +199,3 @@ class GlobalModel:
             cosine = torch.einsum("bd,bcd->bc", normalize(part, dim=-1), self.text(prompts))
             rows.append(self.logit_scale * cosine)
         return torch.cat(rows)
-
-
-def gram_matrices(banks: Tensor) -> Tensor:
-    """G_c = T_.c T_.c', float32 [C, N, N], of text banks float32 [N, C, D]."""
-    return torch.einsum("ncd,mcd->cnm", banks, banks)
-
-
-def mix_banks(features: Tensor, weights: Tensor, banks: Tensor, gram: Tensor) -> Tensor:
-    """Cosine of unit image features to the renormalised mixture of text banks.
-
-    Args:
-        features: unit, float32 [n, D].
-        weights: float32 [n, N].
-        banks: float32 [N, C, D].
-        gram: float32 [C, N, N].
-
-    Returns:
-        float32 [n, C].
-    """
-    similarity = torch.einsum("bd,ncd->bnc", features, banks)
-    mixed = torch.einsum("bn,bnc->bc", weights, similarity)
-    squared = torch.einsum("bn,cnm,bm->bc", weights, gram, weights)
-    return mixed / squared.clamp_min(LEAST_NORM).sqrt()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from fedapt.core.config import Config, FederationConfig
 from fedapt.core.errors import ConfigError
 from fedapt.federation.flower import require_flower
-from fedapt.train.aggregate import Aggregation, Average
+from fedapt.train.aggregate import Aggregation, Total, begin_aggregate
 from fedapt.train.methods import METHODS, Method
 
 # a Gaussian is further out once in 10^15 draws
@@ -23,7 +23,7 @@ def choose_aggregation(method: Method) -> Callable[[], Aggregation]:
     """
     config, weighting = method.setting.config.federation, method.setting.config.train.weighting
     if config.aggregation == "mean" and not config.clip and not config.noise:
-        return lambda: Average(weighting)
+        return lambda: begin_aggregate(method)
     if config.noise:
         is_plain = config.aggregation == "mean" and weighting == "uniform" and not method.owned
         if not config.clip or not is_plain:
@@ -38,7 +38,16 @@ def choose_aggregation(method: Method) -> Callable[[], Aggregation]:
     require_flower()
     from fedapt.federation.flower.robust import Robust
 
-    return lambda: Robust(config, weighting)
+    if not method.adds_up:
+        return lambda: Robust(config, weighting)
+    if config.aggregation != "mean" or method.owned:
+        raise ConfigError(
+            where=f"federation.aggregation = {config.aggregation!r}, clip = {config.clip:g}",
+            found=f"the method {method.title}, whose clients send sums",
+            expected="the mean, and sums that all clients share",
+            next_step="leave them at their defaults, or train the method analytic",
+        )
+    return lambda: Total(Robust(config, weighting))
 
 
 def check_privacy(config: Config, *, local: bool) -> None:

@@ -10,16 +10,15 @@ import torch
 from fedapt.core.errors import DataError, UsageError
 from fedapt.core.names import FUSED_METHODS
 from fedapt.core.report import Reporter
-from fedapt.data.domains import Domain, ImageSet, ImageTable, load_domains
+from fedapt.data.domains import Domain, ImageSet, load_domains
 from fedapt.data.folders import ImageFolders, scan_folders
-from fedapt.data.partition import Client
 from fedapt.data.splits import Split, split_folders
-from fedapt.model.backbone import Backbone, load_backbone
-from fedapt.model.checkpoint import Checkpoint, CheckpointInfo, load_checkpoint
+from fedapt.model.backbone import load_backbone
+from fedapt.model.checkpoint import CheckpointInfo, load_checkpoint
 from fedapt.model.image_encoder import image_encoder
 from fedapt.run.device import choose_device
+from fedapt.run.rebuild import rebuild_method
 from fedapt.train.evaluate import Evaluation, evaluate
-from fedapt.train.methods import METHODS, Setting
 
 
 def evaluate_checkpoint(
@@ -61,30 +60,13 @@ def evaluate_checkpoint(
         need_train=False,
     )
     domains = _relabel(domains, labels)
-    method = METHODS[info.method](_rebuild_setting(checkpoint, backbone, domains[0].test.table))
-    learned = {name: tensor.to(backbone.device) for name, tensor in checkpoint.learned.items()}
+    method, learned = rebuild_method(checkpoint, backbone, domains[0].test.table)
     predict = None
     if exact:
         model = checkpoint.to_global_model(backbone)
         predict = lambda images, domain: model.exact_logits(images.features)  # noqa: E731
-    return evaluate(method, learned, domains, info.domains, info.keys, predict=predict)
-
-
-def _rebuild_setting(checkpoint: Checkpoint, backbone: Backbone, table: ImageTable) -> Setting:
-    """The setting of the checkpoint's training, without the clients' images."""
-    info = checkpoint.info
-    empty = ImageSet(table, torch.empty(0, dtype=torch.int64, device=table.labels.device))
-    clients = (Client(i, str(i), domain, 0, empty) for i, domain in enumerate(info.clients))
-    return Setting(
-        config=info.config,
-        backbone=backbone,
-        class_names=info.classes,
-        n_keys=len(info.keys),
-        clients=tuple(clients),
-        table=table,
-        views=lambda images, view: images.load().features,  # no client trains here
-        known_keys=checkpoint.keys,
-    )
+    names = method.bank_names(info.keys)
+    return evaluate(method, learned, domains, info.domains, names, predict=predict)
 
 
 def _present(class_names: dict[str, str], data: Path) -> dict[str, str]:

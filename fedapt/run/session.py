@@ -177,7 +177,7 @@ class Session:
             progress.learned,
             self.domains,
             self.trained,
-            self._key_names,
+            self.method.bank_names(self._key_names),
             known=last.get("accuracy"),
         )
 

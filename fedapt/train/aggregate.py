@@ -15,11 +15,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from fedapt.core.records import Record
 from fedapt.train.client import ClientUpdate
-from fedapt.train.methods.base import Learned
+from fedapt.train.methods.base import Learned, Method
 
 
 class Aggregation(Protocol):
@@ -44,6 +45,50 @@ class _Sum:
 
     total: Tensor
     weight: float
+
+
+@dataclass
+class Total:
+    """What replies of sums add to those that there are, see `Method.adds_up`.
+
+    Args:
+        mean: of the replies; None adds them up as they come, which slices of owners ask for.
+    """
+
+    mean: Aggregation | None = None
+    _sums: dict[tuple[str, int | None], Tensor] = field(default_factory=dict)
+    _count: int = 0
+
+    def add(self, update: ClientUpdate, slots: Mapping[str, int]) -> None:
+        """Take one reply; see `Average.add`."""
+        self._count += 1
+        if self.mean is not None:
+            self.mean.add(update, slots)
+            return
+        for name, tensor in update.learned.items():
+            slot = (name, slots.get(name))
+            known = self._sums.get(slot)
+            self._sums[slot] = tensor.double() if known is None else known + tensor.double()
+
+    def describe(self, rounds: int) -> Record:
+        """What the mean says of it."""
+        return {} if self.mean is None else self.mean.describe(rounds)
+
+    def result(self, start: Learned) -> Learned:
+        """`start` and the replies."""
+        if self.mean is not None:
+            zeros = {name: torch.zeros_like(tensor) for name, tensor in start.items()}
+            means = self.mean.result(zeros)
+            self._sums = {(n, None): self._count * t.double() for n, t in means.items()}
+        learned = dict(start)
+        for (name, index), total in self._sums.items():
+            if index is None:
+                learned[name] = (learned[name].double() + total).float()
+            else:
+                if learned[name] is start[name]:
+                    learned[name] = start[name].clone()
+                learned[name][index] = (learned[name][index].double() + total).float()
+        return learned
 
 
 @dataclass
@@ -90,3 +135,8 @@ class Average:
                     learned[name] = start[name].clone()
                 learned[name][index] = mean
         return learned
+
+
+def begin_aggregate(method: Method) -> Aggregation:
+    """The plain aggregate of a method's replies, for one round."""
+    return Total() if method.adds_up else Average(method.setting.config.train.weighting)

@@ -121,6 +121,8 @@ def train_round(
     Raises:
         FederationError: the loss, or what was learned, is not finite.
     """
+    if method.adds_up:
+        return ClientUpdate(client.index, method.add_up(client), len(client.data), 0.0)
     seed = child_seed(config.seed, "batches", round_number, client.index)
     update = train_client(
         method.objective(share, client, round_number),

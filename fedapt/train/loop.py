@@ -11,7 +11,7 @@ from fedapt.core.config import Config
 from fedapt.core.records import Record
 from fedapt.core.report import Reporter
 from fedapt.data.partition import Client
-from fedapt.train.aggregate import Aggregation, Average
+from fedapt.train.aggregate import Aggregation, begin_aggregate
 from fedapt.train.client import ClientUpdate
 from fedapt.train.methods.base import Learned, Method, n_bytes
 from fedapt.train.sampling import sample_clients
@@ -112,7 +112,7 @@ def run_rounds(
         number = progress.rounds
         started = time.monotonic()
         clients = sample_clients(method.setting.clients, config.federation, train.seed, number)
-        aggregate = aggregation() if aggregation else Average(train.weighting)
+        aggregate = aggregation() if aggregation else begin_aggregate(method)
         n_images, loss = 0, 0.0
         for update in engine.train_round(progress.learned, clients, number):
             aggregate.add(update, method.slots(method.setting.clients[update.client]))

@@ -33,8 +33,9 @@ def complete_head(
     """The head's tensors with those that follow from its size: all that the graph takes.
 
     Args:
-        tensors: `text_banks` [D, N * C], `gram` [N, C * N], `adaptive_network` [D, N],
-            `temperature` [] and `logit_scale` [].
+        tensors: `text_banks` [D, N * C], `bank_bias` [N, C], `gram` [N, C * N],
+            `adaptive_network` [D, N], `router_bias` [N], `router_takes_unit` [] and
+            `router_standardised` [] (0 or 1), `temperature` [] and `logit_scale` [].
     """
     sizes: dict[str, Tensor] = {
         "bank_shape": np.array([0, n_domains, n_classes], dtype=np.int64),
@@ -143,8 +144,12 @@ def _check_shapes(path: Path, head: HeadFile) -> None:
     width = found.get("adaptive_network", [0])[0]
     expected = {
         "text_banks": [width, n_domains * n_classes],
+        "bank_bias": [n_domains, n_classes],
         "gram": [n_domains, n_classes * n_domains],
         "adaptive_network": [width, n_domains],
+        "router_bias": [n_domains],
+        "router_takes_unit": [],
+        "router_standardised": [],
         "temperature": [],
         "logit_scale": [],
     }

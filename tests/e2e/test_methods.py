@@ -7,12 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fedapt.cli.app import main
+from fedapt.core.names import FUSED_METHODS
 from fedapt.core.records import read_records
-from fedapt.model.checkpoint import FUSED_METHODS, Checkpoint, load_checkpoint
+from fedapt.data.domains import ImageTable, Labelled
+from fedapt.data.features import extract_features
+from fedapt.model.backbone import Backbone
+from fedapt.model.checkpoint import Checkpoint, load_checkpoint
+from fedapt.model.image_encoder import image_encoder
+from fedapt.run.rebuild import rebuild_method
 from fedapt.train.methods import METHODS
 from fedapt.train.methods.base import n_bytes
+from fedapt_runtime import Classifier
 from fedapt_runtime.errors import EXIT_INTERRUPTED
 from tests.support.tiny import CLASSES, DOMAINS
 
@@ -74,8 +82,8 @@ def test_evaluate_gives_what_train_gave(
     assert evaluated == trained
     assert trained["method"] == METHODS[method].title
     assert {n: d["n"] for n, d in trained["domains"].items()} == dict.fromkeys(DOMAINS, 6)
-    has_keys = method in ("fedapt", "fedapt-unsupervised", "adapt")
-    assert set(trained["routing"]) == (set(DOMAINS) if has_keys else set())
+    has_banks = method in ("fedapt", "fedapt-unsupervised", "adapt", "adaptive-analytic")
+    assert set(trained["routing"]) == (set(DOMAINS) if has_banks else set())
     # and the same seed the same bytes
     assert checkpoint.read_bytes() == (runs(method) / CHECKPOINT).read_bytes()
 
@@ -87,7 +95,8 @@ def test_the_records(method: str, runs: Any, tiny_images: Path) -> None:
     if method == "zero-shot":
         assert (records, learned) == ([], {})
         return
-    assert [r["round"] for r in records] == [1, 2]
+    n_rounds = 1 if METHODS[method].adds_up else 2
+    assert [r["round"] for r in records] == [1, 2][:n_rounds]
     assert set(records[-1]["accuracy"]) == set(DOMAINS)
     # each of two clients receives and sends what is shared, and its own slice
     per_client = n_bytes(learned)
@@ -95,6 +104,8 @@ def test_the_records(method: str, runs: Any, tiny_images: Path) -> None:
         per_client = 0
     elif method == "adapt":
         per_client -= 4 * len(CLASSES) * 4 * 32  # the other's context
+    elif method == "adaptive-analytic":
+        per_client //= 2  # the other's sums
     assert {r["bytes_sent"] for r in records} == {2 * 2 * per_client}
 
 
@@ -103,7 +114,8 @@ def test_another_seed_gives_other_bytes(method: str, tmp_path: Path, train: Any,
     assert train(method, tmp_path, "--seed", "4") == 0
     found, other = (load_checkpoint(run / CHECKPOINT).learned for run in (tmp_path, runs(method)))
     same = [found[name].equal(other[name]) for name in found]
-    assert same == [False] * len(same)
+    # sums depend on the images alone
+    assert same == [METHODS[method].adds_up] * len(same)
 
 
 @pytest.mark.parametrize("at", [2, 4], ids="in round {}".format)
@@ -172,18 +184,90 @@ def test_resuming_keeps_what_full_fine_tuning_settled(
     assert (run / CHECKPOINT).read_bytes() == (whole / CHECKPOINT).read_bytes()
 
 
-@EVERY
-def test_only_fedapt_is_exported(
-    method: str, tmp_path: Path, runs: Any, capsys: pytest.CaptureFixture[str]
+FUSED = pytest.mark.parametrize("method", [name for name in METHODS if not METHODS[name].not_fused])
+
+
+@pytest.fixture(scope="module")
+def export(runs: Any) -> Any:
+    def export(method: str, out: Path, *more: str) -> int:
+        arguments = ["export", str(runs(method) / CHECKPOINT), "--out", str(out), *more]
+        if method == "local":
+            arguments += ["--client", "sketch"]
+        # a model that was trained for two rounds may route softly
+        return main([*arguments, "--min-agreement", "0"])
+
+    return export
+
+
+@FUSED
+def test_the_fused_model_answers_as_the_method_does(
+    method: str, tmp_path: Path, runs: Any, export: Any, tiny_images: Path, tiny_backbone: Backbone
 ) -> None:
-    arguments = ["export", str(runs(method) / CHECKPOINT), "--out", str(tmp_path / "model.onnx")]
-    if method in FUSED_METHODS:  # a model that was trained for two rounds may route softly
-        assert main([*arguments, "--min-agreement", "0"]) == 0
-        assert (tmp_path / "model.onnx").is_file()
+    model, checkpoint = tmp_path / "model.onnx", load_checkpoint(runs(method) / CHECKPOINT)
+    assert export(method, model) == 0
+    paths = sorted(tiny_images.glob("sketch/*/*.png"))[::3]
+    classifier = Classifier.load(model)
+    found = classifier(paths)
+    # the method's own prediction of the same images
+    encoder = image_encoder(tiny_backbone)
+    features = torch.from_numpy(extract_features(paths, encoder).values)
+    labels, rows = torch.zeros(len(paths), dtype=torch.int64), torch.arange(len(paths))
+    table = ImageTable(tuple(paths), features, labels)
+    rebuilt, learned = rebuild_method(checkpoint, tiny_backbone, table)
+    logits = rebuilt.predictor(learned)(Labelled(features, labels, rows), 1)
+    if method == "local":
+        logits = logits[0]  # of the domain's own model
+    expected = logits.softmax(-1)
+    for prediction, row in zip(found, expected, strict=True):
+        assert prediction.score == pytest.approx(float(row.max()), abs=2e-4)
+        assert prediction.label == checkpoint.info.classes[int(row.argmax())]
+    names = rebuilt.bank_names(checkpoint.info.keys)
+    several = rebuilt.routing(learned, features) is not None
+    expected_names = names if several else ("sketch",) if method == "local" else ("all",)
+    assert classifier.manifest.domains == expected_names
+    assert main(["verify", str(model), str(runs(method) / CHECKPOINT), "--min-agreement", "0"]) == 0
+
+
+@FUSED
+def test_heads_of_one_clip_go_into_each_others_models(
+    method: str, tmp_path: Path, export: Any, tiny_images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own, other = tmp_path / "own.onnx", tmp_path / "other.onnx"
+    head, swapped = tmp_path / "head.safetensors", tmp_path / "swapped.onnx"
+    assert export(method, own) == 0
+    assert export(method, head, "--head-only") == 0
+    assert export("fedapt" if method != "fedapt" else "promptfl", other) == 0
+    capsys.readouterr()
+    code = main(["swap-head", str(other), str(head), "--out", str(swapped)])
+    if method in ("full", "fedclip"):  # whose towers are their own
+        assert code == 8
+        assert "expected one of" in capsys.readouterr().err
+        assert not swapped.exists()
         return
-    assert main(arguments) == 4
+    assert code == 0
+    paths = sorted(tiny_images.glob("*/*/00[01].png"))
+    expected = [(p.label, p.domain) for p in Classifier.load(own)(paths)]
+    assert [(p.label, p.domain) for p in Classifier.load(swapped)(paths)] == expected
+    beside = Classifier.load(other, head=head)
+    assert [(p.label, p.domain) for p in beside(paths)] == expected
+
+
+def test_a_method_without_banks_says_why_it_is_not_exported(
+    tmp_path: Path, export: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export("cocoop", tmp_path / "model.onnx") == 4
     message = capsys.readouterr().err
-    assert f"found the method {method}; expected one that is fused: fedapt, fedapt-uns" in message
+    assert "found the method cocoop: every image has prompts of its own" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_client_of_local_models_has_to_be_named(
+    tmp_path: Path, runs: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, out = str(runs("local") / CHECKPOINT), str(tmp_path / "model.onnx")
+    assert main(["export", checkpoint, "--out", out, "--client", "photos"]) == 4
+    message = capsys.readouterr().err
+    assert "no client 'photos'; expected one whose model is wanted: photo, sketch" in message
     assert list(tmp_path.iterdir()) == []
 
 

@@ -13,14 +13,14 @@ import torch
 from fedapt.core.errors import CheckpointError, ParityError
 from fedapt.model.backbone import Backbone, load_backbone
 from fedapt.model.checkpoint import load_checkpoint
+from fedapt.model.head import Head
 from fedapt.model.image_encoder import read_tower
 from fedapt_export import export as export_module
 from fedapt_export.fuse import fuse
-from fedapt_export.head import Head, fedapt_head
 from fedapt_export.parity import Parity, measure_parity
 from fedapt_runtime import Classifier
 from fedapt_runtime.manifest import METADATA_KEY
-from tests.support.fusing import export_run
+from tests.support.fusing import as_fusable, export_run
 from tests.support.tiny import write_tiny_clip
 
 GOOD = {
@@ -57,6 +57,10 @@ def test_the_graph_has_the_documented_border_and_one_opset(tiny_model: Path) -> 
         "bank_shape",
         "gram_shape",
         "other_domains",
+        "bank_bias",
+        "router_bias",
+        "router_takes_unit",
+        "router_standardised",
     }
     assert {value.name for value in head} <= defaults
     assert image.type.tensor_type.elem_type == onnx.TensorProto.UINT8
@@ -108,14 +112,14 @@ def test_the_runtime_computes_what_the_checkpoint_means(
 ) -> None:
     model = load_checkpoint(tiny_run / "checkpoint.safetensors").to_global_model(tiny_backbone)
     images = noise(tiny_backbone, batch)
-    parity = measure_parity(tiny_model, model, tiny_backbone, images, "noise")
+    parity = measure_parity(tiny_model, as_fusable(model), tiny_backbone, images, "noise")
     assert parity.feature_difference < 1e-5
     assert parity.probability_difference < 1e-4
     classifier = Classifier.load(tiny_model)
     transform = torch.from_numpy(tiny_backbone.preprocessing.normalise(images))
     with torch.inference_mode():
         features = tiny_backbone.clip.encode_image(transform.permute(0, 3, 1, 2))
-    expected = model.logits(features, model.text_banks).softmax(-1)
+    expected = model.head.logits(features).softmax(-1)
     for row, prediction in zip(expected, classifier(list(images)), strict=True):
         assert prediction.label == classifier.manifest.classes[int(row.argmax())]
         assert prediction.score == pytest.approx(float(row.max()), abs=1e-4)
@@ -132,8 +136,10 @@ def test_one_domain_alone(tiny_backbone: Backbone, tiny_run: Path) -> None:
         model.temperature,
         model.logit_scale,
     )
-    graph = fuse(read_tower(tiny_backbone), fedapt_head(alone), "tiny").SerializeToString()
-    parity = measure_parity(graph, alone, tiny_backbone, noise(tiny_backbone, 3), "noise")
+    graph = fuse(read_tower(tiny_backbone), alone.head, "tiny").SerializeToString()
+    parity = measure_parity(
+        graph, as_fusable(alone), tiny_backbone, noise(tiny_backbone, 3), "noise"
+    )
     parity.check(1.0, "one domain")
     assert parity.one_hot == 1.0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ import torch
 from torch.nn.functional import normalize
 
 from fedapt.model.adaptive_network import domain_weights
-from fedapt.model.prompted_clip import gram_matrices, mix_banks
-from fedapt_export.head import Head, build_head
+from fedapt.model.head import Head, gram_matrices, mix_banks, single_bank
+from fedapt_export.head import build_head
 from fedapt_runtime.backends.ort import import_onnxruntime, open_session
 
 WIDTH, N_CLASSES = 16, 7
@@ -70,3 +71,64 @@ def test_a_soft_mixture_is_renormalised() -> None:
     features[0, 0] = 5
     logits, _ = run_onnx(Head(banks, torch.zeros(2, WIDTH), 1.0, 1.0), features)
     assert np.isclose(float(logits), 2**-0.5, atol=1e-6)
+
+
+# heads that are not FedAPT's
+
+
+def linear_head(n_banks: int, **changes: Any) -> Head:
+    generator = torch.Generator().manual_seed(11)
+    return Head(
+        banks=torch.randn(n_banks, N_CLASSES, WIDTH, generator=generator),
+        adaptive_network=torch.randn(n_banks, WIDTH, generator=generator),
+        temperature=0.4,
+        logit_scale=3.0,
+        bank_bias=torch.randn(n_banks, N_CLASSES, generator=generator),
+        router_bias=torch.randn(n_banks, generator=generator),
+        renormalised=False,
+        router_takes_unit=True,
+        router_standardised=False,
+        **changes,
+    )
+
+
+@pytest.mark.parametrize("mixing", ["exact", "hard"])
+@pytest.mark.parametrize("n_banks", [1, 2, 5])
+def test_a_linear_head_is_a_gated_sum_of_affine_scores(n_banks: int, mixing: str) -> None:
+    head = linear_head(n_banks, mixing=mixing)
+    features = 3 * torch.randn(6, WIDTH, generator=torch.Generator().manual_seed(1))
+    logits, weights = run_onnx(head, features)
+    # by hand, image by image, in float64
+    for f, row, weight in zip(features.double().numpy(), logits, weights, strict=True):
+        unit = f / np.linalg.norm(f)
+        z = head.adaptive_network.double().numpy() @ unit + head.router_bias.double().numpy()
+        powers = np.exp((z - z.max()) / 0.4)
+        w = powers / powers.sum()
+        if mixing == "hard":
+            w = np.eye(n_banks)[z.argmax()]
+        scores = head.banks.double().numpy() @ unit + head.bank_bias.double().numpy()
+        np.testing.assert_allclose(weight, w, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(row, 3.0 * (w @ scores), rtol=0, atol=1e-4)
+    torch.testing.assert_close(head.weights(features), weights, rtol=0, atol=1e-5)
+    torch.testing.assert_close(head.logits(features), logits, rtol=0, atol=1e-4)
+
+
+def test_a_linear_mixture_is_not_renormalised() -> None:
+    banks = torch.zeros(2, 1, WIDTH)
+    banks[0, 0, 0], banks[1, 0, 1] = 4, 4
+    features = torch.zeros(1, WIDTH)
+    features[0, 0] = 5
+    head = Head(banks, torch.zeros(2, WIDTH), 1.0, 1.0, renormalised=False)
+    logits, _ = run_onnx(head, features)
+    assert float(logits) == pytest.approx(2.0)  # half of 4, and no length to divide by
+
+
+def test_one_bank_takes_every_image() -> None:
+    vectors = torch.randn(N_CLASSES, WIDTH, generator=torch.Generator().manual_seed(2))
+    bias = torch.arange(N_CLASSES).float()
+    head = single_bank(vectors, 2.0, bias, renormalised=False)
+    features = torch.ones(2, WIDTH)
+    logits, weights = run_onnx(head, features)
+    assert weights.tolist() == [[1.0], [1.0]]
+    expected = 2.0 * (vectors.sum(1) / WIDTH**0.5 + bias)
+    torch.testing.assert_close(logits[0], expected, rtol=0, atol=1e-4)

@@ -19,7 +19,6 @@ from fedapt.model.image_encoder import read_tower
 from fedapt.model.prompted_clip import GlobalModel
 from fedapt_export import precision as precision_module
 from fedapt_export.fuse import fuse, read_manifest
-from fedapt_export.head import fedapt_head
 from fedapt_export.precision import MOST_FEATURE_DIFFERENCE
 from fedapt_runtime import Classifier
 from fedapt_runtime.backends.ort import import_onnxruntime, open_session
@@ -55,7 +54,7 @@ def soft(tiny_run: Path, tiny_backbone: Backbone) -> GlobalModel:
 
 def run(model: GlobalModel, backbone: Backbone, mixing: str) -> list[np.ndarray]:
     """`logits`, `domain_weights` and `features` of noise through the fused graph."""
-    head = fedapt_head(dataclasses.replace(model, mixing=mixing))
+    head = dataclasses.replace(model, mixing=mixing).head
     graph = fuse(read_tower(backbone), head, "tiny").SerializeToString()
     session = open_session(import_onnxruntime(), graph, "cpu", "a test")
     names = ["logits", "domain_weights", "features"]
@@ -95,7 +94,7 @@ def test_exact_mixing_is_something_else(soft: GlobalModel, tiny_backbone: Backbo
 def test_the_torch_model_says_the_same(soft: GlobalModel, tiny_backbone: Backbone) -> None:
     logits, _, features = run(soft, tiny_backbone, "hard")
     model = dataclasses.replace(soft, mixing="hard")
-    found = model.logits(torch.from_numpy(features), model.text_banks)
+    found = model.head.logits(torch.from_numpy(features))
     np.testing.assert_allclose(found.numpy(), logits, rtol=0, atol=1e-4)
 
 

@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from fedapt.core.names import ADAPTIVE_NETWORK
 from fedapt.data.domains import Labelled
 from fedapt.data.partition import Client
 from fedapt.model.adaptive_network import domain_weights, draw_adaptive_network
-from fedapt.model.prompted_clip import gram_matrices, mix_banks
-from fedapt.train.methods.base import Learned, Method, Objective, Predictor
+from fedapt.model.head import Head
+from fedapt.train.methods.base import Fusable, Learned, Method, Objective, Predictor
 from fedapt.train.methods.fedapt import network_loss
 from fedapt.train.methods.promptfl import begin_context, context_loss
 
@@ -57,17 +56,23 @@ class Adapt(Method):
 
     def predictor(self, learned: Learned) -> Predictor:
         """Text banks of the domains' contexts, mixed by w."""
-        with torch.inference_mode():
-            banks = torch.stack([self.setting.text(context) for context in learned[CONTEXTS]])
-            gram = gram_matrices(banks)
+        head = self._head(learned)
+        return lambda images, domain: head.logits(images.features)
 
-        @torch.inference_mode()
-        def predict(images: Labelled, domain: int | None) -> Tensor:
-            weights = self.routing(learned, images.features)
-            unit = normalize(images.features, dim=-1)
-            return self.setting.backbone.logit_scale * mix_banks(unit, weights, banks, gram)
+    def fuse(self, learned: Learned, keys: tuple[str, ...], client: int | None = None) -> Fusable:
+        """A bank of text features for each domain's context."""
+        head = self._head(learned)
+        return Fusable(head, keys, head.logits)
 
-        return predict
+    @torch.inference_mode()
+    def _head(self, learned: Learned) -> Head:
+        s = self.setting
+        return Head(
+            torch.stack([s.text(context) for context in learned[CONTEXTS]]),
+            learned[ADAPTIVE_NETWORK],
+            s.config.prompt.temperature,
+            s.backbone.logit_scale,
+        )
 
     def routing(self, learned: Learned, features: Tensor) -> Tensor:
         """w, float32 [n, N]."""

@@ -14,13 +14,14 @@ from functools import cached_property
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from fedapt.core.config import Config
 from fedapt.data.domains import ImageSet, ImageTable, Labelled
 from fedapt.data.partition import Client
 from fedapt.model.backbone import Backbone
+from fedapt.model.head import Head
 from fedapt.model.prompt import draw_keys
 from fedapt.model.prompted_clip import PromptedText, prompted_text, zero_shot_features
 
@@ -111,6 +112,27 @@ class Setting:
         return tokens * len(tower.blocks) * tower.width * _BYTES_PER_VALUE
 
 
+@dataclass(frozen=True)
+class Fusable:
+    """A global model as an image tower and a head, which is what an export writes.
+
+    Attributes:
+        head: what follows the tower.
+        names: of the head's banks.
+        exact: features float32 [n, D] -> logits float32 [n, C] as the method itself defines them.
+        tower: uint8 [n, height, width, 3] -> features, where it is not the CLIP's own.
+    """
+
+    head: Head
+    names: tuple[str, ...]
+    exact: Callable[[Tensor], Tensor]
+    tower: nn.Module | None = None
+
+
+# the one bank of a model that does not tell domains apart
+ALL_DOMAINS = ("all",)
+
+
 class Method(ABC):
     """A federated method.
 
@@ -119,18 +141,23 @@ class Method(ABC):
         owned: tensors with a slice for each `key` or `client`, of which a client has its own.
         sends: whether what clients learn reaches the server.
         trains: whether there is anything to train.
+        adds_up: whether a client's reply is sums over its images (`add_up`), which the server adds
+            to those that it has, instead of values trained by steps, which it averages.
         reads_labels: whether training does; where not, labels must not choose anything either.
         side_by_side: whether clients of this process may train at the same time.
         source: the paper.
+        not_fused: why its global model is no tower and head; empty where it is.
     """
 
     title: ClassVar[str]
     owned: ClassVar[Mapping[str, str]] = {}
     sends: ClassVar[bool] = True
     trains: ClassVar[bool] = True
+    adds_up: ClassVar[bool] = False
     reads_labels: ClassVar[bool] = True
     side_by_side: ClassVar[bool] = True
     source: ClassVar[str] = ""
+    not_fused: ClassVar[str] = ""
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
@@ -153,13 +180,34 @@ class Method(ABC):
             round_number: from 0.
         """
 
+    def add_up(self, client: Client) -> Learned:
+        """A client's sums, of a method that `adds_up`."""
+        raise NotImplementedError
+
     @abstractmethod
     def predictor(self, learned: Learned) -> Predictor:
         """The global model's logits."""
 
     def routing(self, learned: Learned, features: Tensor) -> Tensor | None:
-        """Domain weights float32 [n, N] of a method that has keys, else None."""
+        """Weights float32 [n, banks] of a method that has several banks, else None."""
         return None
+
+    def bank_names(self, keys: tuple[str, ...]) -> tuple[str, ...]:
+        """What `routing` chooses among.
+
+        Args:
+            keys: what each key stands for.
+        """
+        return keys
+
+    def fuse(self, learned: Learned, keys: tuple[str, ...], client: int | None = None) -> Fusable:
+        """The global model as a tower and a head; not of a method with `not_fused`.
+
+        Args:
+            keys: what each key stands for.
+            client: whose model, of a method that has one for each client.
+        """
+        raise NotImplementedError(self.not_fused)
 
     def frozen(self) -> dict[str, Tensor]:
         """Tensors that are not learned, and that a checkpoint needs."""

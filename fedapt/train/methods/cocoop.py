@@ -46,6 +46,7 @@ class CoCoOp(Method):
 
     title = "CoCoOp"
     source = "arXiv 2203.05557"
+    not_fused = "every image has prompts of its own, so no bank of text features stands for them"
 
     @classmethod
     def settle(cls, config: Config) -> Config:

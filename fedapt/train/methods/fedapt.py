@@ -18,6 +18,7 @@ from fedapt.data.partition import Client
 from fedapt.model.adaptive_network import draw_adaptive_network
 from fedapt.model.prompted_clip import GlobalModel
 from fedapt.train.methods.base import (
+    Fusable,
     Learned,
     Method,
     Objective,
@@ -63,13 +64,17 @@ class FedAPT(Method):
 
     def predictor(self, learned: Learned) -> Predictor:
         """Mixed text banks, as the fused graph computes them."""
-        model = self.global_model(learned)
-        banks = model.text_banks
-        return lambda images, domain: model.logits(images.features, banks)
+        head = self.global_model(learned).head
+        return lambda images, domain: head.logits(images.features)
 
     def routing(self, learned: Learned, features: Tensor) -> Tensor:
         """w, float32 [n, N]."""
         return self.global_model(learned).weights(features)
+
+    def fuse(self, learned: Learned, keys: tuple[str, ...], client: int | None = None) -> Fusable:
+        """Text banks of the keys; the exact logits are those of each image's own prompts."""
+        model = self.global_model(learned)
+        return Fusable(model.head, keys, model.exact_logits)
 
     def frozen(self) -> dict[str, Tensor]:
         """The keys E, float32 [N, M, W]."""

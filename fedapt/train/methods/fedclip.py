@@ -14,11 +14,19 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from fedapt.core.seeds import child_seed
-from fedapt.train.methods.base import FeatureMethod, Learned, text_logits
+from fedapt.model.head import single_bank
+from fedapt.model.image_tower import image_tower
+from fedapt.train.methods.base import (
+    ALL_DOMAINS,
+    FeatureMethod,
+    Fusable,
+    Learned,
+    text_logits,
+)
 
 
 class FedCLIP(FeatureMethod):
@@ -41,9 +49,40 @@ class FedCLIP(FeatureMethod):
 
     def logits(self, learned: Learned, features: Tensor) -> Tensor:
         """Logits of gated features, float32 [n, C]."""
-        hidden = linear(features, learned["adapter.0.weight"], learned["adapter.0.bias"]).tanh()
-        gate = linear(hidden, learned["adapter.1.weight"], learned["adapter.1.bias"]).softmax(-1)
-        return text_logits(self.setting, gate * features, self.setting.zero_shot)
+        return text_logits(self.setting, gate_features(learned, features), self.setting.zero_shot)
+
+    def fuse(self, learned: Learned, keys: tuple[str, ...], client: int | None = None) -> Fusable:
+        """The gate belongs to the tower: what leaves it are gated features."""
+        s = self.setting
+        return Fusable(
+            single_bank(s.zero_shot, s.backbone.logit_scale),
+            ALL_DOMAINS,
+            lambda gated: text_logits(s, gated, s.zero_shot),
+            GatedTower(image_tower(s.backbone), learned),
+        )
+
+
+class GatedTower(nn.Module):
+    """An image tower with the gate behind it."""
+
+    def __init__(self, tower: nn.Module, learned: Learned) -> None:
+        super().__init__()
+        self.tower = tower
+        self._names = {name: name.replace(".", "_") for name in learned}
+        for name, tensor in learned.items():
+            self.register_buffer(self._names[name], tensor.clone(), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 [n, height, width, 3] -> gated features float32 [n, D]."""
+        learned = {name: self.get_buffer(buffer) for name, buffer in self._names.items()}
+        return gate_features(learned, self.tower(images))
+
+
+def gate_features(learned: Learned, features: Tensor) -> Tensor:
+    """softmax(W2 tanh(W1 f + b1) + b2) f, float32 [n, D]."""
+    hidden = linear(features, learned["adapter.0.weight"], learned["adapter.0.bias"]).tanh()
+    gate = linear(hidden, learned["adapter.1.weight"], learned["adapter.1.bias"]).softmax(-1)
+    return gate * features
 
 
 def draw_linear(name: str, n_in: int, n_out: int, generator: torch.Generator) -> Learned:

@@ -14,6 +14,7 @@ Source: FedAvg (arXiv 1602.05629).
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
 
@@ -26,8 +27,11 @@ from torch.nn.functional import cross_entropy
 from fedapt.core.config import Config
 from fedapt.data.domains import Labelled
 from fedapt.data.partition import Client
+from fedapt.model.head import single_bank
 from fedapt.model.image_tower import image_tower
 from fedapt.train.methods.base import (
+    ALL_DOMAINS,
+    Fusable,
     Learned,
     Method,
     Objective,
@@ -97,6 +101,18 @@ class FullFineTuning(Method):
             return text_logits(self.setting, features, self.setting.zero_shot)
 
         return predict
+
+    def fuse(self, learned: Learned, keys: tuple[str, ...], client: int | None = None) -> Fusable:
+        """A tower of its own, and one bank of fixed text features."""
+        s = self.setting
+        tower = copy.deepcopy(self._tower)
+        tower.load_state_dict({_TOWER + name: t for name, t in learned.items()}, strict=False)
+        return Fusable(
+            single_bank(s.zero_shot, s.backbone.logit_scale),
+            ALL_DOMAINS,
+            lambda features: text_logits(s, features, s.zero_shot),
+            tower.eval(),
+        )
 
     def _encode(self, learned: Learned, rows: Sequence[int]) -> Tensor:
         """Features float32 [n, D] of images by their rows, float32 weights."""

@@ -10,7 +10,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedapt.train.methods.base import FeatureMethod, Learned, text_logits
+from fedapt.model.head import single_bank
+from fedapt.train.methods.base import (
+    ALL_DOMAINS,
+    FeatureMethod,
+    Fusable,
+    Learned,
+    text_logits,
+)
 
 
 class LinearProbe(FeatureMethod):
@@ -31,3 +38,9 @@ class LinearProbe(FeatureMethod):
     def logits(self, learned: Learned, features: Tensor) -> Tensor:
         """The probe's logits, float32 [n, C]."""
         return text_logits(self.setting, features, learned["weight"]) + learned["bias"]
+
+    def fuse(self, learned: Learned, keys: tuple[str, ...], client: int | None = None) -> Fusable:
+        """One bank, not of unit vectors; the head adds the bias before the logit scale."""
+        scale = self.setting.backbone.logit_scale
+        head = single_bank(learned["weight"], scale, learned["bias"] / scale, renormalised=False)
+        return Fusable(head, ALL_DOMAINS, lambda features: self.logits(learned, features))

@@ -11,8 +11,15 @@ from torch import Tensor
 
 from fedapt.data.domains import Labelled
 from fedapt.data.partition import Client
-from fedapt.train.methods.base import Learned, Method, Objective, Predictor, text_logits
-from fedapt.train.methods.promptfl import begin_context, context_loss
+from fedapt.train.methods.base import (
+    Fusable,
+    Learned,
+    Method,
+    Objective,
+    Predictor,
+    text_logits,
+)
+from fedapt.train.methods.promptfl import begin_context, context_loss, fuse_context
 
 CONTEXTS = "contexts"
 
@@ -44,3 +51,10 @@ class Local(Method):
             return torch.stack([text_logits(self.setting, images.features, texts[i]) for i in own])
 
         return predict
+
+    def fuse(self, learned: Learned, keys: tuple[str, ...], client: int | None = None) -> Fusable:
+        """The model of one client, as each has its own."""
+        if client is None:
+            raise ValueError("a client is needed")
+        name = self.setting.clients[client].name
+        return fuse_context(self.setting, learned[CONTEXTS][client], (name,))

@@ -13,8 +13,11 @@ from torch.nn.functional import cross_entropy
 
 from fedapt.data.domains import Labelled
 from fedapt.data.partition import Client
+from fedapt.model.head import single_bank
 from fedapt.model.prompt import start_context
 from fedapt.train.methods.base import (
+    ALL_DOMAINS,
+    Fusable,
     Learned,
     Method,
     Objective,
@@ -45,6 +48,18 @@ class PromptFL(Method):
         with torch.inference_mode():
             text = self.setting.text(learned[CONTEXT])
         return lambda images, domain: text_logits(self.setting, images.features, text)
+
+    def fuse(self, learned: Learned, keys: tuple[str, ...], client: int | None = None) -> Fusable:
+        """One bank of text features."""
+        return fuse_context(self.setting, learned[CONTEXT], ALL_DOMAINS)
+
+
+def fuse_context(setting: Setting, context: Tensor, names: tuple[str, ...]) -> Fusable:
+    """One context, float32 [C, M, W] or [M, W], as a head of one bank."""
+    with torch.inference_mode():
+        text = setting.text(context)
+    head = single_bank(text, setting.backbone.logit_scale)
+    return Fusable(head, names, lambda features: text_logits(setting, features, text))
 
 
 def begin_context(setting: Setting) -> Tensor:

@@ -7,7 +7,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fedapt.train.methods.base import FeatureMethod, Learned, text_logits
+from fedapt.model.head import single_bank
+from fedapt.train.methods.base import (
+    ALL_DOMAINS,
+    FeatureMethod,
+    Fusable,
+    Learned,
+    text_logits,
+)
 
 
 class ZeroShot(FeatureMethod):
@@ -26,3 +33,8 @@ class ZeroShot(FeatureMethod):
     def logits(self, learned: Learned, features: Tensor) -> Tensor:
         """Against the fixed text features, float32 [n, C]."""
         return text_logits(self.setting, features, self.setting.zero_shot)
+
+    def fuse(self, learned: Learned, keys: tuple[str, ...], client: int | None = None) -> Fusable:
+        """One bank of fixed text features."""
+        head = single_bank(self.setting.zero_shot, self.setting.backbone.logit_scale)
+        return Fusable(head, ALL_DOMAINS, lambda features: self.logits(learned, features))

@@ -12,10 +12,9 @@ from torch.nn.functional import normalize
 from fedapt.core.errors import DataError
 from fedapt.model.adaptive_network import domain_weights
 from fedapt.model.backbone import Backbone
+from fedapt.model.head import gram_matrices, mix_banks
 from fedapt.model.prompted_clip import (
     GlobalModel,
-    gram_matrices,
-    mix_banks,
     prompted_text,
     zero_shot_features,
 )
@@ -258,25 +257,24 @@ def test_with_one_hot_weights_the_banks_are_exact(model: GlobalModel) -> None:
     weights = model.weights(FEATURES)
     clear = FEATURES[weights.amax(-1) > 1 - 1e-6]
     assert len(clear) >= 4
-    found = model.logits(clear, model.text_banks)
+    found = model.head.logits(clear)
     torch.testing.assert_close(found, model.exact_logits(clear), rtol=0, atol=1e-4)
 
 
 def test_with_soft_weights_they_are_an_approximation(soft_model: GlobalModel) -> None:
-    found = soft_model.logits(FEATURES, soft_model.text_banks)
+    found = soft_model.head.logits(FEATURES)
     assert float((found - soft_model.exact_logits(FEATURES)).abs().max()) > 1e-3
 
 
 def test_logits_do_not_depend_on_the_length_of_a_feature(model: GlobalModel) -> None:
-    banks = model.text_banks
     torch.testing.assert_close(
-        model.logits(FEATURES * 7, banks), model.logits(FEATURES, banks), rtol=0, atol=1e-4
+        model.head.logits(FEATURES * 7), model.head.logits(FEATURES), rtol=0, atol=1e-4
     )
 
 
 def test_no_images_give_no_logits(model: GlobalModel) -> None:
     none = torch.empty(0, D)
-    assert model.logits(none, model.text_banks).shape == (0, 3)
+    assert model.head.logits(none).shape == (0, 3)
     assert model.exact_logits(none).shape == (0, 3)
 
 
@@ -287,5 +285,5 @@ def test_one_domain_is_its_own_bank(model: GlobalModel) -> None:
     assert single.n_domains == 1
     expected = SCALE * normalize(FEATURES, dim=-1) @ text_of(model, torch.tensor([1.0, 0, 0])).T
     torch.testing.assert_close(single.exact_logits(FEATURES), expected, rtol=0, atol=1e-4)
-    found = single.logits(FEATURES, single.text_banks)
+    found = single.head.logits(FEATURES)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)

@@ -1,0 +1,125 @@
+"""Closed-form classifiers of sums over images: what clients add up, and what the server solves.
+
+    x = [f^; c]                     the unit feature and a constant, [D + 1]
+    A = sum x x',  B = sum x y'     over a client's images, y = +1 for the image's class, else -1
+
+    pooled     W_0 = (sum_d A_d + lambda I)^-1 (sum_d B_d + lambda P)
+    domain     W_d = (A_d + mu I)^-1 (B_d + mu W_0)
+    router     R   = (sum_d A_d n / n_d + rho I)^-1 [z_d n / n_d]_d,   z_d = sum x,  n = mean n_d
+
+P is the text encoder's own answer, its class vectors less their mean. Sums do not depend on who
+holds which images, so W_0 is the ridge solution of all images together, exactly. The router
+regresses on which domain an image is of, every domain with the same weight. z and the number of
+images stand in A's last column: c z and c^2 n.
+
+Sums are float64 while they are added up and solved, and are sent and kept as float32 in units of
+`UNIT` images, A as its upper triangle.
+
+Source: AFL (arXiv 2405.16240) for the pooled part; domains and router are fedapt's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize, one_hot
+
+CONSTANT = 0.3
+# a power of two, so that nothing is rounded; it keeps sums in the range of trained values, for
+# which limits on an update and secure sums are made
+UNIT = 1024
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Over some images, float64, in units of `UNIT` images.
+
+    Attributes:
+        gram: A, [D + 1, D + 1].
+        targets: B, [D + 1, C].
+    """
+
+    gram: Tensor
+    targets: Tensor
+
+    @property
+    def feature_sum(self) -> Tensor:
+        """z, the sum of x, [D + 1]."""
+        return self.gram[:, -1] / CONSTANT
+
+    @property
+    def count(self) -> float:
+        """How many images, in the same unit."""
+        return float(self.gram[-1, -1]) / CONSTANT**2
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(self.gram + other.gram, self.targets + other.targets)
+
+    def __sub__(self, other: Sums) -> Sums:
+        return Sums(self.gram - other.gram, self.targets - other.targets)
+
+    def add_class(self) -> Sums:
+        """The same images with one more class, of which none of them is."""
+        return Sums(self.gram, torch.cat([self.targets, -self.feature_sum[:, None]], dim=1))
+
+
+def sum_images(features: Tensor, labels: Tensor, n_classes: int) -> Sums:
+    """A client's sums over features float32 [n, D] and labels int64 [n]."""
+    x = extend(features)
+    y = 2.0 * one_hot(labels, n_classes).double() - 1.0
+    return Sums(x.T @ x / UNIT, x.T @ y / UNIT)
+
+
+def extend(features: Tensor) -> Tensor:
+    """x, float64 [n, D + 1], of features float32 [n, D]."""
+    unit = normalize(features.double(), dim=-1)
+    return torch.cat([unit, unit.new_full((len(unit), 1), CONSTANT)], dim=1)
+
+
+def pack(gram: Tensor) -> Tensor:
+    """The upper triangle of a symmetric matrix [K, K], row by row: [K (K + 1) / 2]."""
+    rows, columns = torch.triu_indices(len(gram), len(gram), device=gram.device)
+    return gram[rows, columns]
+
+
+def unpack(packed: Tensor) -> Tensor:
+    """The symmetric matrix [K, K] of an upper triangle [K (K + 1) / 2]."""
+    size = round((8 * len(packed) + 1) ** 0.5 - 1) // 2
+    rows, columns = torch.triu_indices(size, size, device=packed.device)
+    gram = packed.new_zeros(size, size)
+    gram[rows, columns] = packed
+    gram[columns, rows] = packed
+    return gram
+
+
+def solve(sums: Sums, penalty: float, pull: Tensor) -> Tensor:
+    """(A + lambda I)^-1 (B + lambda P): float64 [D + 1, C].
+
+    Args:
+        penalty: lambda, of sums that count every image once.
+        pull: P, float64 [D + 1, C], what the solution is near where images say little.
+    """
+    share = penalty / UNIT
+    identity = torch.eye(len(sums.gram), dtype=torch.float64, device=sums.gram.device)
+    solution: Tensor = torch.linalg.solve(sums.gram + share * identity, sums.targets + share * pull)
+    return solution
+
+
+def solve_router(sums: Sequence[Sums], penalty: float) -> Tensor:
+    """R, float64 [D + 1, N]: ridge regression on the domain, each with the same weight.
+
+    A domain without images has a column of zeros.
+    """
+    counts = [part.count for part in sums]
+    mean = sum(counts) / max(1, sum(count > 0 for count in counts))
+    factors = [mean / count if count > 0 else 0.0 for count in counts]
+    gram = sum(
+        (factor * part.gram for factor, part in zip(factors, sums, strict=True)),
+        torch.zeros_like(sums[0].gram),
+    )
+    columns = [f * part.feature_sum for f, part in zip(factors, sums, strict=True)]
+    balanced = Sums(gram, torch.stack(columns, dim=1))
+    return solve(balanced, penalty, torch.zeros_like(balanced.targets))

@@ -1,0 +1,56 @@
+"""A checkpoint's method, put together again without its clients' images."""
+
+from __future__ import annotations
+
+import torch
+
+from fedapt.data.domains import ImageSet, ImageTable
+from fedapt.data.partition import Client
+from fedapt.model.backbone import Backbone
+from fedapt.model.checkpoint import Checkpoint
+from fedapt.train.methods import METHODS, Method, Setting
+from fedapt.train.methods.base import Learned
+
+
+def rebuild_method(
+    checkpoint: Checkpoint, backbone: Backbone, table: ImageTable | None = None
+) -> tuple[Method, Learned]:
+    """The method of a checkpoint's training and what it learned, on the backbone's device.
+
+    Args:
+        table: images that will be asked about; None where features are.
+
+    Raises:
+        CheckpointError: it was trained on another CLIP.
+    """
+    checkpoint.check_backbone(backbone)
+    info = checkpoint.info
+    if table is None:
+        no_labels = torch.empty(0, dtype=torch.int64, device=backbone.device)
+        table = ImageTable((), torch.empty(0, backbone.joint_width), no_labels)
+    empty = ImageSet(table, torch.empty(0, dtype=torch.int64, device=table.labels.device))
+    clients = (
+        Client(index, name_client(info.domains, info.clients, index), domain, 0, empty)
+        for index, domain in enumerate(info.clients)
+    )
+    setting = Setting(
+        config=info.config,
+        backbone=backbone,
+        class_names=info.classes,
+        n_keys=len(info.keys),
+        clients=tuple(clients),
+        table=table,
+        views=lambda images, view: images.load().features,  # no client trains here
+        known_keys=checkpoint.keys,
+    )
+    learned = {name: tensor.to(backbone.device) for name, tensor in checkpoint.learned.items()}
+    return METHODS[info.method](setting), learned
+
+
+def name_client(domains: tuple[str, ...], clients: tuple[int, ...], index: int) -> str:
+    """As `data.partition` names it: its domain, with a number where it shares the domain."""
+    domain = clients[index]
+    name = domains[domain]
+    if clients.count(domain) == 1:
+        return name
+    return f"{name}/{clients[:index].count(domain) + 1}"
