@@ -23,7 +23,7 @@ def choose_aggregation(method: Method) -> Callable[[], Aggregation]:
     """
     config, weighting = method.setting.config.federation, method.setting.config.train.weighting
     if config.aggregation == "mean" and not config.clip and not config.noise:
-        return lambda: begin_aggregate(method)
+        return lambda: begin_aggregate(method, weighting)
     if config.noise:
         is_plain = config.aggregation == "mean" and weighting == "uniform" and not method.owned
         if not config.clip or not is_plain:

@@ -137,6 +137,6 @@ class Average:
         return learned
 
 
-def begin_aggregate(method: Method) -> Aggregation:
+def begin_aggregate(method: Method, weighting: str) -> Aggregation:
     """The plain aggregate of a method's replies, for one round."""
-    return Total() if method.adds_up else Average(method.setting.config.train.weighting)
+    return Total() if method.adds_up else Average(weighting)

@@ -112,7 +112,7 @@ def run_rounds(
         number = progress.rounds
         started = time.monotonic()
         clients = sample_clients(method.setting.clients, config.federation, train.seed, number)
-        aggregate = aggregation() if aggregation else begin_aggregate(method)
+        aggregate = aggregation() if aggregation else begin_aggregate(method, train.weighting)
         n_images, loss = 0, 0.0
         for update in engine.train_round(progress.learned, clients, number):
             aggregate.add(update, method.slots(method.setting.clients[update.client]))
