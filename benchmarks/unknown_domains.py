@@ -24,10 +24,10 @@ from photos import ROOT, photos_root
 
 from fedapt.core.config import read_config
 from fedapt.core.report import Reporter
+from fedapt.data.collection import open_collection
 from fedapt.data.emoji import build_emoji_set
 from fedapt.data.features import extract_features
-from fedapt.data.folders import Sample, scan_folders
-from fedapt.data.splits import split_as_configured
+from fedapt.data.folders import Sample
 from fedapt.model.backbone import load_backbone
 from fedapt.model.checkpoint import load_checkpoint
 from fedapt.model.image_encoder import image_encoder
@@ -75,11 +75,11 @@ def measure(
     checkpoint = load_checkpoint(folder / domain / "checkpoint.safetensors")
     backbone = load_backbone("lite")
     model, encoder = checkpoint.to_global_model(backbone), image_encoder(backbone)
-    folders = scan_folders(photos_root())
-    split = split_as_configured(folders, config.data)
+    images = open_collection(config.data)
+    split = images.split
 
     def features(samples: tuple[Sample, ...]) -> NDArray[np.float32]:
-        paths = [folders.root / sample.path for sample in samples]
+        paths = [images.root / sample.path for sample in samples]
         return np.asarray(extract_features(paths, encoder).values)
 
     names = checkpoint.info.keys
@@ -87,7 +87,7 @@ def measure(
     known = np.concatenate([features(split.test[name]) for name in names])
     unknown = features((*split.train[domain], *split.validation[domain], *split.test[domain]))
     network = checkpoint.learned["adaptive_network"].numpy()
-    signal = calibrate_on(checkpoint, network, folders, encoder)
+    signal = calibrate_on(checkpoint, network, images, encoder)
     assert signal is not None
     centres = unit(np.stack([unit(validation[name]).mean(0) for name in names]))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +10,14 @@ from numpy.typing import NDArray
 from fedapt.core.config import read_config
 from fedapt.core.errors import DataError
 from fedapt.core.seeds import child_seed
-from fedapt.data.folders import ImageFolders, Sample, scan_folders
-from fedapt.data.splits import Split, split_folders
+from fedapt.data.collection import Collection, open_collection
 from fedapt.model.checkpoint import Checkpoint
+from fedapt.run.folder import RunFolder
 from fedapt_runtime import Preprocessing
 from fedapt_runtime.pipeline import decode_ahead
 
 _PARITY = "parity images"
+_KINDS = {"train": "training images", "test": "test images"}
 
 
 def collect_images(
@@ -40,8 +40,8 @@ def collect_images(
         shape = (min(count or 64, 64), *preprocessing.size, 3)
         noise = generator.integers(0, 256, shape, dtype=np.uint8)
         return noise, f"{len(noise)} images of noise (pass --data for photos)"
-    test = split_of_run(checkpoint, scan_folders(data)).test
-    return _collect(checkpoint, data, test, _PARITY, count, "test images")
+    images = open_images(checkpoint, data)
+    return _collect(checkpoint, images, "test", _PARITY, count)
 
 
 def collect_calibration(
@@ -66,31 +66,20 @@ def collect_calibration(
             expected="images like those that will be classified",
             next_step="pass --calibration ROOT, a folder of domains",
         )
-    train = split_of_run(checkpoint, scan_folders(data)).train
-    return _collect(checkpoint, data, train, "calibration images", count, "training images")
+    images = open_images(checkpoint, data)
+    return _collect(checkpoint, images, "train", "calibration images", count)
 
 
-def split_of_run(checkpoint: Checkpoint, folders: ImageFolders) -> Split:
-    """Images as the checkpoint's training split them; of any folder of domains, without labels."""
-    config = checkpoint.info.config.data
-    return split_folders(
-        folders,
-        config.test_fraction,
-        config.split_seed,
-        validation_fraction=config.validation_fraction,
-    )
+def open_images(checkpoint: Checkpoint, data: Path) -> Collection:
+    """Images as the checkpoint's training named and split them; of any folder of domains."""
+    return open_collection(checkpoint.info.config.data, data, training=False)
 
 
 def _collect(
-    checkpoint: Checkpoint,
-    data: Path,
-    samples: Mapping[str, Sequence[Sample]],
-    purpose: str,
-    count: int,
-    kind: str,
+    checkpoint: Checkpoint, images: Collection, part: str, purpose: str, count: int
 ) -> tuple[NDArray[np.uint8], str]:
     """The readable ones of `count` drawn for a purpose, and a line that says which."""
-    paths = [data / sample.path for images in samples.values() for sample in images]
+    paths = images.paths(part)
     if count and len(paths) > count:
         chosen = np.random.default_rng(child_seed(0, purpose)).permutation(len(paths))
         paths = [paths[i] for i in sorted(chosen[:count])]
@@ -99,20 +88,20 @@ def _collect(
     pixels = [item.pixels for item in decoded if item.pixels is not None]
     if not pixels:
         raise DataError(
-            where=data,
+            where=images.root,
             found=f"no readable image among {len(paths)}",
             expected="images to compare the graph on, or to calibrate it with",
             next_step="pass a folder with readable images",
         )
     n_broken = len(paths) - len(pixels)
     skipped = f", {n_broken} unreadable ones left out" if n_broken else ""
-    return np.stack(pixels), f"{len(pixels)} {kind} of {data.name}{skipped}"
+    return np.stack(pixels), f"{len(pixels)} {_KINDS[part]} of {images.root.name}{skipped}"
 
 
 def root_of_run(checkpoint_path: Path) -> Path | None:
     """The images that the run folder of a checkpoint names, where they are still there."""
-    config = checkpoint_path.parent / "config.toml"
-    if not config.is_file():
+    run = RunFolder(checkpoint_path.parent)
+    if not run.config.is_file():
         return None
-    root = Path(read_config(config).data.root)
+    root = Path(read_config(run.config).data.root)
     return root if root.is_dir() else None

@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 
 from fedapt.core.names import ADAPTIVE_NETWORK
 from fedapt.core.report import Reporter
+from fedapt.data.collection import Collection
 from fedapt.data.features import ImageEncoder, extract_features
-from fedapt.data.folders import ImageFolders, Sample, scan_folders
+from fedapt.data.folders import Sample
 from fedapt.model.backbone import Backbone
 from fedapt.model.checkpoint import Checkpoint
 from fedapt.model.image_encoder import image_encoder
 from fedapt.train.methods.base import Fusable
-from fedapt_export.images import root_of_run, split_of_run
+from fedapt_export.images import open_images, root_of_run
 from fedapt_runtime.unknown import UnknownSignal, calibrate_signal
 
 KEEP = 0.95  # share of images of known domains that must not be flagged
@@ -47,7 +48,8 @@ def calibrate_unknown(
     data = data or root_of_run(checkpoint_path)
     signal = None
     if data is not None:
-        signal = calibrate_on(checkpoint, network, scan_folders(data), image_encoder(backbone))
+        images = open_images(checkpoint, data)
+        signal = calibrate_on(checkpoint, network, images, image_encoder(backbone))
     if signal is None:
         reporter.message(
             "no signal for unknown domains: that takes training images of every known one, and"
@@ -64,7 +66,7 @@ def calibrate_unknown(
 def calibrate_on(
     checkpoint: Checkpoint,
     network: NDArray[np.float32],
-    folders: ImageFolders,
+    images: Collection,
     encoder: ImageEncoder,
 ) -> UnknownSignal | None:
     """The signal from these images; None where they are too few, or of other domains.
@@ -72,27 +74,26 @@ def calibrate_on(
     Centres come from the training images of each domain and class, the scale and the threshold
     from images that were held out of training.
     """
-    split = split_of_run(checkpoint, folders)
 
     def features(samples: Sequence[Sample]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Of the readable ones, with their classes."""
-        paths = [folders.root / sample.path for sample in samples]
+        paths = [images.root / sample.path for sample in samples]
         found = extract_features(paths, encoder)
         labels = np.array([sample.label for sample in samples], dtype=np.int64)
         return np.asarray(found.values), labels[found.kept]
 
     names = checkpoint.info.domains
-    if not {*names} <= {*folders.domains}:
+    if not {*names} <= {*images.domains}:
         return None
     centres, domains, held_out = [], [], []
     for number, name in enumerate(names):
-        values, labels = features(split.train[name])
+        values, labels = features(images.split.train[name])
         unit = values / np.linalg.norm(values, axis=-1, keepdims=True)
         for label in np.unique(labels):
             centre = unit[labels == label].mean(axis=0)
             centres.append(centre / np.linalg.norm(centre))
             domains.append(number)
-        held_out.append(features(split.validation[name] or split.test[name])[0])
+        held_out.append(features(images.split.validation[name] or images.split.test[name])[0])
     kept_out = np.concatenate(held_out)
     if {*domains} != {*range(len(names))} or len(kept_out) < _LEAST_IMAGES:
         return None

@@ -15,9 +15,8 @@ from fedapt.core.config import Config, DataConfig, config_to_toml, read_config
 from fedapt.core.errors import ConfigError, DataError, FederationError, UsageError
 from fedapt.core.files import write_text
 from fedapt.core.report import Reporter
-from fedapt.data.domains import Domain, ImageTable, divide_table, load_table
-from fedapt.data.folders import ImageFolders, check_complete, scan_folders
-from fedapt.data.splits import split_as_configured
+from fedapt.data.collection import Collection, open_collection
+from fedapt.data.domains import Domain, ImageTable
 from fedapt.model.backbone import Backbone, hash_tensors, load_backbone
 from fedapt.model.image_encoder import image_encoder
 from fedapt.run.device import choose_device
@@ -102,8 +101,7 @@ def compare(config: Config, plan: Plan, out: Path, device: str, reporter: Report
         ReportedError: see `core.errors`; finished cells are kept.
     """
     check_settings(config, plan.protocols)
-    folders = scan_folders(Path(config.data.root), config.data.class_names)
-    check_complete(folders, config.data.allow_missing_classes)
+    images = open_collection(config.data)
     if len(plan.rates) > 1 and not config.data.validation_fraction:
         raise UsageError(
             where="--lr",
@@ -114,16 +112,15 @@ def compare(config: Config, plan: Plan, out: Path, device: str, reporter: Report
     _check_same(out / "config.toml", config_to_toml(config), "settings", _reread_settings)
     backbone = load_backbone(config.model.name, config.model.pretrained, choose_device(device))
     reporter.message(f"model: {backbone.label} on {backbone.device}")
-    samples = [sample for domain in folders.domains for sample in folders.samples[domain]]
-    table = load_table(folders, samples, image_encoder(backbone), reporter, backbone.device)
+    table = images.load_table(image_encoder(backbone), reporter, backbone.device)
     _check_same(out / "origin.json", _describe_origin(backbone, table), "images or another CLIP")
-    bench = _Bench(config, folders, backbone, table, out, reporter)
+    bench = _Bench(config, images, backbone, table, out, reporter)
     trials = {
         (protocol, method): plan.trials(
             protocol,
             method,
             plan.rates if METHODS[method].reads_labels else (config.train.lr,),
-            folders.domains,
+            images.domains,
         )
         for method in plan.methods
         for protocol in plan.protocols
@@ -133,7 +130,7 @@ def compare(config: Config, plan: Plan, out: Path, device: str, reporter: Report
         key: [_choose([bench.run(cell) for cell in trial]) for trial in row]
         for key, row in trials.items()
     }
-    return Comparison(plan, folders.domains, bench.results, chosen)
+    return Comparison(plan, images.domains, bench.results, chosen)
 
 
 def _choose(results: list[CellResult]) -> Cell:
@@ -176,13 +173,13 @@ class _Bench:
     def __init__(
         self,
         config: Config,
-        folders: ImageFolders,
+        images: Collection,
         backbone: Backbone,
         table: ImageTable,
         out: Path,
         reporter: Reporter,
     ) -> None:
-        self._config, self._folders, self._backbone = config, folders, backbone
+        self._config, self._images, self._backbone = config, images, backbone
         self._table, self._out, self._reporter = table, out, reporter
         self._domains: dict[tuple[int, int], list[Domain]] = {}
         self.results: dict[Cell, CellResult] = {}
@@ -212,10 +209,9 @@ class _Bench:
         """The images of each domain and purpose; a split is made once."""
         key = config.split_seed, config.shots
         if key not in self._domains:
-            split = split_as_configured(self._folders, config)
-            domains = divide_table(self._table, self._folders, split)
+            domains = self._images.split_again(config).divide(self._table)
             for domain in domains:
-                where = f"{self._folders.root / domain.name}, seed {config.split_seed}"
+                where = f"{self._images.root / domain.name}, seed {config.split_seed}"
                 if not len(domain.test):
                     raise _missing(where, "test", "data.test_fraction")
                 if config.validation_fraction and not len(domain.validation):
@@ -229,7 +225,7 @@ class _Bench:
         if not method.reads_labels:
             config = replace_train(config, patience=0)
         domains = self._divide(config.data)
-        session = Session(config, self._backbone, self._folders, domains)
+        session = Session(config, self._backbone, self._images.folders, domains)
         start = session.begin()
         best = start
 

@@ -48,17 +48,22 @@ class ImageFolders:
 
 
 def scan_folders(
-    root: Path, class_names: Mapping[str, str] | None = None, *, domain: str = ""
+    root: Path,
+    class_names: Mapping[str, str] | None = None,
+    *,
+    domain: str = "",
+    need_named: bool = True,
 ) -> ImageFolders:
     """List the images below `root`; opens none of them.
 
     Args:
         class_names: folder name -> name in the prompt; others have `_` and `-` read as spaces.
         domain: the only one to look at; empty for all.
+        need_named: whether every folder of `class_names` has to be there.
 
     Raises:
         DataError: no such folder, no domains, a domain without images, two classes of one name, or
-            a class name for a folder that does not exist.
+            a class name for a folder that does not exist, and `need_named`.
     """
     renamed = dict(class_names or {})
     domains = _subfolders(root)
@@ -81,7 +86,7 @@ def scan_folders(
     folders = {domain: _subfolders(root / domain) for domain in domains}
     classes = tuple(sorted({name for names in folders.values() for name in names}))
     _check_encoding(root, (*domains, *classes))
-    if unknown := sorted(set(renamed) - set(classes)):
+    if need_named and (unknown := sorted(set(renamed) - set(classes))):
         raise DataError(
             where="data.class_names",
             found=f"the class {unknown[0]!r}",

@@ -11,9 +11,8 @@ from fedapt.core.config import Config, DataConfig, ModelConfig, PromptConfig, Tr
 from fedapt.core.errors import UsageError
 from fedapt.core.records import Record, read_records
 from fedapt.core.report import Reporter
+from fedapt.data.collection import Collection, open_collection
 from fedapt.data.emoji import build_emoji_set
-from fedapt.data.folders import ImageFolders, scan_folders
-from fedapt.data.splits import split_folders
 from fedapt.model.backbone import load_backbone
 from fedapt.model.image_encoder import read_tower
 from fedapt.run.folder import RunFolder
@@ -145,19 +144,19 @@ def run_demo(out: Path, reporter: Reporter) -> DemoResult:
     lap("train")
     model, zero_shot = out / "model.onnx", out / "zero_shot.onnx"
     exported = export_checkpoint(run.checkpoint, model, ExportSettings(data=data), reporter)
-    folders = scan_folders(data)
+    images = open_collection(config.data)
     backbone = load_backbone(config.model.name)
-    head = zero_shot_head(backbone, folders.class_names)
+    head = zero_shot_head(backbone, images.classes)
     graph = fuse(read_tower(backbone), head, backbone.label)
-    write_model(graph, build_zero_shot_manifest(backbone, folders.class_names), zero_shot)
+    write_model(graph, build_zero_shot_manifest(backbone, images.classes), zero_shot)
     lap("export")
-    samples = _test_samples(folders, config.data)
+    samples = _test_samples(images)
     predicted, summary = _classify(model, samples, out / "predictions.jsonl")
     lap("classify")
     zero_shot_predicted, _ = _classify(zero_shot, samples, out / "zero_shot.jsonl")
     return DemoResult(
-        domains=folders.domains,
-        classes=folders.class_names,
+        domains=images.domains,
+        classes=images.classes,
         fedapt=predicted,
         zero_shot=zero_shot_predicted,
         records=read_records(run.records),
@@ -175,12 +174,10 @@ class _TestImage:
     label: str
 
 
-def _test_samples(folders: ImageFolders, config: DataConfig) -> list[_TestImage]:
-    split = split_folders(folders, config.test_fraction, config.split_seed)
+def _test_samples(images: Collection) -> list[_TestImage]:
     return [
-        _TestImage(folders.root / sample.path, domain, folders.class_names[sample.label])
-        for domain in folders.domains
-        for sample in split.test[domain]
+        _TestImage(images.root / sample.path, domain, images.classes[sample.label])
+        for domain, sample in images.samples("test")
     ]
 
 

@@ -9,9 +9,7 @@ from fedapt.core.config import Config, flatten
 from fedapt.core.errors import UsageError
 from fedapt.core.files import claim_folder
 from fedapt.core.report import Reporter
-from fedapt.data.domains import load_domains
-from fedapt.data.folders import check_complete, scan_folders
-from fedapt.data.splits import split_as_configured
+from fedapt.data.collection import open_collection
 from fedapt.model.backbone import load_backbone
 from fedapt.model.checkpoint import load_checkpoint
 from fedapt.model.image_encoder import image_encoder
@@ -80,9 +78,7 @@ def _train(
     engine: str,
 ) -> Evaluation:
     # images and CLIP are checked before the run folder is touched: a typo in them leaves nothing
-    folders = scan_folders(Path(config.data.root), config.data.class_names)
-    check_complete(folders, config.data.allow_missing_classes)
-    split = split_as_configured(folders, config.data)
+    collection = open_collection(config.data)
     join = config.federation.join
     joined = load_checkpoint(Path(join)) if join else None
     settled = METHODS[config.train.method].settle(config)
@@ -94,7 +90,8 @@ def _train(
     if resume and not going_on:
         reporter.message(f"nothing to resume in {run.path}: a new run begins")
     reporter.message(f"model: {backbone.label} on {device}")
-    domains = load_domains(folders, split, image_encoder(backbone), reporter, backbone.device)
+    domains = collection.load(image_encoder(backbone), reporter, backbone.device)
+    folders = collection.folders
     session = Session(settled, backbone, folders, domains, reporter=reporter, joined=joined)
     start = session.resume(run) if going_on else session.begin()
     count, share = session.count_parameters(start)

@@ -20,10 +20,9 @@ from torch.nn.functional import normalize
 from fedapt.core.config import FederationConfig
 from fedapt.core.errors import CheckpointError, DataError, FederationError, UsageError
 from fedapt.core.report import Reporter
-from fedapt.data.domains import Domain, ImageSet, load_domains
-from fedapt.data.folders import check_complete, scan_folders
+from fedapt.data.collection import open_collection
+from fedapt.data.domains import Domain, ImageSet
 from fedapt.data.partition import Client, deal_domain
-from fedapt.data.splits import split_as_configured
 from fedapt.data.views import StrongViews
 from fedapt.federation.flower.memory import Memory
 from fedapt.federation.flower.privacy import clip_and_noise
@@ -248,36 +247,19 @@ class Node:
 
     def _load_domain(self, plan: Plan, backbone: Backbone) -> Domain:
         config, party = plan.config, self.party
-        here = {folder.name for folder in (party.root / party.domain).glob("*")}
-        named = {folder: name for folder, name in config.data.class_names.items() if folder in here}
-        folders = scan_folders(party.root, named, domain=party.domain)
-        missing = set(plan.classes) - set(folders.class_names)
-        unknown = set(folders.class_names) - set(plan.classes)
+        images = open_collection(config.data, party.root, domain=party.domain)
+        unknown = set(images.classes) - set(plan.classes)
+        missing = set(plan.classes) - set(images.classes)
         if unknown or (missing and not config.data.allow_missing_classes):
             raise DataError(
                 where="the node's classes",
-                found=", ".join(folders.class_names),
+                found=", ".join(images.classes),
                 expected=f"those of the federation: {', '.join(plan.classes)}",
                 next_step="name the class folders alike, or under [data.class_names]",
             )
-        check_complete(folders, config.data.allow_missing_classes)
-        (domain,) = load_domains(
-            folders,
-            split_as_configured(folders, config.data),
-            image_encoder(backbone),
-            self._reporter,
-            backbone.device,
-        )
-        return _relabel(domain, [plan.classes.index(name) for name in folders.class_names])
-
-
-def _relabel(domain: Domain, labels: list[int]) -> Domain:
-    """The same images with the federation's class indices."""
-    table = domain.train.table
-    to_label = torch.tensor(labels, device=table.labels.device)
-    table = dataclasses.replace(table, labels=to_label[table.labels])
-    parts = (domain.train, domain.test, domain.validation)
-    return Domain(domain.name, *(ImageSet(table, part.rows) for part in parts))
+        images = images.renumber(plan.classes, "the federation")
+        (domain,) = images.load(image_encoder(backbone), self._reporter, backbone.device)
+        return domain
 
 
 def _name_setting(plan: Plan, place: Place, keys: Tensor | None) -> str:
