@@ -170,7 +170,7 @@ def _export(
         )
         reporter.message(f"calibrating on {scales}")
     info = checkpoint.info
-    backbone = load_backbone(info.model, info.pretrained)
+    backbone = load_backbone(info.model, info.pretrained, depth=info.depth)
     reporter.message(f"model: {backbone.label}, {len(info.classes)} classes, {info.rounds} rounds")
     fusable = read_fusable(checkpoint, backbone, settings.mixing, settings.owner)
     head, tower = fusable.head, read_fusable_tower(fusable, backbone)

@@ -56,7 +56,9 @@ def verify(
             next_step="export this checkpoint, or verify against the right one",
         )
     pixels, source = collect_images(checkpoint, checkpoint_path, data, images)
-    backbone = load_backbone(checkpoint.info.model, checkpoint.info.pretrained)
+    backbone = load_backbone(
+        checkpoint.info.model, checkpoint.info.pretrained, depth=checkpoint.info.depth
+    )
     reporter.message(f"comparing on {source}")
     fusable = read_fusable(checkpoint, backbone, manifest.mixing, manifest.domains[0])
     runnable = to_runnable(model, manifest.precision)

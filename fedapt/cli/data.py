@@ -44,6 +44,7 @@ def check(
     """Count images per domain and class, and name everything that is wrong (exit code 4)."""
     with console_reporter() as reporter:
         from fedapt.data.check import FEW_IMAGES, check_data
+        from fedapt_runtime.formats import describe_left_out
 
         report = check_data(root, reporter)
     if as_json:
@@ -58,6 +59,8 @@ def check(
         _list("has no images", report.missing)
         _list(f"has fewer than {FEW_IMAGES} images", report.few)
         _list("is not an image of a class and is not used", report.stray)
+        if report.left_out:
+            print(f"left out: {describe_left_out(report.left_out)}")
         print("sound" if report.is_sound else "not sound")
     if not report.is_sound:
         raise typer.Exit(4)

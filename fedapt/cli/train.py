@@ -35,6 +35,7 @@ def train(
     temperature: Annotated[float | None, setting_option("prompt.temperature")] = None,
     seed: Annotated[int | None, setting_option("train.seed")] = None,
     validation: Annotated[float | None, setting_option("data.validation_fraction")] = None,
+    preprocess: Annotated[str | None, setting_option("data.preprocess")] = None,
     join: Annotated[Path | None, setting_option("federation.join")] = None,
     tracker: Annotated[
         list[str] | None, typer.Option(help="Also log to tensorboard, mlflow or wandb.")
@@ -55,6 +56,7 @@ def train(
         "model.name": resolve_name(model),
         "model.pretrained": resolve_name(pretrained),
         "data.validation_fraction": validation,
+        "data.preprocess": preprocess,
         "federation.join": None if join is None else str(join.resolve()),
         "train.method": method,
         "train.rounds": rounds,

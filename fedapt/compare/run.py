@@ -110,7 +110,9 @@ def compare(config: Config, plan: Plan, out: Path, device: str, reporter: Report
             next_step="pass --validation 0.2, or one learning rate",
         )
     _check_same(out / "config.toml", config_to_toml(config), "settings", _reread_settings)
-    backbone = load_backbone(config.model.name, config.model.pretrained, choose_device(device))
+    backbone = load_backbone(
+        config.model.name, config.model.pretrained, choose_device(device), config.data.preprocess
+    )
     reporter.message(f"model: {backbone.label} on {backbone.device}")
     table = images.load_table(image_encoder(backbone), reporter, backbone.device)
     _check_same(out / "origin.json", _describe_origin(backbone, table), "images or another CLIP")

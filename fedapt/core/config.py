@@ -29,6 +29,7 @@ from fedapt.core.settings import (
     UnsupervisedConfig,
     declarations,
 )
+from fedapt_runtime.text import decode_text
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -123,7 +124,8 @@ def config_from_dict(tables: Any, where: str, *, skip_unknown: bool = False) -> 
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        text = decode_text(path.read_bytes())
+        return tomllib.loads(text.replace("\r\n", "\n"))  # as text files are read
     except (OSError, ValueError, RecursionError) as error:  # tomllib passes on int's ValueError
         found = getattr(error, "strerror", None) or f"no valid TOML ({error})"
         raise ConfigError(

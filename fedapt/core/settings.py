@@ -151,6 +151,11 @@ class DataConfig(Strict):
     shots: int = setting(0, "training images of each class and domain; 0 for all", 0, _MILLION)
     leave_out: str = setting("", "a domain that trains nothing and is only tested on")
     allow_missing_classes: bool = setting(False, "let a domain lack images of a class")
+    preprocess: Literal["scale", "openclip"] = setting(
+        "scale",
+        "grey images with 16 bits, int32 or float: `scale` to 8 bits by the range of their mode, or"
+        " cut off at 255 as `openclip` does",
+    )
     class_names: Mapping[str, str] = setting(
         {}, "folder name -> name in the prompt, where the two should differ"
     )

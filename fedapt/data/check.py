@@ -27,6 +27,7 @@ class DataReport:
         missing: domain/class pairs without an image.
         few: domain/class pairs with fewer than `FEW_IMAGES`.
         stray: files that stand where no image is looked for.
+        left_out: what is passed over, hidden files among it, counted by reason.
     """
 
     counts: dict[str, dict[str, int]]
@@ -34,6 +35,7 @@ class DataReport:
     missing: tuple[str, ...]
     few: tuple[str, ...]
     stray: tuple[str, ...]
+    left_out: dict[str, int]
 
     @property
     def is_sound(self) -> bool:
@@ -63,6 +65,7 @@ def check_data(root: Path, reporter: Reporter) -> DataReport:
         missing=tuple(pair for pair, n in pairs if n == 0),
         few=tuple(pair for pair, n in pairs if 0 < n < FEW_IMAGES),
         stray=tuple(_find_stray(folders)),
+        left_out=dict(folders.left_out),
     )
 
 

@@ -19,6 +19,7 @@ from fedapt.core.report import Reporter
 from fedapt.data.features import ImageEncoder, extract_features
 from fedapt.data.folders import ImageFolders, Sample
 from fedapt.data.splits import Split
+from fedapt_runtime.formats import describe_left_out
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,8 @@ def load_table(
     Raises:
         FileError: the cache cannot be written.
     """
+    if folders.left_out:
+        reporter.message(f"left out: {describe_left_out(folders.left_out)}")
     paths = [folders.root / sample.path for sample in samples]
     features = extract_features(
         paths,

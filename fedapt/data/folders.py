@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import os
+import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedapt.core.errors import DataError
-from fedapt_runtime.preprocess import IMAGE_SUFFIXES
+from fedapt.data.class_names import check_class_names, class_name
+from fedapt_runtime.formats import LeftOut, reason_to_skip_file, reason_to_skip_folder
+from fedapt_runtime.sources.folders import list_folder
 
+OUTSIDE, DEEPER = "images outside of a class folder", "folders inside a class folder"
 _LAYOUT = "ROOT/<domain>/<class>/<images>"
 
 
@@ -31,6 +34,7 @@ class ImageFolders:
         class_folders: names of the class folders, sorted; a label is an index into them.
         class_names: what each class is called in the prompt.
         samples: the images of each domain, sorted by path.
+        left_out: files and folders that are passed over, by reason.
     """
 
     root: Path
@@ -38,6 +42,7 @@ class ImageFolders:
     class_folders: tuple[str, ...]
     class_names: tuple[str, ...]
     samples: Mapping[str, tuple[Sample, ...]]
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def counts(self, domain: str) -> list[int]:
         """Images of each class in one domain."""
@@ -65,8 +70,9 @@ def scan_folders(
         DataError: no such folder, no domains, a domain without images, two classes of one name, or
             a class name for a folder that does not exist, and `need_named`.
     """
-    renamed = dict(class_names or {})
-    domains = _subfolders(root)
+    renamed = {unicodedata.normalize("NFC", k): name for k, name in (class_names or {}).items()}
+    left_out = LeftOut()
+    domains = _list(root, LeftOut())[1]  # beside the domains stand lists and licences
     if not domains:
         raise DataError(
             where=root,
@@ -83,10 +89,14 @@ def scan_folders(
                 expected=_LAYOUT,
                 next_step="check the folder of the images and the name of the domain",
             )
-    folders = {domain: _subfolders(root / domain) for domain in domains}
+    folders = {}
+    for domain in domains:
+        images, folders[domain] = _list(root / domain, left_out)
+        left_out[OUTSIDE] += len(images)
     classes = tuple(sorted({name for names in folders.values() for name in names}))
     _check_encoding(root, (*domains, *classes))
-    if need_named and (unknown := sorted(set(renamed) - set(classes))):
+    composed = {name: unicodedata.normalize("NFC", name) for name in classes}
+    if need_named and (unknown := sorted(set(renamed) - set(composed.values()))):
         raise DataError(
             where="data.class_names",
             found=f"the class {unknown[0]!r}",
@@ -99,7 +109,7 @@ def scan_folders(
         samples[domain] = tuple(
             Sample(f"{domain}/{name}/{image}", index[name])
             for name in folders[domain]
-            for image in _images(root / domain / name)
+            for image in _images(root / domain / name, left_out)
         )
         if not samples[domain]:
             raise DataError(
@@ -108,9 +118,9 @@ def scan_folders(
                 expected=f"images in {_LAYOUT}",
                 next_step="add images or remove the folder",
             )
-    names = tuple(renamed.get(c, c.replace("_", " ").replace("-", " ").strip()) for c in classes)
-    _check_names(root, classes, names)
-    return ImageFolders(root, tuple(domains), classes, names, samples)
+    names = tuple(renamed.get(composed[c], class_name(c)) for c in classes)
+    check_class_names(root, list(classes), list(names))
+    return ImageFolders(root, tuple(domains), classes, names, samples, +left_out)
 
 
 def check_complete(folders: ImageFolders, allow_missing_classes: bool) -> None:
@@ -146,10 +156,10 @@ def check_complete(folders: ImageFolders, allow_missing_classes: bool) -> None:
         )
 
 
-def _subfolders(folder: Path) -> list[str]:
+def _list(folder: Path, left_out: LeftOut) -> tuple[list[str], list[str]]:
+    """Names of images and of folders that are entered, sorted."""
     try:
-        with os.scandir(folder) as entries:
-            return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+        names, folders = list_folder(folder)
     except OSError as error:
         raise DataError(
             where=folder,
@@ -157,17 +167,17 @@ def _subfolders(folder: Path) -> list[str]:
             expected="a readable folder",
             next_step="check the path and its permissions",
         ) from error
+    skipped = {n: reason for n in names if (reason := reason_to_skip_file(n))}
+    closed = {n: reason for n in folders if (reason := reason_to_skip_folder(n))}
+    for reason in (*skipped.values(), *closed.values()):
+        left_out.add(reason)
+    return [n for n in names if n not in skipped], [n for n in folders if n not in closed]
 
 
-def _images(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(
-            e.name
-            for e in entries
-            if e.is_file()
-            and not e.name.startswith(".")
-            and Path(e.name).suffix.lower() in IMAGE_SUFFIXES
-        )
+def _images(folder: Path, left_out: LeftOut) -> list[str]:
+    images, deeper = _list(folder, left_out)
+    left_out[DEEPER] += len(deeper)
+    return images
 
 
 def _check_encoding(root: Path, names: tuple[str, ...]) -> None:
@@ -181,25 +191,3 @@ def _check_encoding(root: Path, names: tuple[str, ...]) -> None:
                 expected="names of domains and classes in UTF-8",
                 next_step="rename the folder",
             ) from error
-
-
-def _check_names(root: Path, classes: tuple[str, ...], names: tuple[str, ...]) -> None:
-    seen: dict[str, str] = {}
-    for folder, name in zip(classes, names, strict=True):
-        # the tokenizer lower-cases, so names that differ only in case give the same prompt
-        key = " ".join(name.lower().split())
-        if not key:
-            raise DataError(
-                where=root,
-                found=f"a class folder {folder!r} without a name",
-                expected="a word that the text encoder can read",
-                next_step="rename the folder, or name it under [data.class_names]",
-            )
-        if key in seen:
-            raise DataError(
-                where=root,
-                found=f"the class folders {seen[key]!r} and {folder!r}, both read as {key!r}",
-                expected="class names that differ",
-                next_step="rename or merge them, or name them under [data.class_names]",
-            )
-        seen[key] = folder

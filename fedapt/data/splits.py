@@ -8,6 +8,7 @@ the others, and none depends on the order of a directory listing.
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 from fedapt.core.config import DataConfig
 from fedapt.core.errors import DataError
 from fedapt.data.folders import ImageFolders, Sample
+from fedapt_runtime.text import decode_text
 
 
 @dataclass(frozen=True)
@@ -133,22 +135,25 @@ def rank_path(seed: int, path: str) -> bytes:
 
 
 def _read_list(path: Path, folders: ImageFolders, domain: str) -> tuple[Sample, ...]:
-    known = {sample.path: sample for sample in folders.samples[domain]}
+    # composed characters: a list from one system names what another one decomposes
+    known = {_compose(sample.path): sample for sample in folders.samples[domain]}
     try:
         # not splitlines: a name may hold U+2028
-        lines = path.read_text("utf-8").split("\n")
+        lines = [line.rstrip("\r") for line in decode_text(path.read_bytes()).split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             where=path,
             found=getattr(error, "strerror", None) or str(error),
-            expected="a text file in UTF-8",
+            expected="a text file in UTF-8 or UTF-16",
             next_step="correct it, or remove both split files to split at random",
         ) from error
     samples = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        name = line.rsplit(maxsplit=1)[0]  # "path label"; the class folder says the label again
+        name = _compose(
+            line.rsplit(maxsplit=1)[0]
+        )  # "path label"; the class folder says the label again
         if name not in known:
             raise DataError(
                 where=f"{path}, line {number}",
@@ -158,6 +163,10 @@ def _read_list(path: Path, folders: ImageFolders, domain: str) -> tuple[Sample, 
             )
         samples.append(known[name])
     return tuple(samples)
+
+
+def _compose(path: str) -> str:
+    return unicodedata.normalize("NFC", path)
 
 
 def _check_disjoint(path: Path, train: tuple[Sample, ...], test: tuple[Sample, ...]) -> None:

@@ -119,9 +119,6 @@ class _ViewEncoder:
     """An image encoder that sees strong views."""
 
     def __init__(self, encoder: ImageEncoder, view: int) -> None:
-        plain = encoder.preprocessing
-        self.preprocessing: Preprocessing = StrongView(
-            plain.size, plain.mean, plain.std, plain.interpolation, plain.resize_mode, view
-        )
+        self.preprocessing: Preprocessing = StrongView(**vars(encoder.preprocessing), view=view)
         self.fingerprint, self.width = encoder.fingerprint, encoder.width
         self.encode = encoder.encode

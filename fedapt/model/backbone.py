@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 import logging
@@ -113,7 +114,9 @@ def _hash_clip(clip: nn.Module, prefix: str = "") -> str:
     return hash_tensors(state, b"QuickGELU" if "QuickGELU" in kinds else b"")
 
 
-def load_backbone(name: str, pretrained: str = "", device: str = "cpu") -> Backbone:
+def load_backbone(
+    name: str, pretrained: str = "", device: str = "cpu", depth: str = "scale"
+) -> Backbone:
     """Load a CLIP; never with random weights, except under the name `random`.
 
     Args:
@@ -121,6 +124,7 @@ def load_backbone(name: str, pretrained: str = "", device: str = "cpu") -> Backb
             `hf-hub:organisation/repository`.
         pretrained: for an OpenCLIP model name, a pretrained tag, a weights file, or `random`.
         device: torch device of the towers.
+        depth: of images with more than 8 bits, see `Preprocessing`.
 
     Raises:
         ModelError: unknown name or tag, no weights, or weights that do not fit.
@@ -152,7 +156,7 @@ def load_backbone(name: str, pretrained: str = "", device: str = "cpu") -> Backb
         text_tower=text_tower.eval(),
         tokenizer=tokenizer,
         prompts=prompts,
-        preprocessing=_read_preprocessing(clip, name),
+        preprocessing=dataclasses.replace(_read_preprocessing(clip, name), depth=depth),
     )
 
 

@@ -67,6 +67,11 @@ class CheckpointInfo:
         """The federated method."""
         return self.config.train.method
 
+    @property
+    def depth(self) -> str:
+        """How images of more than 8 bits were read, see `Preprocessing`."""
+        return Preprocessing.from_dict(self.preprocessing).depth
+
 
 @dataclass(frozen=True)
 class Checkpoint:

@@ -65,7 +65,9 @@ def _serve(
     try:
         run.check(config, resume=True)
         run.begin(config)
-        backbone = load_backbone(config.model.name, config.model.pretrained)
+        backbone = load_backbone(
+            config.model.name, config.model.pretrained, depth=config.data.preprocess
+        )
         reporter.message(f"model: {backbone.label}")
         plan = Plan(remove_paths(config), server.classes, backbone.sha256, 0)
         roster = Roster(run.path / ROSTER, grid, plan, watch, server.domains)

@@ -41,7 +41,7 @@ def evaluate_checkpoint(
         )
     images = open_collection(info.config.data, data, training=False)
     images = images.only("test").renumber(info.classes, "the checkpoint")
-    backbone = load_backbone(info.model, info.pretrained, choose_device(device))
+    backbone = load_backbone(info.model, info.pretrained, choose_device(device), info.depth)
     checkpoint.check_backbone(backbone)
     domains = images.load(image_encoder(backbone), reporter, backbone.device, need_train=False)
     method, learned = rebuild_method(checkpoint, backbone, domains[0].test.table)

@@ -85,7 +85,10 @@ def _train(
     for change in list_changes(config, settled):
         reporter.message(f"{config.train.method}: {change}")
     run.check(settled, resume)
-    backbone = load_backbone(config.model.name, config.model.pretrained, device)
+    depth: str = config.data.preprocess
+    if run.checkpoint.is_file():  # a run from before there was this setting goes on as it began
+        depth = load_checkpoint(run.checkpoint).info.depth
+    backbone = load_backbone(config.model.name, config.model.pretrained, device, depth)
     going_on = run.begin(settled)
     if resume and not going_on:
         reporter.message(f"nothing to resume in {run.path}: a new run begins")

@@ -31,6 +31,7 @@ class Summary:
         kinds: how often each kind of error came.
         resumed: rows that were there already.
         seconds: wall time from the first image to the last row.
+        left_out: files and folders that were passed over, by reason.
     """
 
     images: int = 0
@@ -38,6 +39,7 @@ class Summary:
     kinds: dict[str, int] = field(default_factory=dict)
     resumed: int = 0
     seconds: float = 0.0
+    left_out: dict[str, int] = field(default_factory=dict)
 
     @property
     def images_per_second(self) -> float:
@@ -68,6 +70,7 @@ def classify_files(
     top_k: int = 5,
     workers: int | None = None,
     fast: bool = False,
+    depth: str | None = None,
     flag_unknown: bool = False,
     resume: bool = False,
     progress: Callable[[Summary], None] = lambda summary: None,
@@ -79,7 +82,7 @@ def classify_files(
         images: paths, or what `find_images` yields.
         out: a .jsonl, .csv or .parquet file, or a URI of one, replaced only when the job has ended
             well; None: JSON lines on stdout.
-        fast, flag_unknown: see `Classifier.stream`.
+        fast, depth, flag_unknown: see `Classifier.stream`.
         resume: go on behind the rows of a job that was stopped (`OUT.part`).
         progress: called after every row.
         engine: what turns images into rows, where that is not the classifier here;
@@ -91,7 +94,12 @@ def classify_files(
         InputError: `OUT.part` belongs to another job, or to other images.
     """
     check_output(out)
-    options: dict[str, Any] = {"top_k": top_k, "fast": fast, "flag_unknown": flag_unknown}
+    options: dict[str, Any] = {
+        "top_k": top_k,
+        "fast": fast,
+        "depth": depth,
+        "flag_unknown": flag_unknown,
+    }
 
     def predict(rest: Iterable[Image]) -> Iterator[dict[str, Any]]:
         if engine is not None:

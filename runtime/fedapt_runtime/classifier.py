@@ -21,6 +21,7 @@ from fedapt_runtime.backends.choose import load_backend
 from fedapt_runtime.errors import ImageError, InputError
 from fedapt_runtime.manifest import Manifest
 from fedapt_runtime.pipeline import Decoded, Image, decode_ahead, split_batches
+from fedapt_runtime.preprocess import Preprocessing
 from fedapt_runtime.unknown import UnknownSignal, read_signal
 
 # probabilities, domain weights, and the score of the unknown where asked for
@@ -111,6 +112,11 @@ class Classifier:
         """Classes, domains, preprocessing and origin of the model."""
         return self._backend.manifest
 
+    def preprocessing(self, depth: str | None = None) -> Preprocessing:
+        """The model's, or the same with another depth."""
+        plain = self.manifest.preprocessing
+        return plain if depth is None else dataclasses.replace(plain, depth=depth)
+
     @property
     def description(self) -> str:
         """Backend, version and device in a few words."""
@@ -130,6 +136,7 @@ class Classifier:
         top_k: int = 5,
         workers: int | None = None,
         fast: bool = False,
+        depth: str | None = None,
         flag_unknown: bool = False,
     ) -> Iterator[Prediction]:
         """Yield one prediction per image, in order, decoding in threads beside inference.
@@ -141,6 +148,7 @@ class Classifier:
             top_k: how many classes to report.
             workers: decoding threads; by default one per core.
             fast: decode large JPEGs at a fraction of their size; no longer bit-exact.
+            depth: of grey images beyond 8 bits, see `Preprocessing`; by default as the model says.
             flag_unknown: also say how unlike the known domains each image is.
 
         Yields:
@@ -164,7 +172,7 @@ class Classifier:
             _ = self._signal  # what the model lacks is told before any work
         in_flight, workers = self._backend.in_flight, workers or os.cpu_count() or 1
         ahead = max(4 * batch_size, 2 * workers)
-        decoded = decode_ahead(images, self.manifest.preprocessing, workers, ahead, fast)
+        decoded = decode_ahead(images, self.preprocessing(depth), workers, ahead, fast)
         pool = ThreadPoolExecutor(in_flight, thread_name_prefix="fedapt-infer")
         pending: deque[Future[list[Prediction]]] = deque()
         try:

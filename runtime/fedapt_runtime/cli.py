@@ -22,6 +22,7 @@ from fedapt_runtime.bench import bench, choose_batch_size
 from fedapt_runtime.classifier import Classifier
 from fedapt_runtime.doctor import examine
 from fedapt_runtime.errors import EXIT_INTERRUPTED, OutputError, ReportedError
+from fedapt_runtime.formats import LeftOut, describe_left_out
 from fedapt_runtime.journal import part_path
 from fedapt_runtime.output import check_output
 from fedapt_runtime.pipeline import Image
@@ -63,8 +64,9 @@ def build_parser() -> argparse.ArgumentParser:
     classify.add_argument(
         "--preprocess",
         default="exact",
-        choices=("exact", "fast"),
-        help="fast decodes large JPEGs at a fraction of their size [exact]",
+        choices=("exact", "fast", "openclip"),
+        help="fast decodes large JPEGs at a fraction of their size; openclip cuts grey images of"
+        " 16 bits and more off at 255, which exact scales [exact]",
     )
     classify.add_argument(
         "--flag-unknown",
@@ -164,19 +166,22 @@ def run_classify(options: argparse.Namespace) -> None:
         chosen = f", batches of {batch_size}"
     print(f"{options.model}: {classifier.description}{chosen}", file=sys.stderr)
     show = _Progress(total)
+    left_out = LeftOut()
     summary = classify_files(
         classifier,
-        find_images(options.paths),
+        find_images(options.paths, left_out),
         options.out,
         batch_size=batch_size,
         top_k=options.top_k,
         workers=options.workers,
         fast=options.preprocess == "fast",
+        depth=_depth(options),
         flag_unknown=options.flag_unknown,
         resume=options.resume,
         progress=show,
         engine=_ray_engine(options, classifier, batch_size) if options.engine == "ray" else None,
     )
+    summary.left_out = dict(left_out)
     show.finish(summary)
     if options.json:
         print(
@@ -184,6 +189,10 @@ def run_classify(options: argparse.Namespace) -> None:
                 dataclasses.asdict(summary) | {"images_per_second": summary.images_per_second}
             )
         )
+
+
+def _depth(options: argparse.Namespace) -> str | None:
+    return "openclip" if options.preprocess == "openclip" else None
 
 
 def _ray_engine(options: argparse.Namespace, classifier: Classifier, batch_size: int) -> Engine:
@@ -196,7 +205,7 @@ def _ray_engine(options: argparse.Namespace, classifier: Classifier, batch_size:
         return predict_on_ray(
             options.model,
             images,
-            classifier.manifest.preprocessing,
+            classifier.preprocessing(_depth(options)),
             RaySettings(options.workers, options.gpus_per_worker),
             backend=options.backend,
             device=options.device,
@@ -298,6 +307,8 @@ class _Progress:
         )
         for kind, count in sorted(summary.kinds.items(), key=lambda item: -item[1]):
             print(f"  {count} {kind}", file=sys.stderr)
+        if summary.left_out:
+            print(f"left out: {describe_left_out(summary.left_out)}", file=sys.stderr)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

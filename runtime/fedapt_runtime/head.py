@@ -75,7 +75,10 @@ class HeadFile:
             ModelFileError: the hashes of the weights differ, or what the head was measured with.
         """
         mine, other = self.manifest.clip.get("sha256", ""), model.clip.get("sha256", "")
-        if mine != other or self.manifest.preprocessing != model.preprocessing:
+        # the depth of images is no part of the graph: the head's holds
+        depth = model.preprocessing.depth
+        same = dataclasses.replace(self.manifest.preprocessing, depth=depth) == model.preprocessing
+        if mine != other or not same:
             raise ModelFileError(
                 where=where,
                 found=f"a head of a CLIP with hash {mine[:12]}",

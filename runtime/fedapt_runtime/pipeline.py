@@ -20,7 +20,7 @@ from PIL import Image as PillowImage
 
 from fedapt_runtime.errors import ImageError, InputError
 from fedapt_runtime.preprocess import ImageSource, Preprocessing
-from fedapt_runtime.remote import is_uri, read_remote
+from fedapt_runtime.remote import is_uri, read_remote, to_local
 from fedapt_runtime.sources import Member
 
 # a path or URI, an image in an archive, or uint8 RGB [height, width, 3] of any size
@@ -68,7 +68,8 @@ def decode_one(
             return Decoded(name, preprocessing.load(PillowImage.fromarray(image), name))
         source: ImageSource = io.BytesIO(image.read()) if isinstance(image, Member) else image
         if isinstance(image, str) and is_uri(image):
-            source = io.BytesIO(read_remote(image))
+            local = to_local(image)
+            source = io.BytesIO(read_remote(image)) if local is None else local
         return Decoded(name, preprocessing.load(source, name, fast=fast))
     except ImageError as error:
         # a copy has no traceback, whose frames would keep the decoded pixels in memory

@@ -22,18 +22,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from fedapt_runtime.depth import scale_to_8_bits
 from fedapt_runtime.errors import ImageError, ModelFileError
+from fedapt_runtime.formats import FORMATS, optional_formats
 
 MOST_PIXELS = 100_000_000  # 300 MB decoded: the largest photo sensors, not a decompression bomb
 MOST_FILE_BYTES = 512 * 1024 * 1024
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-# the decoders a photo needs, instead of the four dozen that Pillow carries
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _INTERPOLATION = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
 }
 _RESIZE_MODES = ("shortest", "squash")
+DEPTHS = ("scale", "openclip")
 
 ImageSource = str | os.PathLike[str] | BinaryIO | Image.Image
 
@@ -48,6 +48,8 @@ class Preprocessing:
         std: per channel, of values in [0, 1].
         interpolation: `bicubic` or `bilinear`.
         resize_mode: `shortest` (resize the shorter side, crop the centre) or `squash`.
+        depth: of grey images with 16 bits, int32 or float: `scale` (see `depth`), or `openclip`,
+            which cuts values off at 255 as OpenCLIP does. 8-bit images are the same in both.
     """
 
     size: tuple[int, int]
@@ -55,8 +57,16 @@ class Preprocessing:
     std: tuple[float, float, float]
     interpolation: str = "bicubic"
     resize_mode: str = "shortest"
+    depth: str = "scale"
 
     def __post_init__(self) -> None:
+        if self.depth not in DEPTHS:
+            raise ModelFileError(
+                where="preprocessing",
+                found=f"depth {self.depth!r}",
+                expected=" or ".join(DEPTHS),
+                next_step="install the version that wrote the file",
+            )
         if self.interpolation not in _INTERPOLATION or self.resize_mode not in _RESIZE_MODES:
             raise ModelFileError(
                 where="preprocessing",
@@ -74,12 +84,15 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Preprocessing:
-        """The inverse of `dataclasses.asdict`, after a trip through JSON."""
+        """The inverse of `dataclasses.asdict`, after a trip through JSON.
+
+        Files of before there was a `depth` have OpenCLIP's, which is what they were made with.
+        """
         tuples: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()
         }
         _height, _width = tuples["size"]  # a number alone would fail only later
-        return cls(**tuples)
+        return cls(**{"depth": "openclip"} | tuples)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -112,15 +125,15 @@ class Preprocessing:
         where = name if name is not None else source
         if isinstance(source, Image.Image):
             _check_pixels(source.size, self, where)
-            return self.image_to_array(source)
+            return self.image_to_array(self._to_8_bits(source, where))
         try:
             if isinstance(source, str | os.PathLike):
                 _check_file(Path(source))
-            with _SILENT_PILLOW, Image.open(source, formats=FORMATS) as image:
+            with _SILENT_PILLOW, _open(source) as image:
                 _check_pixels(image.size, self, where)
                 if fast:  # a JPEG decoder scales for nothing; others ignore it
                     image.draft(image.mode, self._least_size(image.size))
-                return self.image_to_array(image)
+                return self.image_to_array(self._to_8_bits(image, where))
         except ImageError:
             raise
         except UnidentifiedImageError as error:
@@ -138,6 +151,9 @@ class Preprocessing:
             raise _unreadable(
                 where, f"a damaged image ({type(error).__name__}: {error})"
             ) from error
+
+    def _to_8_bits(self, image: Image.Image, where: object) -> Image.Image:
+        return scale_to_8_bits(image, where) if self.depth == "scale" else image
 
     def _least_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """(width, height) that resizing must not have to enlarge."""
@@ -181,6 +197,17 @@ class _SilentPillow:
 
 
 _SILENT_PILLOW = _SilentPillow()
+
+
+def _open(source: str | os.PathLike[str] | BinaryIO) -> Image.Image:
+    try:
+        return Image.open(source, formats=FORMATS)
+    except UnidentifiedImageError:
+        if not (more := optional_formats()):  # asked only now: looking for decoders takes time
+            raise
+        if not isinstance(source, str | os.PathLike):
+            source.seek(0)
+        return Image.open(source, formats=more)
 
 
 def _unreadable(where: object, found: str) -> ImageError:

@@ -6,22 +6,20 @@ variables, files and roles). Source: Apache Arrow, "Filesystem Interface".
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
-from fedapt_runtime.errors import (
-    ImageError,
-    InputError,
-    MissingDependency,
-    OutputError,
-    first_line,
-)
+from fedapt_runtime.errors import ImageError, InputError, MissingDependency, OutputError, first_line
+from fedapt_runtime.foreign import translate
 from fedapt_runtime.preprocess import MOST_FILE_BYTES
 
 _URI = re.compile(r"[a-z][a-z0-9+.-]+://", re.ASCII)
+_A_PLACE = "a file, a folder or a prefix with images"
 _NEXT_STEP = "check the URI, the credentials and the network"
 
 
@@ -45,13 +43,37 @@ def _open_file_system(root: str) -> Any:
     return FileSystem.from_uri(root)[0]
 
 
+def to_local(uri: str) -> str | None:
+    """The path behind a file: URI, whose escapes such as %20 are read; None for any other URI.
+
+    A path that was put behind file:// as it is, without escapes, is found too.
+    """
+    scheme, rest = uri.split("://", 1)
+    if scheme != "file":
+        return None
+    host, slash, path = rest.partition("/")
+    path = slash + path if host in ("", "localhost") else f"//{rest}"
+    plain = unquote(path, errors="surrogateescape")
+    return path if os.path.lexists(path) and not os.path.lexists(plain) else plain
+
+
+def to_uri(path: str) -> str:
+    """The file: URI of a local path."""
+    return "file://" + quote(os.fsencode(os.path.abspath(path)))
+
+
 def _resolve(uri: str) -> tuple[Any, str]:
-    """A file system, and the path in it; characters that a URI would escape stay as they are."""
+    """A file system, and the path in it.
+
+    Keys of objects are taken as they are, escapes too; paths of file: URIs as `to_local` says.
+    """
+    if (local := to_local(uri)) is not None:
+        return _open_file_system("file:///"), local
     scheme, rest = uri.split("://", 1)
     host, slash, path = rest.partition("/")
     file_system = _open_file_system(f"{scheme}://{host}/")
-    # a path begins with the bucket, but for local files and HDFS, whose host is no part of it
-    return file_system, slash + path if scheme in ("file", "hdfs") else rest
+    # a path begins with the bucket, but for HDFS, whose host is no part of it
+    return file_system, slash + path if scheme == "hdfs" else rest
 
 
 def find_remote(uri: str) -> Iterator[str]:
@@ -61,22 +83,28 @@ def find_remote(uri: str) -> Iterator[str]:
         InputError: there is nothing, or it cannot be listed.
         MissingDependency: pyarrow is not installed.
     """
-    try:
+    with translate(
+        InputError,
+        where=uri,
+        found="a place that cannot be listed",
+        expected=_A_PLACE,
+        next_step=_NEXT_STEP,
+    ):
+        file_system, path = _resolve(uri)
         from pyarrow.fs import FileSelector, FileType
 
-        file_system, path = _resolve(uri)
         kind = file_system.get_file_info(path).type
         if kind == FileType.File:
             yield uri
             return
         if kind == FileType.NotFound:
-            raise _refuse(uri, "no such file or folder")
+            raise InputError(
+                where=uri,
+                found="no such file or folder",
+                expected=_A_PLACE,
+                next_step=_NEXT_STEP,
+            )
         infos = file_system.get_file_info(FileSelector(path, recursive=True))
-    except ImportError:
-        _open_file_system(uri)
-        raise
-    except (OSError, ValueError) as error:
-        raise _refuse(uri, first_line(error)) from error
     prefix = uri[: len(uri) - len(path)]
     yield from sorted(prefix + info.path for info in infos if info.type == FileType.File)
 
@@ -88,19 +116,25 @@ def read_remote(uri: str) -> bytes:
         ImageError: it is missing, too large, or cannot be read.
         MissingDependency: pyarrow is not installed.
     """
-    try:
+    with translate(
+        ImageError,
+        where=uri,
+        found="a file that cannot be read",
+        expected="an image that can be read",
+        next_step=_NEXT_STEP,
+    ):
         file_system, path = _resolve(uri)
-        with file_system.open_input_file(path) as stream:
+        try:
+            stream = file_system.open_input_file(path)
+        except FileNotFoundError as error:
+            raise _unreadable(uri, "no such file") from error
+        with stream:
             size = stream.size()
             if size > MOST_FILE_BYTES:
                 found = f"a file of {size:,} bytes, over the limit of {MOST_FILE_BYTES:,}"
                 raise _unreadable(uri, found)
             data: bytes = stream.read()
             return data
-    except FileNotFoundError as error:
-        raise _unreadable(uri, "no such file") from error
-    except (OSError, ValueError) as error:
-        raise _unreadable(uri, f"a file that cannot be read ({first_line(error)})") from error
 
 
 def check_folder(uri: str) -> None:
@@ -152,14 +186,5 @@ def _unreadable(uri: str, found: str) -> ImageError:
         where=uri,
         found=found,
         expected="an image that can be read",
-        next_step=_NEXT_STEP,
-    )
-
-
-def _refuse(uri: str, found: str) -> InputError:
-    return InputError(
-        where=uri,
-        found=found,
-        expected="a file, a folder or a prefix with images",
         next_step=_NEXT_STEP,
     )

@@ -235,7 +235,12 @@ class Node:
                 expected=f"the folder of the CLIP of hash {plan.clip_sha256[:12]} on this machine",
                 next_step="name it in the node's configuration: model=FOLDER",
             )
-        backbone = _load_clip(name, party.pretrained or model.pretrained, party.device)
+        backbone = _load_clip(
+            name,
+            party.pretrained or model.pretrained,
+            party.device,
+            plan.config.data.preprocess,
+        )
         if backbone.sha256 != plan.clip_sha256:
             raise CheckpointError(
                 where="the node's CLIP",
@@ -274,6 +279,6 @@ def _asks_the_same(one: Plan, other: Plan) -> bool:
 
 
 @lru_cache(maxsize=1)
-def _load_clip(name: str, pretrained: str, device: str) -> Backbone:
+def _load_clip(name: str, pretrained: str, device: str, depth: str) -> Backbone:
     """One CLIP of a process, however many parties are played in it."""
-    return load_backbone(name, pretrained, device)
+    return load_backbone(name, pretrained, device, depth)

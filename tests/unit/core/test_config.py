@@ -401,7 +401,7 @@ def test_a_file_that_is_no_toml_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_a_file_of_other_bytes_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
-    path.write_bytes(b"\xff\xfe\x00[train]")
+    path.write_bytes(b"\xe9\xfe\x00[train]")
     with pytest.raises(ConfigError, match=r"found no valid TOML \('utf-8' codec"):
         read_config(path)
 

@@ -80,7 +80,15 @@ def test_files_in_places_where_no_image_is_looked_for_are_stray(root: Path) -> N
 
 def test_the_report_is_json(root: Path) -> None:
     fields = json.loads(json.dumps(check_data(root, Reporter()).to_dict()))
-    assert sorted(fields) == ["counts", "few", "is_sound", "missing", "stray", "unreadable"]
+    assert sorted(fields) == [
+        "counts",
+        "few",
+        "is_sound",
+        "left_out",
+        "missing",
+        "stray",
+        "unreadable",
+    ]
     assert fields["is_sound"] is True
     assert fields["counts"]["photo"]["stripes"] == 5
 

@@ -97,7 +97,7 @@ def test_two_classes_given_one_name_are_refused_and_two_told_apart_are_not(tmp_p
 
 def test_a_class_without_a_name_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "a/__/1.png", "a/mug/1.png")
-    with pytest.raises(DataError, match="a class folder '__' without a name"):
+    with pytest.raises(DataError, match="a class '__' without a name"):
         scan_folders(tmp_path)
     assert scan_folders(tmp_path, {"__": "anything"}).class_names == ("anything", "mug")
 

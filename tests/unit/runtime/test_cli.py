@@ -84,6 +84,7 @@ def test_json_prints_the_summary(
         "resumed",
         "seconds",
         "images_per_second",
+        "left_out",
     }
     assert summary["kinds"] == {"not an image of a known format": 1}
     assert (summary["images"], summary["errors"]) == (3, 1)
@@ -108,6 +109,7 @@ def test_options_reach_the_job(
         "top_k": 2,
         "workers": 3,
         "fast": True,
+        "depth": None,
         "resume": True,
         "engine": None,
         "flag_unknown": False,

@@ -98,10 +98,12 @@ def test_local_files_by_uri(tmp_path: Path) -> None:
     (tmp_path / "a b.png").write_bytes(encode(50))
     (tmp_path / "notes.txt").write_text("no image")
     uri = f"file://{tmp_path}"
-    assert list(find_images([uri])) == [f"{uri}/a b.png"]
-    pixels = decode_one(f"{uri}/a b.png", "a", PREPROCESSING).pixels
-    assert pixels is not None
-    assert np.array_equal(pixels, np.full((2, 2, 3), 50))
+    assert list(find_images([uri])) == [f"{uri}/a%20b.png"]
+    for name in ("a%20b.png", "a b.png"):  # as a URI has it, and as people write it
+        assert list(find_images([f"{uri}/{name}"])) == [f"{uri}/{name}"]
+        pixels = decode_one(f"{uri}/{name}", "a", PREPROCESSING).pixels
+        assert pixels is not None
+        assert np.array_equal(pixels, np.full((2, 2, 3), 50))
 
 
 def test_a_file_over_the_limit_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

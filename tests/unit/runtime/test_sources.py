@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fedapt_runtime import sources
+from fedapt_runtime import formats
 from fedapt_runtime.errors import ImageError, InputError
-from fedapt_runtime.sources import Member, count_images, find_images
+from fedapt_runtime.sources import Member, archives, count_images, find_images, tar
 
 NAMES = ("a.png", "k/b.JPG", "k/notes.txt", "k/k/c.webp")
 IMAGES = ("a.png", "k/b.JPG", "k/k/c.webp")
@@ -76,8 +76,9 @@ def test_an_archive_without_images_is_refused(tmp_path: Path, suffix: str) -> No
         (tmp_path / "in" / name).write_text("")
     path = pack(tmp_path / "in", suffix)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "IMAGE_SUFFIXES", frozenset({".gif"}))
-        with pytest.raises(InputError, match=r"packed\.\w+: found an archive without images"):
+        patch.setattr(formats, "SUFFIXES", {".gif": "GIF"})
+        text = r"packed\.\w+: found an archive without images, with 1 \.jpg files, 1 \.png files, "
+        with pytest.raises(InputError, match=text):
             list(find_images([path]))
 
 
@@ -115,7 +116,8 @@ def test_a_tar_that_ends_early_gives_what_it_has_and_one_error(folder: Path) -> 
 def test_a_member_over_the_limit_is_not_read(
     folder: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
-    monkeypatch.setattr(sources, "MOST_FILE_BYTES", 10)
+    for module in (archives, tar):
+        monkeypatch.setattr(module, "MOST_FILE_BYTES", 10)
     found = [item for item in find_images([pack(folder, suffix)]) if isinstance(item, Member)]
     assert len(found) == 3
     for item in found:

@@ -1,0 +1,68 @@
+"""Class names, compared as the tokenizer reads them."""
+
+from __future__ import annotations
+
+import csv
+import html
+import unicodedata
+
+from ftfy import fix_text
+
+from fedapt.core.errors import DataError
+
+
+def class_name(folder: str) -> str:
+    """What a class is called in the prompt, by its folder: `laptop_computer` is two words.
+
+    Composed characters (NFC), so that a folder from macOS has the name that it has elsewhere.
+    """
+    return unicodedata.normalize("NFC", folder.replace("_", " ").replace("-", " ").strip())
+
+
+def class_key(name: str) -> str:
+    """What is left of a name when CLIP's tokenizer has cleaned it; equal keys are equal prompts.
+
+    Source: open_clip.tokenizer, `basic_clean`, `whitespace_clean` and lower case.
+    """
+    cleaned = html.unescape(html.unescape(fix_text(name)))
+    return " ".join(cleaned.split()).lower()
+
+
+def split_class_names(text: str, where: str) -> tuple[str, ...]:
+    """Names with commas between them; a name that has a comma itself stands in double quotes.
+
+    Raises:
+        DataError: an empty name, or two that the tokenizer reads alike.
+    """
+    names = [part.strip() for part in next(csv.reader([text], skipinitialspace=True), [])]
+    check_class_names(where, names, names)
+    return tuple(names)
+
+
+def check_class_names(where: object, folders: list[str], names: list[str]) -> None:
+    """Refuse names that are empty, or that the tokenizer reads alike.
+
+    Args:
+        folders: what each class is called in messages.
+
+    Raises:
+        DataError: the two folders, written with escapes where they look the same.
+    """
+    seen: dict[str, str] = {}
+    for folder, name in zip(folders, names, strict=True):
+        key = class_key(name)
+        if not key:
+            raise DataError(
+                where=where,
+                found=f"a class {folder!a} without a name",
+                expected="a word that the text encoder can read",
+                next_step="rename it, or name it under [data.class_names]",
+            )
+        if key in seen:
+            raise DataError(
+                where=where,
+                found=f"the classes {seen[key]!a} and {folder!a}, both read as {key!r}",
+                expected="class names that differ",
+                next_step="rename or merge them, or name them under [data.class_names]",
+            )
+        seen[key] = folder

@@ -1,0 +1,47 @@
+"""Where a library's exceptions become this project's, whatever they are.
+
+Decoders, archive readers and parsers raise far more than their documents say: LZMAError,
+UnicodeDecodeError, RecursionError, struct.error. So a border names no exceptions: all that is
+raised inside `translate` is told as one error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fedapt_runtime.errors import ReportedError, first_line
+
+
+@contextmanager
+def translate(
+    kind: type[ReportedError], *, where: object, found: str, expected: str, next_step: str
+) -> Iterator[None]:
+    """Raise `kind` in place of whatever a library raises in the block.
+
+    Args:
+        found: what is wrong, in a few words; the library's own words follow in brackets.
+
+    Raises:
+        ReportedError: `kind`; one that was raised in the block passes unchanged.
+    """
+    try:
+        yield
+    except ReportedError:
+        raise
+    except Exception as error:
+        raise kind(
+            where=where,
+            found=f"{found} ({explain(error)})",
+            expected=expected,
+            next_step=next_step,
+        ) from error
+
+
+def explain(error: Exception) -> str:
+    """A foreign error in one line; with its type, where the message alone would say little."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text, name = first_line(error), type(error).__name__
+    is_plain = type(error).__module__ == "builtins" and not isinstance(error, OSError)
+    return f"{name}: {text}" if is_plain and text != name else text

@@ -1,0 +1,152 @@
+"""Images inside archives: what both kinds share, and zip, through one index."""
+
+from __future__ import annotations
+
+import posixpath
+import stat
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from fedapt_runtime.errors import ImageError, InputError
+from fedapt_runtime.foreign import translate
+from fedapt_runtime.formats import LINK_OUT, LeftOut, PathRule
+from fedapt_runtime.preprocess import MOST_FILE_BYTES
+
+ZIP_SUFFIXES = (".zip",)
+_MAX_LINK_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Member:
+    """An image inside an archive.
+
+    Attributes:
+        name: `archive::path inside`.
+        read: its bytes; raises ImageError.
+    """
+
+    name: str
+    read: Callable[[], bytes]
+
+
+def failing(error: ImageError) -> Callable[[], bytes]:
+    """What reads a member that cannot be read."""
+
+    def read() -> bytes:
+        raise error
+
+    return read
+
+
+def reading(name: str, found: str) -> AbstractContextManager[None]:
+    """Whatever an archive's reader raises in the block becomes the error of one row."""
+    return translate(
+        ImageError,
+        where=name,
+        found=found,
+        expected="an image that can be read out of its archive",
+        next_step="pack the archive again",
+    )
+
+
+def unreadable(name: str, found: str) -> ImageError:
+    """The error of one member."""
+    return ImageError(
+        where=name,
+        found=found,
+        expected="an image that can be read out of its archive",
+        next_step="pack the archive again",
+    )
+
+
+def too_large(name: str, size: int) -> ImageError:
+    """The error of a member over the limit of every file."""
+    return unreadable(name, f"a file of {size:,} bytes, over the limit of {MOST_FILE_BYTES:,}")
+
+
+def resolve_link(name: str, target: str) -> str:
+    """Where a symbolic link inside an archive leads, from the archive's top."""
+    return posixpath.normpath(posixpath.join(posixpath.dirname(name), target))
+
+
+class ZipIndex:
+    """A zip whose directory is read once; threads read members side by side.
+
+    It closes when neither the listing nor a member holds it any more.
+
+    Raises:
+        InputError: no zip, or a damaged one.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        with translate(
+            InputError,
+            where=path,
+            found="a damaged archive",
+            expected="images, or folders, archives, lists or patterns of images",
+            next_step="check the path",
+        ):
+            self._archive = zipfile.ZipFile(path)
+
+    def members(self, left_out: LeftOut) -> Iterator[Member]:
+        """The images in it, in its order; links to members are read as what they lead to."""
+        rule = PathRule(left_out)
+        for info in self._archive.infolist():
+            if info.is_dir() or not rule.takes(info.filename.replace("\\", "/")):
+                continue
+            if stat.S_ISLNK(info.external_attr >> 16):
+                target = self._follow(info)
+                if target is None:
+                    left_out.add(LINK_OUT)
+                    continue
+                yield self._member(info.filename, target)
+            else:
+                yield self._member(info.filename, info)
+
+    def find(self, name: str) -> Member:
+        """The member of this name.
+
+        Raises:
+            ImageError: there is none.
+        """
+        try:
+            info = self._archive.getinfo(name)
+        except KeyError as error:
+            raise unreadable(f"{self.path}::{name}", "no such file in the archive") from error
+        if stat.S_ISLNK(info.external_attr >> 16):
+            info = self._follow(info) or info
+        return self._member(name, info)
+
+    def _member(self, name: str, info: zipfile.ZipInfo) -> Member:
+        full = f"{self.path}::{name}"
+        return Member(full, lambda: self._read(info, full))
+
+    def _read(self, info: zipfile.ZipInfo, name: str) -> bytes:
+        if info.file_size > MOST_FILE_BYTES:
+            raise too_large(name, info.file_size)
+        with reading(name, "a damaged archive member"):
+            with self._lock:  # zipfile counts its open members without one
+                stream = self._archive.open(info)
+            try:
+                return stream.read()  # never more than the archive declares
+            finally:
+                with self._lock:
+                    stream.close()
+
+    def _follow(self, info: zipfile.ZipInfo) -> zipfile.ZipInfo | None:
+        seen = set()
+        while stat.S_ISLNK(info.external_attr >> 16):
+            if info.filename in seen or info.file_size > _MAX_LINK_BYTES:
+                return None
+            seen.add(info.filename)
+            try:
+                text = self._read(info, info.filename).decode("utf-8", "surrogateescape")
+                info = self._archive.getinfo(resolve_link(info.filename, text))
+            except (ImageError, KeyError):
+                return None
+        return info

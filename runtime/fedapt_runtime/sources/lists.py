@@ -1,0 +1,187 @@
+"""Lists and tables of paths: text, standard input, Parquet, and the outputs of other jobs."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import BinaryIO
+
+from fedapt_runtime.errors import InputError, MissingDependency
+from fedapt_runtime.foreign import translate
+from fedapt_runtime.text import detect_encoding
+
+LIST_SUFFIXES = (".txt", ".lst")
+TABLE_SUFFIXES = (".parquet", ".jsonl", ".csv")
+_CHUNK_BYTES = 1 << 16
+_MAX_LINE_BYTES = 1 << 24  # of an output's row; a path has a few thousand
+_ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
+
+
+def read_stdin() -> Iterator[str]:
+    """The paths on the lines of standard input.
+
+    Raises:
+        InputError: it is closed, or cannot be read.
+    """
+    if sys.stdin is None or sys.stdin.closed:
+        raise refuse("stdin", "a closed standard input")
+    with _reading("stdin", "a list that cannot be read"):
+        yield from _read_lines(sys.stdin.buffer)
+
+
+def read_list(path: str) -> Iterator[str]:
+    """The paths in a text: a line each, or each with a NUL behind it (`find -print0`).
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    with _reading(path, "a list that cannot be read"), open(path, "rb") as stream:
+        yield from _read_lines(stream)
+
+
+def read_table(path: str) -> Iterator[str]:
+    """The column `path` of a table, such as the output of another job.
+
+    Raises:
+        InputError: it cannot be read, or has no such column.
+        MissingDependency: Parquet without pyarrow.
+    """
+    read = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
+    with _reading(path, "a table that cannot be read"):
+        yield from read[os.path.splitext(path)[1].lower()](path)
+
+
+def _read_lines(stream: BinaryIO) -> Iterator[str]:
+    start = _read_some(stream)
+    encoding, mark = detect_encoding(start)
+    chunks = _chunks(start[mark:], stream)
+    if encoding == "utf-8":  # bytes that are not are kept, as the file system has them
+        separator = b"\0" if b"\0" in start else b"\n"
+        for line in _split(chunks, separator):
+            name = line if separator == b"\0" else line.rstrip(b"\r")
+            if name:
+                yield os.fsdecode(name)
+        return
+    decoder = codecs.getincrementaldecoder(encoding)()
+    texts = (decoder.decode(chunk, final=not chunk).encode("utf-8") for chunk in chunks)
+    for line in _split(texts, b"\n"):
+        if name := line.rstrip(b"\r\0"):
+            yield os.fsdecode(name)
+
+
+def _read_some(stream: BinaryIO) -> bytes:
+    """The first bytes, to the end of the first path or farther."""
+    start = b""
+    while len(start) < 4 or not (b"\n" in start or b"\0" in start):
+        if not (more := _read_now(stream)):
+            break
+        start += more
+    return start
+
+
+def _read_now(stream: BinaryIO) -> bytes:
+    """What is there, without waiting for more: paths may come as they are found."""
+    read = getattr(stream, "read1", stream.read)
+    data: bytes = read(_CHUNK_BYTES)
+    return data
+
+
+def _chunks(start: bytes, stream: BinaryIO) -> Iterator[bytes]:
+    """All bytes; the last of them are none, which says that it is the end."""
+    yield start
+    while chunk := _read_now(stream):
+        yield chunk
+    yield b""
+
+
+def _split(chunks: Iterable[bytes], separator: bytes) -> Iterator[bytes]:
+    rest = b""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(separator)
+        yield from lines
+        if len(rest) > _MAX_LINE_BYTES:
+            raise ValueError(f"a line of more than {_MAX_LINE_BYTES:,} bytes")
+    yield rest
+
+
+def _read_jsonl(path: str) -> Iterator[str]:
+    with open(path, "rb") as stream:
+        for line in _split(iter(lambda: stream.read(_CHUNK_BYTES), b""), b"\n"):
+            if line.strip():
+                row = json.loads(line.decode("utf-8-sig", "surrogateescape"))
+                yield from _to_names([row["path"] if isinstance(row, dict) else row], path)
+
+
+def _read_csv(path: str) -> Iterator[str]:
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+        rows = csv.reader(stream)
+        header = next(rows, [])
+        if "path" not in header:
+            raise refuse(path, "a table without the column path")
+        column = header.index("path")
+        for row in rows:
+            if column < len(row):
+                yield from _to_names([row[column]], path)
+
+
+def _read_parquet(path: str) -> Iterator[str]:
+    try:
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise MissingDependency(
+            where=path,
+            found=f"no pyarrow ({error})",
+            expected="pyarrow, which reads Parquet",
+            next_step="pip install 'fedapt-runtime[parquet]'",
+        ) from error
+    with ParquetFile(path) as table:
+        if "path" not in table.schema_arrow.names:
+            raise refuse(path, "a table without the column path")
+        for batch in table.iter_batches(columns=["path"]):
+            for name in _to_names(batch.column(0).to_pylist(), path):
+                yield _unescape(name) if "\\x" in name else name
+
+
+def _to_names(values: Iterable[object], path: str) -> Iterator[str]:
+    for value in values:
+        if isinstance(value, bytes):
+            value = os.fsdecode(value)
+        if value is not None and not isinstance(value, str):
+            raise refuse(path, f"a column path with a {type(value).__name__}, {value!r:.60}")
+        if value:
+            os.fsencode(value)  # a lone surrogate, which JSON can hold, names no file
+            yield value
+
+
+def _unescape(name: str) -> str:
+    """A name that is not UTF-8, which Parquet's strings cannot hold and the output escapes."""
+    if os.path.lexists(name):
+        return name
+    raw = _ESCAPED.sub(lambda match: bytes.fromhex(match[1].decode()), os.fsencode(name))
+    return os.fsdecode(raw)
+
+
+def _reading(path: str, found: str) -> AbstractContextManager[None]:
+    return translate(
+        InputError,
+        where=path,
+        found=found,
+        expected="paths of images, a line or a row each",
+        next_step="check the file",
+    )
+
+
+def refuse(path: str, found: str) -> InputError:
+    """The error of what is given and cannot be used."""
+    return InputError(
+        where=path,
+        found=found,
+        expected="images, or folders, archives, lists or patterns of images",
+        next_step="check the path",
+    )

@@ -1,0 +1,149 @@
+"""Images inside a tar, which has no index: from front to back, one member in memory at a time."""
+
+from __future__ import annotations
+
+import posixpath
+import tarfile
+from collections.abc import Iterator
+
+from fedapt_runtime.errors import ImageError, ReportedError
+from fedapt_runtime.foreign import explain
+from fedapt_runtime.formats import LINK_OUT, SPECIAL, LeftOut, PathRule
+from fedapt_runtime.preprocess import MOST_FILE_BYTES
+from fedapt_runtime.sources.archives import (
+    Member,
+    failing,
+    reading,
+    resolve_link,
+    too_large,
+    unreadable,
+)
+
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+_MAX_HEADER_BYTES = 1 << 20  # of a long name, or of the records of one member
+_MAX_LINKS = 40  # in a row, as many as Linux follows
+_MAX_REWINDS = 100
+_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+_RECORDS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+
+
+class _Header(tarfile.TarInfo):
+    """A header that is refused before tarfile reads a name of gigabytes into memory."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
+        info = super().frombuf(buf, encoding, errors)
+        if info.size < 0 or (info.type in _NAMES + _RECORDS and info.size > _MAX_HEADER_BYTES):
+            raise tarfile.ReadError(f"a header of {info.size:,} bytes")
+        return info
+
+
+def read_tar(path: str, left_out: LeftOut) -> Iterator[Member]:
+    """The images in a tar, compressed or not, in its order.
+
+    Links, hard and symbolic, are read as what they lead to, in a second pass behind the others.
+    """
+    rule = PathRule(left_out)
+    links: dict[str, str] = {}
+    where = path
+    try:
+        for archive, info in _walk(path):
+            where = f"{path}::{info.name}"
+            if info.isdir() or not rule.takes(info.name):
+                continue
+            if info.islnk() or info.issym():
+                links[info.name] = _target(info)
+            elif not info.isfile():
+                left_out.add(SPECIAL)
+            else:
+                yield _read(archive, info, [where])[0]
+        if links:
+            yield from _read_links(path, links, left_out)
+    except ReportedError:
+        raise
+    except Exception as error:
+        # what follows cannot be reached: one row says so
+        yield Member(where, failing(unreadable(where, f"a damaged archive ({explain(error)})")))
+
+
+def _read_links(path: str, links: dict[str, str], left_out: LeftOut) -> Iterator[Member]:
+    normal = {posixpath.normpath(name): target for name, target in links.items()}
+    names_of: dict[str, list[str]] = {}
+    for name, target in links.items():
+        for _ in range(_MAX_LINKS):
+            target = normal.get(target, target)
+        names_of.setdefault(target, []).append(f"{path}::{name}")
+    for archive, info in _walk(path):
+        if info.isfile() and (names := names_of.pop(posixpath.normpath(info.name), None)):
+            yield from _read(archive, info, names)
+    for names in names_of.values():
+        for _ in names:
+            left_out.add(LINK_OUT)
+
+
+class TarFinder:
+    """Members of a tar by their names, best asked for in the archive's order.
+
+    What lies behind the place that was reached makes it begin again, a limited number of times:
+    otherwise a shuffled list of a large archive would take days.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._rest: Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]] = iter(())
+        self._rewinds = -1  # the first pass is none
+
+    def find(self, name: str) -> Member:
+        """The member of this name; read at once, for the place will be another one soon."""
+        full, wanted = f"{self._path}::{name}", posixpath.normpath(name)
+        try:
+            with reading(full, "a damaged archive"):
+                for _ in range(_MAX_LINKS):
+                    archive, info = self._seek(wanted, full)
+                    if not (info.islnk() or info.issym()):
+                        return _read(archive, info, [full])[0]
+                    wanted = _target(info)
+                raise unreadable(full, "a link that leads to no file")
+        except ImageError as error:
+            return Member(full, failing(error))
+
+    def _seek(self, wanted: str, full: str) -> tuple[tarfile.TarFile, tarfile.TarInfo]:
+        for _ in range(2):
+            for archive, info in self._rest:
+                if posixpath.normpath(info.name) == wanted:
+                    return archive, info
+            if self._rewinds >= _MAX_REWINDS:
+                raise ImageError(
+                    where=full,
+                    found=f"the archive read {_MAX_REWINDS:,} times from its start",
+                    expected="its files in its own order",
+                    next_step="sort the list as the archive is, unpack it, or pack it as a zip",
+                )
+            self._rewinds += 1
+            self._rest = _walk(self._path)
+        for archive, info in self._rest:
+            if posixpath.normpath(info.name) == wanted:
+                return archive, info
+        raise unreadable(full, "no such file in the archive")
+
+
+def _walk(path: str) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    with tarfile.open(path, "r|*", tarinfo=_Header) as archive:
+        while (info := archive.next()) is not None:
+            yield archive, info
+            archive.members.clear()  # type: ignore[attr-defined]  # which would keep the header of every member
+
+
+def _read(archive: tarfile.TarFile, info: tarfile.TarInfo, names: list[str]) -> list[Member]:
+    """The bytes of the member at hand, under each of its names."""
+    if info.size > MOST_FILE_BYTES:
+        return [Member(name, failing(too_large(name, info.size))) for name in names]
+    stream = archive.extractfile(info)
+    data = b"" if stream is None else stream.read()
+    return [Member(name, lambda: data) for name in names]
+
+
+def _target(link: tarfile.TarInfo) -> str:
+    """Where a link leads: a hard one from the top of the archive, a symbolic one from its place."""
+    name = "" if link.islnk() else link.name
+    return resolve_link(name, link.linkname)
