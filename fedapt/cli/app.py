@@ -28,6 +28,7 @@ from fedapt.cli.options import option_of
 from fedapt.cli.show import Interrupted
 from fedapt.core.settings import Config, declarations
 from fedapt_runtime.errors import EXIT_INTERRUPTED, ReportedError
+from fedapt_runtime.streams import fail_stdout, open_standard_streams
 
 app = typer.Typer(
     name="fedapt",
@@ -67,6 +68,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command line without the program's name; by default the process's own.
     """
     given = sys.argv[1:] if arguments is None else arguments
+    open_standard_streams()
+    try:
+        code = _run(given)
+        sys.stdout.flush()
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        # no file's: stdout is left
+        if (failure := fail_stdout(error)) is None:
+            return 0
+        print(f"error: {failure}", file=sys.stderr)
+        return failure.exit_code
+    return code
+
+
+def _run(given: Sequence[str]) -> int:
     try:
         app(args=given)
     except SystemExit as stop:

@@ -39,13 +39,12 @@ def evaluate(
 def show_evaluation(evaluation: Evaluation, title: str) -> None:
     """Two tables: accuracy per domain, and which key each domain's images took."""
     rows = [
-        [name, percent(r.accuracy), percent(r.zero_shot), str(r.n)]
+        [name, *_percents(r.n, r.accuracy, r.zero_shot), str(r.n)]
         for name, r in evaluation.domains.items()
     ]
     n_images = sum(r.n for r in evaluation.domains.values())
-    rows.append(
-        ["mean", percent(evaluation.mean), percent(evaluation.zero_shot_mean), str(n_images)]
-    )
+    means = _percents(n_images, evaluation.mean, evaluation.zero_shot_mean)
+    rows.append(["mean", *means, str(n_images)])
     print_table(f"Accuracy, % ({title})", ["domain", evaluation.title, "zero-shot", "images"], rows)
     if not evaluation.routing:
         return
@@ -53,5 +52,13 @@ def show_evaluation(evaluation: Evaluation, title: str) -> None:
     print_table(
         "Routing: % of a domain's images whose largest weight is that key's",
         ["domain", *keys],
-        [[name, *map(percent, shares.values())] for name, shares in evaluation.routing.items()],
+        [
+            [name, *_percents(evaluation.domains[name].n, *shares.values())]
+            for name, shares in evaluation.routing.items()
+        ],
     )
+
+
+def _percents(n_images: int, *shares: float) -> list[str]:
+    """Shares of some images; a dash where there is no image that they could be of."""
+    return [percent(share) if n_images else "-" for share in shares]

@@ -28,15 +28,10 @@ def class_key(name: str) -> str:
     return " ".join(cleaned.split()).lower()
 
 
-def split_class_names(text: str, where: str) -> tuple[str, ...]:
-    """Names with commas between them; a name that has a comma itself stands in double quotes.
-
-    Raises:
-        DataError: an empty name, or two that the tokenizer reads alike.
-    """
-    names = [part.strip() for part in next(csv.reader([text], skipinitialspace=True), [])]
-    check_class_names(where, names, names)
-    return tuple(names)
+def split_class_names(text: str) -> tuple[str, ...]:
+    """Names with commas between them; a name that has a comma itself stands in double quotes."""
+    (names,) = csv.reader([" ".join(text.splitlines())], skipinitialspace=True)
+    return tuple(name.strip() for name in names or [""])
 
 
 def check_class_names(where: object, folders: list[str], names: list[str]) -> None:

@@ -6,6 +6,7 @@ methods, seeds and clients; a domain, a client or a split holds row numbers alon
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -152,6 +153,16 @@ def load_domains(
     samples = [s for domain in folders.domains for s in folders.samples[domain] if s in used]
     table = load_table(folders, samples, encoder, reporter, device)
     return divide_table(table, folders, split, need_train=need_train)
+
+
+def digest_images(domains: Sequence[Domain]) -> str:
+    """SHA-256 of what a run sees: the images' bytes, their classes, and which part each is in."""
+    digest = hashlib.sha256(domains[0].train.table.digest.encode())
+    for domain in domains:
+        for part in (domain.train, domain.test, domain.validation):
+            digest.update(f"{domain.name} {len(part)}".encode())
+            digest.update(torch.stack([part.rows, part.labels]).cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def divide_table(

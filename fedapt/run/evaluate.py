@@ -13,7 +13,7 @@ from fedapt.model.checkpoint import load_checkpoint
 from fedapt.model.image_encoder import image_encoder
 from fedapt.run.device import choose_device
 from fedapt.run.rebuild import rebuild_method
-from fedapt.train.evaluate import Evaluation, evaluate
+from fedapt.train.evaluate import Evaluation, evaluate, tell_untested
 
 
 def evaluate_checkpoint(
@@ -50,4 +50,6 @@ def evaluate_checkpoint(
         model = checkpoint.to_global_model(backbone)
         predict = lambda images, domain: model.exact_logits(images.features)  # noqa: E731
     names = method.bank_names(info.keys)
-    return evaluate(method, learned, domains, info.domains, names, predict=predict)
+    evaluation = evaluate(method, learned, domains, info.domains, names, predict=predict)
+    tell_untested(evaluation, reporter)
+    return evaluation

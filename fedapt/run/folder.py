@@ -40,6 +40,22 @@ class RunFolder:
         """The round that was best on validation images, where there are any."""
         return self.path / "best.safetensors"
 
+    @property
+    def images(self) -> Path:
+        """Hash of the images and of their split, as the run began with them."""
+        return self.path / "images.sha256"
+
+    def keep_images(self, digest: str, going_on: bool) -> bool:
+        """Write down the images of a run that begins; whether one that goes on has the same.
+
+        Raises:
+            FileError: the folder cannot be written.
+        """
+        if going_on and self.images.is_file():
+            return self.images.read_bytes().strip() == digest.encode()
+        write_text(self.images, f"{digest}\n")
+        return True
+
     def check(self, config: Config, resume: bool) -> None:
         """Refuse a folder that a run cannot be written into; writes nothing.
 

@@ -10,6 +10,7 @@ from fedapt.core.errors import UsageError
 from fedapt.core.files import claim_folder
 from fedapt.core.report import Reporter
 from fedapt.data.collection import open_collection
+from fedapt.data.domains import digest_images
 from fedapt.model.backbone import load_backbone
 from fedapt.model.checkpoint import load_checkpoint
 from fedapt.model.image_encoder import image_encoder
@@ -18,7 +19,7 @@ from fedapt.run.folder import RunFolder
 from fedapt.run.session import Session
 from fedapt.run.simulation import FLOWER, check_engine, simulate_nodes
 from fedapt.run.trackers import check_trackers, track
-from fedapt.train.evaluate import Evaluation
+from fedapt.train.evaluate import Evaluation, tell_untested
 from fedapt.train.loop import Progress
 from fedapt.train.methods import METHODS
 
@@ -94,6 +95,8 @@ def _train(
         reporter.message(f"nothing to resume in {run.path}: a new run begins")
     reporter.message(f"model: {backbone.label} on {device}")
     domains = collection.load(image_encoder(backbone), reporter, backbone.device)
+    if not run.keep_images(digest_images(domains), going_on):
+        reporter.message(f"images or their split have changed since {run.path} began")
     folders = collection.folders
     session = Session(settled, backbone, folders, domains, reporter=reporter, joined=joined)
     start = session.resume(run) if going_on else session.begin()
@@ -117,7 +120,9 @@ def _train(
         reporter.message(f"best round on validation: {best} ({run.best})")
         learned = session.fit(load_checkpoint(run.best))
         done = Progress(learned, best, done.records[:best])
-    return session.evaluate(done)
+    evaluation = session.evaluate(done)
+    tell_untested(evaluation, reporter)
+    return evaluation
 
 
 def list_changes(before: Config, after: Config) -> list[str]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from fedapt.core.report import Reporter
 from fedapt.data.domains import Domain, ImageSet
 from fedapt.train.loop import Measured, mean
 from fedapt.train.methods.base import Learned, Method, Predictor
@@ -22,6 +23,12 @@ class DomainResult:
     accuracy: float
     zero_shot: float
     n: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; without test images there are no shares."""
+        if self.n:
+            return dict(vars(self))
+        return {"accuracy": None, "zero_shot": None, "n": 0}
 
 
 @dataclass(frozen=True)
@@ -51,16 +58,27 @@ class Evaluation:
         """Mean zero-shot accuracy over the domains that have test images."""
         return mean({name: d.zero_shot for name, d in self.domains.items() if d.n})
 
+    @property
+    def untested(self) -> list[str]:
+        """Domains that have no test image, and so no result."""
+        return [name for name, result in self.domains.items() if not result.n]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
             "method": self.title,
-            "mean": self.mean,
-            "zero_shot_mean": self.zero_shot_mean,
-            "domains": {name: vars(result) for name, result in self.domains.items()},
+            "mean": self.mean if self.untested != list(self.domains) else None,
+            "zero_shot_mean": self.zero_shot_mean if self.untested != list(self.domains) else None,
+            "domains": {name: result.to_dict() for name, result in self.domains.items()},
             "routing": self.routing,
             "prompts": self.prompts,
         }
+
+
+def tell_untested(evaluation: Evaluation, reporter: Reporter) -> None:
+    """Say which domains have no test image, whose share of right answers is none and not 0."""
+    if evaluation.untested:
+        reporter.message(f"no test images, so no accuracy: {', '.join(evaluation.untested)}")
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import io
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,12 +19,13 @@ from fedapt_runtime.batch import Engine, Summary, classify_files
 from fedapt_runtime.bench import bench, choose_batch_size
 from fedapt_runtime.classifier import Classifier
 from fedapt_runtime.doctor import examine
-from fedapt_runtime.errors import EXIT_INTERRUPTED, OutputError, ReportedError
+from fedapt_runtime.errors import EXIT_INTERRUPTED, ReportedError
 from fedapt_runtime.formats import LeftOut, describe_left_out
 from fedapt_runtime.journal import part_path
 from fedapt_runtime.output import check_output
 from fedapt_runtime.pipeline import Image
 from fedapt_runtime.sources import count_images, find_images
+from fedapt_runtime.streams import fail_stdout, open_standard_streams
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -313,10 +312,8 @@ class _Progress:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 2, 8, 9 or 130."""
+    open_standard_streams()
     options = build_parser().parse_args(arguments)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # JSON is UTF-8 whatever the locale, and a file name need not be valid text
-        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     try:
         options.run(options)
         sys.stdout.flush()
@@ -331,15 +328,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"interrupted: {note}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except OSError as error:
-        # only stdout is left to fail here; keep the interpreter from complaining about it again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):  # that is a reader who has gone, as `| head`
-            failure = OutputError(
-                where="stdout",
-                found=error.strerror or str(error),
-                expected="a stream that can be written",
-                next_step="check the free space, or write a file with --out",
-            )
+        # only stdout is left to fail here
+        if (failure := fail_stdout(error)) is not None:
             print(f"error: {failure}", file=sys.stderr)
             return failure.exit_code
     return 0

@@ -27,7 +27,13 @@ def init(
     node: Annotated[
         list[str], typer.Option(metavar="DOMAIN|NAME=DOMAIN", help="A node; give one for each.")
     ],
-    classes: Annotated[str, typer.Option("--classes", help="Class names by commas, in order.")],
+    classes: Annotated[
+        str,
+        typer.Option(
+            "--classes",
+            help="Class names by commas, in order; quoted where one has a comma itself.",
+        ),
+    ],
     data: Annotated[
         str, typer.Option(help="ROOT of ROOT/<domain>/<class>/<images> on every node.")
     ] = "data",
@@ -48,6 +54,7 @@ def init(
         )
     settings = read_config(config, override or ())
     with console_reporter():
+        from fedapt.data.class_names import split_class_names
         from fedapt.federation.flower import require_flower
 
         require_flower()
@@ -55,7 +62,7 @@ def init(
         from fedapt.run.deployment import settle_deployment
 
         settle_deployment(settings)  # what `federation train` would refuse is refused here
-        names = tuple(name.strip() for name in classes.split(","))
+        names = split_class_names(classes)
         write_deployment(folder, Deployment(server, names, nodes, data, settings))
     if as_json:
         print_json({"folder": str(folder), "nodes": nodes})

@@ -12,6 +12,7 @@ from pathlib import Path
 from fedapt.core.config import read_settings
 from fedapt.core.errors import ConfigError, UsageError
 from fedapt.core.settings import Strict, setting
+from fedapt.data.class_names import class_key
 from fedapt.federation.flower.node import Party
 
 # of a node, and of a domain that takes part
@@ -132,11 +133,12 @@ def check_classes(classes: Sequence[str], where: Path | str) -> None:
     Raises:
         ConfigError: fewer than two, one twice, or one without a letter.
     """
-    if len(classes) < 2 or len(set(classes)) < len(classes) or not all(map(str.strip, classes)):
+    keys = list(map(class_key, classes))
+    if len(keys) < 2 or len(set(keys)) < len(keys) or not all(keys):
         raise ConfigError(
             where=where,
-            found=f"the classes {', '.join(map(repr, classes)) or 'none'}",
-            expected="two names or more, all different",
+            found=f"the classes {', '.join(map(ascii, classes)) or 'none'}",
+            expected="two names or more, all different as the tokenizer reads them",
             next_step="name the classes as the nodes' folders do",
         )
 

@@ -469,3 +469,10 @@ def test_a_path_is_told_from_a_name(name: str, expected: bool) -> None:
     assert is_path(name) is expected
     model = remove_paths(read_config(None, [], {"model.name": name})).model
     assert model.name == ("" if expected else name)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "config.toml"
+    path.write_bytes("[train]\r\nrounds = 7\r\n".encode(encoding))
+    assert read_config(path).train.rounds == 7

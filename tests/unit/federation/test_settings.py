@@ -95,6 +95,8 @@ def test_two_nodes_of_one_name(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["--classes", "bike"], 3, "--classes: found the classes 'bike'; expected two names"),
         (["--classes", ""], 3, "--classes: found the classes ''; expected two names"),
         (["--classes", "a,a"], 3, "found the classes 'a', 'a'; expected two names or more"),
+        (["--classes", "bike,Bike"], 3, "found the classes 'bike', 'Bike'; expected two names"),
+        (["--classes", "caf\u00e9,cafe\u0301"], 3, r"found the classes 'caf\xe9', 'cafe\u0301';"),
         (["--classes", "a,,b"], 3, "found the classes 'a', '', 'b'; expected two names or more"),
         ([*CLASSES, "--node", "=x"], 2, "the node '': found a name that no folder should have"),
         ([*CLASSES, "--node", "x=a/b"], 2, "the node 'x': found the domain 'a/b'"),

@@ -419,6 +419,6 @@ def test_a_full_stdout_is_8(tiny_model: Path, images: Path, name: str) -> None:
     assert done.returncode == 8
     assert done.stderr.splitlines()[-1] == (
         "error: stdout: found No space left on device; expected a stream that can be written."
-        " To do: check the free space, or write a file with --out."
+        " To do: check the free space and where the output goes."
     )
     assert "Exception ignored" not in done.stderr
