@@ -29,12 +29,12 @@ from numpy.typing import NDArray
 
 from fedapt.core.errors import DependencyError, ExportError, UsageError
 from fedapt.core.files import claim_file, hash_file, replace_file, write_text
-from fedapt_export.engine_check import compare_engine
 from fedapt_export.fuse import read_model
 from fedapt_runtime.backends.cuda import Gpu
+from fedapt_runtime.backends.engine_file import describe_engine, sidecar_path
 from fedapt_runtime.backends.engine_plan import MODULES
 from fedapt_runtime.backends.ort import OrtBackend
-from fedapt_runtime.backends.tensorrt import TensorRtBackend
+from fedapt_runtime.engine_check import compare_with_model
 from fedapt_runtime.errors import RuntimeFailure
 
 FLAVOURS = ("auto", *MODULES)
@@ -117,6 +117,20 @@ class EngineSettings:
         else:
             resolved._check_tensorrt()
         return resolved
+
+    def find_obstacle(self) -> str:
+        """Why the engine has to be built on another machine; empty where it need not.
+
+        That is so of TensorRT without its library or without a GPU, if that was asked for, or
+        where TensorRT-RTX, which needs no GPU, is not there instead.
+        """
+        if self.capabilities or self.flavour == "rtx":
+            return ""
+        if self.flavour == "auto" and _is_installed("rtx"):
+            return ""
+        if not _is_installed("tensorrt"):
+            return f"no module {MODULES['tensorrt']}"
+        return "" if find_gpu() else _why_no_gpu()
 
     def _check_rtx(self, precision: str) -> None:
         for name in self.capabilities:
@@ -235,33 +249,11 @@ def _build_engine(
             "manifest": dataclasses.asdict(manifest),
         }
         if gpu and gpu in (*targets, *(CAPABILITIES if targets == ["default"] else ())):
-            sidecar["verified"] = _verify(temporary, sidecar, model, settings, images)
-    write_text(out.with_name(out.name + ".json"), json.dumps(sidecar, indent=2) + "\n")
+            built_file = describe_engine(temporary, sidecar)
+            report = compare_with_model(built_file, OrtBackend(model, "cpu"), images)
+            sidecar["verified"] = report.to_dict()
+    write_text(sidecar_path(out), json.dumps(sidecar, indent=2) + "\n")
     return sidecar
-
-
-def _verify(
-    engine: Path,
-    sidecar: dict[str, Any],
-    model: Path,
-    settings: EngineSettings,
-    images: NDArray[np.uint8] | None,
-) -> dict[str, Any]:
-    """Run a new engine beside ONNX Runtime; what was measured."""
-    beside = engine.with_name(engine.name + ".json")
-    try:
-        beside.write_text(json.dumps(sidecar), "utf-8")
-        candidate, reference = TensorRtBackend(engine), OrtBackend(model, "cpu")
-        if images is None:
-            size = reference.manifest.preprocessing.size
-            generator = np.random.default_rng(0)
-            images = generator.integers(0, 256, (settings.max_batch, *size, 3), dtype=np.uint8)
-        sizes = (settings.min_batch, settings.opt_batch, settings.max_batch)
-        report = compare_engine(candidate, reference, images, *sizes)
-    finally:
-        beside.unlink(missing_ok=True)
-    report.check(reference.manifest.precision, engine)
-    return report.to_dict()
 
 
 def _run_builder(model: Path, out: Path, settings: EngineSettings) -> dict[str, Any]:

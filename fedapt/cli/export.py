@@ -110,6 +110,7 @@ def export(
     if not trt:
         _check_no_engine(context, triton is not None)
     with console_reporter() as reporter:
+        from fedapt_export.build_script import write_build_script
         from fedapt_export.engine import EngineSettings, build_engine
         from fedapt_export.export import ExportSettings
         from fedapt_export.export import export as run_export
@@ -120,7 +121,8 @@ def export(
             trt_flavour, targets, min_batch, opt_batch, max_batch, timing_cache, refit
         )
         engine_settings.check()  # what cannot work is refused before the work
-        if trt:
+        obstacle = engine_settings.find_obstacle() if trt else ""
+        if trt and not obstacle:
             engine_settings = engine_settings.resolve(precision)
         settings = ExportSettings(
             data=data,
@@ -139,7 +141,13 @@ def export(
         exported = run_export(checkpoint, out, settings, reporter)
         reporter.message(f"written: {out} ({out.stat().st_size / 1e6:.1f} MB)")
         served = out
-        if trt:
+        if obstacle:
+            script = write_build_script(out, exported.manifest, engine_settings)
+            reporter.message(
+                f"written: {script}; no engine is built here ({obstacle}): run it with the model"
+                " on the machine with the GPU"
+            )
+        elif trt:
             served = out.with_suffix(".engine")
             sidecar = build_engine(out, served, engine_settings, exported.images)
             library = " ".join(sidecar["library"].values())

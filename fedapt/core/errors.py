@@ -16,7 +16,7 @@ ReportedError (fedapt_runtime.errors): told as where, found, expected, what to d
 
 from __future__ import annotations
 
-from fedapt_runtime.errors import ReportedError
+from fedapt_runtime.errors import ParityError, ReportedError
 
 
 class UsageError(ReportedError):
@@ -69,12 +69,6 @@ class ExportError(ReportedError):
     """A graph cannot be exported."""
 
     exit_code = 6
-
-
-class ParityError(ReportedError):
-    """An exported graph does not compute what the checkpoint computes."""
-
-    exit_code = 7
 
 
 class DependencyError(ReportedError):

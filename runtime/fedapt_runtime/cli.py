@@ -116,6 +116,19 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_argument("--json", action="store_true", help="print the figures as JSON")
     bench.set_defaults(run=run_bench)
 
+    check = commands.add_parser(
+        "check", help="compare a TensorRT engine with the model that it was built from"
+    )
+    check.add_argument("engine", type=Path, help="a model.engine, as trtexec built it too")
+    check.add_argument(
+        "--against", type=Path, required=True, metavar="MODEL", help="the model.onnx"
+    )
+    check.add_argument(
+        "--images", nargs="+", default=[], metavar="PATH", help="images to compare on [noise]"
+    )
+    check.add_argument("--json", action="store_true", help="print the figures as JSON")
+    check.set_defaults(run=run_check)
+
     describe = commands.add_parser("describe", help="print what a model is, as JSON")
     describe.add_argument("model", type=Path)
     describe.set_defaults(run=run_describe)
@@ -252,6 +265,24 @@ def run_bench(options: argparse.Namespace) -> None:
                 f" {t.p99_ms:8.1f}"
             )
     print(f"decoding a 640 x 480 JPEG: {report.decode_ms:.1f} ms on one thread")
+
+
+def run_check(options: argparse.Namespace) -> None:
+    """`fedapt-runtime check`."""
+    from fedapt_runtime.engine_check import check_engine
+
+    report = check_engine(options.engine, options.against, options.images)
+    if options.json:
+        print(json.dumps(report.to_dict(), indent=2))
+        return
+    print(f"{options.engine} computes what {options.against} computes")
+    print(f"batches of {', '.join(map(str, report.batch_sizes))}, on {report.images}")
+    for name, value in (
+        ("engine against ONNX Runtime", report.probability_difference),
+        ("rows of one image in a batch", report.repeated_difference),
+        ("images in another order", report.permuted_difference),
+    ):
+        print(f"{name:28} {value:.1e}  largest difference of class probabilities")
 
 
 def run_describe(options: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """The runtime's errors.
 
     ReportedError               a problem that the user can mend; also the root of fedapt's own tree
+    |- ParityError              exit 7: a graph or an engine does not compute what it should
     `- RuntimeFailure           exit 8
        |- ModelFileError        the model file is missing, damaged, or of another schema
        |- ImageError            one image cannot be read; becomes a row, never stops a batch
@@ -43,6 +44,12 @@ def _rebuild(
     kind: type[ReportedError], where: str, found: str, expected: str, next_step: str
 ) -> ReportedError:
     return kind(where=where, found=found, expected=expected, next_step=next_step)
+
+
+class ParityError(ReportedError):
+    """A graph or an engine does not compute what it should."""
+
+    exit_code = 7
 
 
 class RuntimeFailure(ReportedError):

@@ -31,13 +31,18 @@ class TorchMachine:
         self._streams: set[int] = set()
         self._views: dict[tuple[int, int], list[torch.Tensor]] = {}
 
-    def is_recording(self, stream: int | None = None) -> bool:
+    def is_recording(self, stream: int) -> bool:
         none = runtime.cudaStreamCaptureStatus.cudaStreamCaptureStatusNone
-        streams = self._streams if stream is None else {stream}
-        return any(runtime.cudaStreamIsCapturing(one)[1] != none for one in streams)
+        return bool(runtime.cudaStreamIsCapturing(stream)[1] != none)
+
+    def is_thread_recording(self) -> bool:
+        return False  # the fake CUDA knows
+
+    def count_recordings(self) -> int:
+        return sum(map(self.is_recording, self._streams))
 
     def is_in_graph(self, context: object) -> bool:
-        return False  # the fake CUDA knows
+        return False
 
     def is_busy(self, context: object) -> bool:
         return False

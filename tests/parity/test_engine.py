@@ -197,11 +197,41 @@ def test_without_the_library_nothing_is_exported(
     monkeypatch.setattr(engine_module, "find_spec", lambda _: None)
     out = tmp_path / "model.onnx"
     checkpoint = str(tiny_run / "checkpoint.safetensors")
-    assert main(["export", checkpoint, "--out", str(out), "--trt"]) == 9
+    assert main(["export", checkpoint, "--out", str(out), "--trt", "--trt-flavour", "rtx"]) == 9
     assert "pip install 'fedapt[rtx]'" in capsys.readouterr().err
     assert not out.exists()
     with pytest.raises(DependencyError, match="no module tensorrt; expected TensorRT 10 or 11"):
         EngineSettings("tensorrt").resolve()
+
+
+@pytest.mark.parametrize(
+    ("flavour", "has_library", "reason"),
+    [
+        ("auto", False, "no module tensorrt"),
+        ("tensorrt", False, "no module tensorrt"),
+        ("tensorrt", True, "no usable NVIDIA GPU ("),
+    ],
+)
+def test_where_tensorrt_cannot_build_a_script_is_written_that_builds_elsewhere(
+    flavour: str,
+    has_library: bool,
+    reason: str,
+    tiny_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(engine_module, "find_spec", lambda _: object() if has_library else None)
+    monkeypatch.setattr(engine_module, "find_gpu", lambda: "")
+    out = tmp_path / "model.onnx"
+    command = ["export", str(tiny_run / "checkpoint.safetensors"), "--out", str(out)]
+    options = ["--min-agreement", "0", "--trt", "--trt-flavour", flavour, "--max-batch", "48"]
+    assert main([*command, *options]) == 0
+    script = tmp_path / "build_engine.sh"
+    assert f"written: {script}; no engine is built here ({reason}" in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["build_engine.sh", "model.onnx"]
+    assert "--maxShapes=images:48x64x64x3" in script.read_text()
+    assert hash_file(out) in script.read_text()
 
 
 @needs_rtx

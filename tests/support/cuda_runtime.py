@@ -274,10 +274,14 @@ class FakeCuda:
 
     # stream capture and graphs
 
-    def is_recording(self, stream: int | None = None) -> bool:
-        """Whether a stream, or any one, captures."""
-        streams = self._streams.values() if stream is None else [self._streams[stream]]
-        return any(one.recorded is not None for one in streams)
+    def is_recording(self, stream: int) -> bool:
+        """Whether a stream captures."""
+        return self._streams[stream].recorded is not None
+
+    def recording_threads(self) -> set[int]:
+        """The threads whose streams capture."""
+        with self._lock:
+            return {one.thread for one in self._streams.values() if one.recorded is not None}
 
     def _is_safe(self) -> bool:
         """Whether calls that may wait for the whole GPU are allowed; if not, captures end."""

@@ -148,7 +148,7 @@ class Builder:
     ) -> bytes | None:
         assert network.is_strongly_typed, "the graph's dtypes are not the engine's"
         assert BuilderFlag.TF32 not in config.flags, "float32 is not float32"
-        low, _, high = config.profiles[0].shapes["images"]
-        plan = FakePlan(min_batch=low[0], max_batch=high[0]).to_bytes()
+        low, middle, high = (shape[0] for shape in config.profiles[0].shapes["images"])
+        plan = FakePlan(min_batch=low, opt_batch=middle, max_batch=high).to_bytes()
         given: bytes | None = self._give("build_serialized_network", plan)
         return given

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import json
+import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -60,8 +61,16 @@ class ILogger:
 class Machine(Protocol):
     """Where an engine computes."""
 
-    def is_recording(self, stream: int | None = None) -> bool:
-        """Whether a stream, or any one that is known, is being captured."""
+    def is_recording(self, stream: int) -> bool:
+        """Whether a stream is being captured."""
+        ...
+
+    def is_thread_recording(self) -> bool:
+        """Whether the calling thread captures a stream, as far as the machine knows."""
+        ...
+
+    def count_recordings(self) -> int:
+        """How many streams are being captured."""
         ...
 
     def compute(self, stream: int, context: IExecutionContext, batch: int) -> bool:
@@ -84,8 +93,10 @@ class FakePlan:
     image_shape: tuple[int, ...] = (2, 2, 3)
     columns: tuple[int, ...] = (2, 1, 5)
     min_batch: int = 1
+    opt_batch: int = 4
     max_batch: int = 8
     scratch: int = 1000
+    scale: float = 1.0  # what the bytes are multiplied with
     fails: tuple[str, ...] = ()  # of context, shape, address, unset, enqueue
 
     def to_bytes(self) -> bytes:
@@ -137,7 +148,7 @@ class IExecutionContext:
         return True
 
     def _refuse_change(self, what: str) -> None:
-        if self.engine.machine.is_recording():
+        if self.engine.machine.is_thread_recording():
             raise BrokenRule(f"{what} is set while a stream is captured")
         if self.engine.machine.is_in_graph(self):
             raise BrokenRule(f"{what} of a context changes that a graph holds")
@@ -186,6 +197,11 @@ class ICudaEngine:
         if name == "images":
             return (-1, *self.plan.image_shape)
         return (-1, self.plan.columns[OUTPUTS.index(name)])
+
+    def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
+        assert (name, profile_index) == ("images", 0)
+        batches = (self.plan.min_batch, self.plan.opt_batch, self.plan.max_batch)
+        return [(batch, *self.plan.image_shape) for batch in batches]
 
     def create_execution_context(
         self,
@@ -249,8 +265,14 @@ class FakeMachine:
     def _memory(self) -> tuple[int, ...]:
         return tuple(address for context in self._contexts for address in context.memory())
 
-    def is_recording(self, stream: int | None = None) -> bool:
+    def is_recording(self, stream: int) -> bool:
         return self._cuda.is_recording(stream)
+
+    def is_thread_recording(self) -> bool:
+        return threading.get_ident() in self._cuda.recording_threads()
+
+    def count_recordings(self) -> int:
+        return len(self._cuda.recording_threads())
 
     def is_in_graph(self, context: object) -> bool:
         return id(context) in self._cuda.users_of_graphs()
@@ -271,7 +293,7 @@ class FakeMachine:
             begin = 0
             for name, width in zip(OUTPUTS, plan.columns, strict=True):
                 out = _view(addresses[name], batch * width, np.float32).reshape(batch, width)
-                out[:] = images[:, begin : begin + width]
+                out[:] = images[:, begin : begin + width] * np.float32(plan.scale)
                 begin += width
 
         work = Work(run, context.memory(), id(context))

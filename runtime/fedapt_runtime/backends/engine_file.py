@@ -30,7 +30,8 @@ class EngineFile:
         flavour: a key of `FLAVOURS`: which library built it and can run it.
         version: of that library.
         capabilities: GPUs that it was built for, `sm89` and the like; or `default`.
-        min_batch, max_batch: the sizes that it takes.
+        min_batch, opt_batch, max_batch: the sizes that it takes, and the one it is tuned for.
+        onnx_sha256: of the model that it was built from; empty where nobody knows.
         manifest: of the model inside.
     """
 
@@ -39,7 +40,9 @@ class EngineFile:
     version: str
     capabilities: tuple[str, ...]
     min_batch: int
+    opt_batch: int
     max_batch: int
+    onnx_sha256: str
     manifest: Manifest
 
     @property
@@ -93,33 +96,16 @@ def read_engine_file(path: Path) -> EngineFile:
         ModelFileError: no engine, no sidecar, a damaged one, or one of another engine.
     """
     check_model_file(path)
-    beside = path.with_name(path.name + ".json")
+    beside = sidecar_path(path)
     try:
         fields: dict[str, Any] = json.loads(beside.read_text("utf-8"))
-        flavour, minimum, maximum = (
-            fields["flavour"],
-            int(fields["batch"][0]),
-            int(fields["batch"][-1]),
-        )
-        if flavour not in FLAVOURS or not 1 <= minimum <= maximum:
-            raise ValueError(f"flavour {flavour!r}, batches of {minimum} to {maximum}")
-        manifest = parse_manifest(json.dumps(fields["manifest"]), beside)
-        engine = EngineFile(
-            path=path,
-            flavour=flavour,
-            version=str(fields["library"]["version"]),
-            capabilities=tuple(str(name) for name in fields["compute_capabilities"]),
-            min_batch=minimum,
-            max_batch=maximum,
-            manifest=manifest,
-        )
+        engine = describe_engine(path, fields)
         described = str(fields["engine_sha256"])
     except (AttributeError, IndexError, KeyError, OSError, RecursionError) as error:
         raise _refuse(beside, type(error).__name__) from error
     except (TypeError, ValueError) as error:
         raise _refuse(beside, str(error)) from error
-    with path.open("rb") as stream:
-        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    sha256 = hash_file(path)
     if sha256 != described:
         raise ModelFileError(
             where=path,
@@ -128,6 +114,41 @@ def read_engine_file(path: Path) -> EngineFile:
             next_step="copy both files together, or build both again",
         )
     return engine
+
+
+def sidecar_path(path: Path) -> Path:
+    """Where the description of an engine stands: model.engine.json beside model.engine."""
+    return path.with_name(path.name + ".json")
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def describe_engine(path: Path, fields: dict[str, Any]) -> EngineFile:
+    """An engine as the fields of a sidecar describe it.
+
+    Raises:
+        AttributeError, IndexError, KeyError, TypeError, ValueError: the fields are damaged.
+        ModelFileError: the manifest among them is.
+    """
+    flavour, batches = fields["flavour"], fields["batch"]
+    minimum, maximum = int(batches[0]), int(batches[-1])
+    if flavour not in FLAVOURS or not 1 <= minimum <= maximum:
+        raise ValueError(f"flavour {flavour!r}, batches of {minimum} to {maximum}")
+    return EngineFile(
+        path=path,
+        flavour=flavour,
+        version=str(fields["library"]["version"]),
+        capabilities=tuple(str(name) for name in fields["compute_capabilities"]),
+        min_batch=minimum,
+        opt_batch=int(batches[len(batches) // 2]),
+        max_batch=maximum,
+        onnx_sha256=str(fields.get("onnx_sha256", "")),
+        manifest=parse_manifest(json.dumps(fields["manifest"]), sidecar_path(path)),
+    )
 
 
 def _refuse(beside: Path, found: str) -> ModelFileError:

@@ -101,6 +101,10 @@ class EnginePlan:
             )
         return engine
 
+    def read_profile(self) -> list[int]:
+        """The smallest batch that the engine takes, the one it is tuned for, and the largest."""
+        return [shape[0] for shape in self.engine.get_tensor_profile_shape("images", 0)]
+
     def open_context(self, scratch: int) -> Any:
         """An execution context.
 

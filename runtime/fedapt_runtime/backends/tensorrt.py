@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from fedapt_runtime.backends.base import USUAL_BATCH, Outputs
 from fedapt_runtime.backends.border import probe
 from fedapt_runtime.backends.cuda import Gpu
-from fedapt_runtime.backends.engine_file import read_engine_file
+from fedapt_runtime.backends.engine_file import EngineFile, read_engine_file
 from fedapt_runtime.backends.engine_plan import EnginePlan, import_library
 from fedapt_runtime.backends.engine_stream import EngineStream
 from fedapt_runtime.backends.streams import StreamPool
@@ -26,7 +26,7 @@ class TensorRtBackend:
     computation overlap. A CUDA graph is kept for each size of batch that comes again.
 
     Args:
-        path: the .engine file; its .engine.json stands beside it.
+        engine: the .engine file, whose .engine.json stands beside it; or its description.
         head: must be None: an engine's head is fixed.
 
     Raises:
@@ -35,12 +35,12 @@ class TensorRtBackend:
         RuntimeFailure: no GPU, or one that the engine was not built for.
     """
 
-    def __init__(self, path: str | Path, head: str | Path | None = None) -> None:
-        engine_file = read_engine_file(Path(path))
+    def __init__(self, engine: str | Path | EngineFile, head: str | Path | None = None) -> None:
+        engine_file = engine if isinstance(engine, EngineFile) else read_engine_file(Path(engine))
         self.manifest = engine_file.manifest
         if head is not None:
             raise RuntimeFailure(
-                where=path,
+                where=engine_file.path,
                 found="a head for an engine",
                 expected="an engine alone: its head is built in",
                 next_step="put the head into model.onnx (fedapt swap-head) and build the engine"
@@ -56,7 +56,7 @@ class TensorRtBackend:
         self._streams = StreamPool(streams, plan.min_batch, plan.max_batch)
         self.in_flight, self.usual_batch = _STREAMS, min(USUAL_BATCH, plan.max_batch)
         self.description = f"{engine_file.library} {trt.__version__} on {gpu.name}"
-        probe(self, path)
+        probe(self, engine_file.path)
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
         """See `base.Backend.run`."""

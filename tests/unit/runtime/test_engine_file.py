@@ -43,7 +43,9 @@ def test_a_sidecar_is_read(tmp_path: Path) -> None:
         version="11.4.0.106",
         capabilities=("sm86", "sm89"),
         min_batch=2,
+        opt_batch=8,
         max_batch=16,
+        onnx_sha256="",
         manifest=make_manifest(("a", "b"), ("x",)),
     )
     assert engine.library == "TensorRT"

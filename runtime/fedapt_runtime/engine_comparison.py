@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedapt.core.errors import ParityError
 from fedapt_runtime.backends.base import Backend
 from fedapt_runtime.classifier import softmax
+from fedapt_runtime.errors import ParityError
 
 # largest difference of class probabilities from ONNX Runtime, by the precision of the graph
 MAX_PROBABILITY_DIFFERENCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 5e-2, "int8": 5e-2}
@@ -34,12 +34,14 @@ class EngineReport:
         probability_difference: of class probabilities, engine against ONNX Runtime.
         repeated_difference: between rows of the same image in one batch.
         permuted_difference: between a batch and the same images in another order.
+        images: what it was run on.
     """
 
     batch_sizes: tuple[int, ...]
     probability_difference: float
     repeated_difference: float
     permuted_difference: float
+    images: str = "noise"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -62,8 +64,8 @@ class EngineReport:
                     where=where,
                     found=f"{what} {value:.2e}, batches of {str(self.batch_sizes)[1:-1]}",
                     expected=f"at most {maximum:.0e} in class probabilities",
-                    next_step="report this with the model and the version of TensorRT; nothing was"
-                    " written, and model.onnx runs in ONNX Runtime",
+                    next_step="report this with the model and the version of TensorRT; model.onnx"
+                    " runs in ONNX Runtime",
                 )
 
 

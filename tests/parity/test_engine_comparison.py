@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from fedapt.core.errors import ParityError
 from fedapt_export import engine as engine_module
 from fedapt_export.engine import EngineSettings, build_engine
-from fedapt_export.engine_check import EngineReport, compare_engine
 from fedapt_runtime.backends.base import Outputs
+from fedapt_runtime.backends.engine_file import EngineFile
 from fedapt_runtime.backends.ort import OrtBackend
+from fedapt_runtime.engine_comparison import EngineReport, compare_engine
 
 
 class Wrong:
@@ -107,11 +108,11 @@ def test_the_limit_follows_the_precision() -> None:
 def test_where_its_gpu_is_here_an_engine_is_run_before_it_is_written(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, is_wrong: bool
 ) -> None:
-    asked: list[Path] = []
+    asked: list[EngineFile] = []
 
-    def load(path: Path) -> Wrong:
-        asked.append(path)
-        assert path.with_name(path.name + ".json").is_file()  # the backend reads it
+    def load(engine: EngineFile) -> Wrong:
+        asked.append(engine)
+        assert (engine.min_batch, engine.opt_batch, engine.max_batch) == (1, 4, 9)
         return Wrong(OrtBackend(tiny_model, "cpu"), kind, 4)
 
     def build(model: Path, out: Path, settings: EngineSettings) -> dict[str, str]:
@@ -120,7 +121,7 @@ def test_where_its_gpu_is_here_an_engine_is_run_before_it_is_written(
 
     monkeypatch.setattr(engine_module, "find_gpu", lambda: "sm90")
     monkeypatch.setattr(engine_module, "find_spec", lambda _: object())
-    monkeypatch.setattr(engine_module, "TensorRtBackend", load)
+    monkeypatch.setattr("fedapt_runtime.engine_check.TensorRtBackend", load)
     monkeypatch.setattr(engine_module, "_run_builder", build)
     out = tmp_path / "model.engine"
     settings = EngineSettings("tensorrt", min_batch=1, opt_batch=4, max_batch=9)

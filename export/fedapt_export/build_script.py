@@ -1,0 +1,98 @@
+"""The script that builds a TensorRT engine on another machine, where the GPU is.
+
+`trtexec` builds the engine with the profile that was asked for, `fedapt-runtime check` compares it
+there with the ONNX file and writes its description. Neither needs torch or fedapt.
+
+Source: TensorRT documentation, "trtexec" (Command-Line Programs).
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from fedapt import __version__
+from fedapt.core.files import hash_file, write_text
+from fedapt_export.engine import EngineSettings
+from fedapt_runtime import Manifest
+
+NAME = "build_engine.sh"
+_TEMPLATE = r"""#!/usr/bin/env bash
+# Builds @ENGINE@ from @MODEL@ on the GPU that will run it (the first of
+# CUDA_VISIBLE_DEVICES), and checks it there. Written by fedapt @VERSION@.
+#
+#     bash @NAME@ [more options of trtexec]
+#
+# It needs trtexec of TensorRT 10 or 11 (an ONNX parser of opset @OPSET@), and for the check
+#     pip install 'fedapt-runtime[cpu,tensorrt]' tensorrt==VERSION_OF_TRTEXEC
+set -euo pipefail
+cd "$(dirname "$0")"
+model=@MODEL_QUOTED@
+engine=@ENGINE_QUOTED@
+
+fail() { echo "error: $1" >&2; exit "$2"; }
+
+command -v trtexec >/dev/null || fail "no trtexec: install TensorRT 10 or 11, or add it to PATH" 9
+echo "@SHA256@  $model" | sha256sum --check --quiet ||
+  fail "$model is not the model that this script was written for" 8
+options=$(trtexec --help 2>&1 || true)
+version=$(sed -n 's/.*\[TensorRT v\([0-9]*\)\].*/\1/p' <<<"$options" | head -n 1)
+[ "${version:-100000}" -ge 100000 ] || fail "TensorRT $version; 10 (100000) or newer is needed" 9
+# precision lives in the graph's types; TensorRT 11 knows no other way, and may not have the option
+typed=()
+grep -q -- --stronglyTyped <<<"$options" && typed=(--stronglyTyped)
+
+trtexec --onnx="$model" --saveEngine="$engine.part" "${typed[@]}" --noTF32 --skipInference \
+  --minShapes=images:@MIN@ \
+  --optShapes=images:@OPT@ \
+  --maxShapes=images:@MAX@@OTHERS@ \
+  "$@"
+rm -f "$engine.json"  # of an older engine
+mv "$engine.part" "$engine"
+
+command -v fedapt-runtime >/dev/null ||
+  fail "$engine is built and not checked: install fedapt-runtime, then run \
+fedapt-runtime check $engine --against $model, without which it is not used" 9
+fedapt-runtime check "$engine" --against "$model"
+"""
+
+
+def write_build_script(model: Path, manifest: Manifest, settings: EngineSettings) -> Path:
+    """Write build_engine.sh beside a model.
+
+    Args:
+        model: the .onnx file; the engine gets its name.
+        manifest: of the model.
+        settings: batch sizes, timing cache and refit; the flavour is TensorRT's.
+
+    Returns:
+        The script's path.
+
+    Raises:
+        FileError: the folder cannot be written.
+    """
+    height, width = manifest.preprocessing.size
+    others = ["--refit"] if settings.refit else []
+    if settings.timing_cache is not None:
+        others.append(f"--timingCacheFile={shlex.quote(settings.timing_cache.name)}")
+    engine = model.with_suffix(".engine").name
+    values = {
+        "MODEL": model.name,
+        "ENGINE": engine,
+        "MODEL_QUOTED": shlex.quote(model.name),
+        "ENGINE_QUOTED": shlex.quote(engine),
+        "NAME": NAME,
+        "VERSION": __version__,
+        "OPSET": str(manifest.opset),
+        "SHA256": hash_file(model),
+        "MIN": f"{settings.min_batch}x{height}x{width}x3",
+        "OPT": f"{settings.opt_batch}x{height}x{width}x3",
+        "MAX": f"{settings.max_batch}x{height}x{width}x3",
+        "OTHERS": "".join(f" \\\n  {option}" for option in others),
+    }
+    text = _TEMPLATE
+    for name, value in values.items():
+        text = text.replace(f"@{name}@", value)
+    script = model.with_name(NAME)
+    write_text(script, text)
+    return script
