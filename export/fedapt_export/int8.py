@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from fedapt.core.errors import ExportError
 from fedapt.core.files import scratch_folder
 from fedapt.model.onnx_trace import IR_VERSION
+from fedapt.model.patches import PRODUCT
 
 FLOAT_CONVOLUTIONS = 5
 _BATCH = 8
@@ -94,6 +95,9 @@ def _keep_in_float(tower: onnx.ModelProto, float_convolutions: int) -> list[str]
     weights = {tensor.name for tensor in tower.graph.initializer}
     convolutions = [node.name for node in nodes if node.op_type == "Conv"]
     excluded = convolutions[:float_convolutions]
+    if any(node.name == PRODUCT for node in nodes):  # the patch embedding, a convolution by nature
+        convolutions.insert(0, PRODUCT)
+        excluded = convolutions[:float_convolutions]
     seen = set()
     for node in nodes:
         seen.add(node.name)

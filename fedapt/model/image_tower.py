@@ -13,6 +13,7 @@ from fedapt.model.backbone import Backbone
 from fedapt.model.batch_norm import unfold_batch_norms
 from fedapt.model.normalisation import fold_normalisation
 from fedapt.model.onnx_trace import trace_to_onnx
+from fedapt.model.patches import multiply_patches
 from fedapt.model.traceable import rewrite_for_tracing
 from fedapt_runtime import Preprocessing
 
@@ -65,5 +66,6 @@ def image_tower_to_onnx(backbone: Backbone, tower: nn.Module | None = None) -> o
     example = torch.zeros(2, height, width, 3, dtype=torch.uint8, device=backbone.device)
     model = trace_to_onnx(tower, example, INPUT, [FEATURES])
     fold_normalisation(model)
+    multiply_patches(model)
     unfold_batch_norms(model)
     return model

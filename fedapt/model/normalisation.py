@@ -13,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from fedapt.model.onnx_trace import drop_unused_weights
+from fedapt.model.onnx_trace import drop_unused_weights, find_only_reader, follow_input
 
 
 def fold_normalisation(model: onnx.ModelProto) -> None:
@@ -23,16 +23,16 @@ def fold_normalisation(model: onnx.ModelProto) -> None:
     """
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    multiply = _follow(graph, graph.input[0].name, ("Cast", "Transpose", "Mul"))
-    add = multiply and _only_reader(graph, multiply.output[0], "Add")
-    if not multiply or not add:
+    path = follow_input(graph, ("Cast", "Transpose", "Mul", "Add"))
+    if path is None:
         return
+    multiply, add = path[2:]
     # the convolution, or a Pad of zeros before it
-    reader = _only_reader(graph, add.output[0], None)
+    reader = find_only_reader(graph, add.output[0])
     is_padded = reader is not None and reader.op_type == "Pad"
     if reader is not None and is_padded and not _pads_zeros(reader, constants):
         return
-    conv = _only_reader(graph, reader.output[0], "Conv") if reader and is_padded else reader
+    conv = find_only_reader(graph, reader.output[0], "Conv") if reader and is_padded else reader
     if conv is None or conv.op_type != "Conv" or conv.input[1] not in constants:
         return
     attributes = {a.name: helper.get_attribute_value(a) for a in conv.attribute}
@@ -63,24 +63,6 @@ def fold_normalisation(model: onnx.ModelProto) -> None:
         graph.node.remove(multiply)
         graph.node.remove(add)
     drop_unused_weights(graph)
-
-
-def _follow(graph: onnx.GraphProto, name: str, operators: tuple[str, ...]) -> onnx.NodeProto | None:
-    node: onnx.NodeProto | None = None
-    for operator in operators:
-        # Shape reads the input as well, for the size of the batch
-        readers = [n for n in graph.node if name in n.input and n.op_type != "Shape"]
-        if len(readers) != 1 or readers[0].op_type != operator:
-            return None
-        node, name = readers[0], readers[0].output[0]
-    return node
-
-
-def _only_reader(graph: onnx.GraphProto, name: str, operator: str | None) -> onnx.NodeProto | None:
-    readers: list[onnx.NodeProto] = [node for node in graph.node if name in node.input]
-    if len(readers) != 1 or (operator is not None and readers[0].op_type != operator):
-        return None
-    return readers[0]
 
 
 def _constant(

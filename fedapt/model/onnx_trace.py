@@ -106,6 +106,33 @@ def _attention(
     return op.MatMul(op.Softmax(scores, axis=-1), value)
 
 
+def follow_input(graph: onnx.GraphProto, operators: Sequence[str]) -> list[onnx.NodeProto] | None:
+    """The chain of these operators from the input on, each the only reader of the one before it.
+
+    Of the input itself `Shape` is no reader: it asks for the size of the batch.
+    """
+    readers = [n for n in graph.node if graph.input[0].name in n.input and n.op_type != "Shape"]
+    if len(readers) != 1 or readers[0].op_type != operators[0]:
+        return None
+    path = readers
+    for operator in operators[1:]:
+        node = find_only_reader(graph, path[-1].output[0], operator)
+        if node is None:
+            return None
+        path.append(node)
+    return path
+
+
+def find_only_reader(
+    graph: onnx.GraphProto, name: str, operator: str | None = None
+) -> onnx.NodeProto | None:
+    """The one node, of this operator if one is named, that reads a value."""
+    readers: list[onnx.NodeProto] = [node for node in graph.node if name in node.input]
+    if len(readers) != 1 or (operator is not None and readers[0].op_type != operator):
+        return None
+    return readers[0]
+
+
 def drop_unused_weights(graph: onnx.GraphProto) -> None:
     """Remove, in place, the initialisers that no node reads any more."""
     used = {name for node in graph.node for name in node.input}

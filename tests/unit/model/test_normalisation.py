@@ -214,16 +214,18 @@ def test_shape_may_read_the_input_as_well() -> None:
 
 def trace(backbone: Backbone) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     """The tower as it was traced, and folded."""
-    plain: list[onnx.ModelProto] = []
+    kept: list[onnx.ModelProto] = []
 
     def keep_and_fold(model: onnx.ModelProto) -> None:
-        plain.append(copy.deepcopy(model))
+        kept.append(copy.deepcopy(model))
         fold_normalisation(model)
+        kept.append(copy.deepcopy(model))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fedapt.model.image_tower.fold_normalisation", keep_and_fold)
-        folded = image_tower_to_onnx(backbone)
-    return plain[0], folded
+        image_tower_to_onnx(backbone)
+    plain, folded = kept
+    return plain, folded
 
 
 def test_a_vit_begins_with_its_convolution(tiny_backbone: Backbone) -> None:
