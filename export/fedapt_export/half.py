@@ -1,10 +1,9 @@
 """float32 tower -> float16 or bfloat16 tower, with what must stay exact in float32.
 
 The precision stands in the graph's own types, never in a builder's flag: TensorRT 10, 11 and RTX
-take a strongly typed network at its word, and ONNX Runtime has no such flag. Softmax and all that
-adds up over an axis stay in float32 (CLIP's squares overflow float16), as do the pixels until the
-first product. LayerNormalization reads and writes half precision and computes its statistics in
-float32, as its attribute `stash_type` says: casts around it would cost two passes over the tokens.
+take a strongly typed network at its word, and ONNX Runtime has no such flag. LayerNorm, softmax and
+all that adds up over an axis stay in float32 (CLIP's squares overflow float16), as do the pixels
+until the first product; weights and products are half as large.
 
 Source: NVIDIA TensorRT documentation, "Strongly typed networks".
 """
@@ -30,6 +29,7 @@ _EXACT = {
     "BatchNormalization",
     "GroupNormalization",
     "InstanceNormalization",
+    "LayerNormalization",
     "Pow",
     "ReduceL2",
     "ReduceMean",
