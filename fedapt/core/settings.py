@@ -201,13 +201,15 @@ class FederationConfig(Strict):
     join: str = setting(
         "", "checkpoint of a federation to continue; domains that are new to it get new keys"
     )
-    aggregation: Literal["mean", "median", "trimmed-mean", "krum"] = setting(
+    aggregation: Literal["mean", "median", "trimmed-mean", "krum", "multi-krum"] = setting(
         "mean", "how the clients' replies are combined"
     )
     trimmed: float = setting(
-        0.2, "share of the replies that the trimmed mean drops at either end", 0.0, 0.49
+        0.2, "share of the replies that the trimmed mean drops at either end", 1e-6, 0.49
     )
-    faulty: int = setting(1, "replies of a round that krum takes to be wrong", 0, _MILLION)
+    faulty: int = setting(
+        1, "wrong replies of a round that the median, the trimmed mean or krum outvote", 1, _MILLION
+    )
     clip: float = setting(
         0.0,
         "maximum norm of a client's update in the aggregate; longer ones are shortened; 0 for none",

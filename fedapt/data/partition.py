@@ -22,21 +22,30 @@ from fedapt.data.domains import Domain, ImageSet
 
 
 @dataclass(frozen=True)
-class Client:
-    """One party.
+class ClientInfo:
+    """What is known of a client wherever its images are.
 
     Attributes:
         index: among all clients.
         name: of its domain, with a number where it shares the domain.
         domain: index of its domain.
         key: index of the key that it trains under.
-        data: its training images.
     """
 
     index: int
     name: str
     domain: int
     key: int
+
+
+@dataclass(frozen=True)
+class Client(ClientInfo):
+    """A client whose images are here.
+
+    Attributes:
+        data: its training images.
+    """
+
     data: ImageSet
 
 
@@ -100,10 +109,16 @@ def deal_domain(domain: Domain, index: int, config: FederationConfig, seed: int)
     ]
 
 
-def name_keys(clients: Sequence[Client], domains: Sequence[Domain], n_keys: int) -> tuple[str, ...]:
-    """What each key stands for: its domain, the domains that share it, or a part of one."""
+def name_keys(
+    clients: Sequence[ClientInfo], domains: Sequence[str], n_keys: int
+) -> tuple[str, ...]:
+    """What each key stands for: its domain, the domains that share it, or a part of one.
+
+    Args:
+        domains: their names.
+    """
     users = [sorted({c.domain for c in clients if c.key == key}) for key in range(n_keys)]
-    names = ["+".join(domains[d].name for d in used) for used in users]
+    names = ["+".join(domains[d] for d in used) for used in users]
     return tuple(
         f"{name}/{names[:key].count(name) + 1}" if names.count(name) > 1 else name
         for key, name in enumerate(names)

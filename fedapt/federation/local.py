@@ -16,11 +16,12 @@ from contextlib import contextmanager
 
 import torch
 
-from fedapt.core.config import TrainConfig
-from fedapt.core.records import Record
-from fedapt.data.partition import Client
+from fedapt.core.config import Config
+from fedapt.data.partition import Client, ClientInfo
+from fedapt.train.aggregate import aggregate
 from fedapt.train.client import ClientUpdate, train_round
-from fedapt.train.methods.base import Learned, Method
+from fedapt.train.loop import RoundResult
+from fedapt.train.methods.base import Learned, Method, n_bytes
 
 _USUAL_MEMORY_BYTES = 16 << 30
 # clients begun for each that runs: replies behind a slow client wait, and memory bounds how many
@@ -28,12 +29,38 @@ _BEGUN_EACH = 4
 
 
 class LocalEngine:
-    """Runs a round's clients in threads. See `train.loop.Engine`."""
+    """Runs a round's clients in threads. See `train.loop.Engine`.
 
-    def __init__(self, method: Method, config: TrainConfig) -> None:
-        self._method, self._config = method, config
+    Args:
+        method: whose clients have their images here.
+        config: of the run; by default the method's.
+    """
 
-    def train_round(
+    def __init__(self, method: Method, config: Config | None = None) -> None:
+        self._method, self._config = method, config or method.setting.config
+
+    def run_round(
+        self, start: Learned, clients: Sequence[ClientInfo], round_number: int
+    ) -> RoundResult:
+        """The round's clients train side by side.
+
+        Raises:
+            FederationError: a loss or an update is not finite, or too few replies to aggregate.
+        """
+        method = self._method
+        updates = self.train_clients(start, [_with_images(c) for c in clients], round_number)
+        found = aggregate(self._config, method, start, clients, updates)
+        sent = [n_bytes(method.share(start, client)) for client in clients]
+        return RoundResult(
+            found.learned,
+            found.loss,
+            found.n_images,
+            # each client receives what is learned and sends it back
+            n_bytes=2 * sum(sent) if method.sends else 0,
+            noise_multiplier=found.noise_multiplier,
+        )
+
+    def train_clients(
         self, start: Learned, clients: Sequence[Client], round_number: int
     ) -> Iterator[ClientUpdate]:
         """Train from `start`; the same round draws the same batches in any process.
@@ -46,7 +73,7 @@ class LocalEngine:
 
         def train(client: Client) -> ClientUpdate:
             share = self._method.share(start, client)
-            return train_round(self._method, client, share, self._config, round_number)
+            return train_round(self._method, client, share, self._config.train, round_number)
 
         begun: deque[Future[ClientUpdate]] = deque()
         with torch_threads(threads_each), ThreadPoolExecutor(at_once) as pool:
@@ -61,15 +88,16 @@ class LocalEngine:
                 for future in begun:
                     future.cancel()
 
-    def describe_round(self, earlier: Sequence[Record]) -> Record:
-        """Nothing beyond what the loop counts."""
-        return {}
-
     def _count_at_once(self, clients: Sequence[Client]) -> int:
         if not self._method.side_by_side or any(c.data.rows.is_cuda for c in clients):
             return 1
         step = max(1, self._method.step_bytes)
         return max(1, min(os.cpu_count() or 1, len(clients), _memory_bytes() // (2 * step)))
+
+
+def _with_images(client: ClientInfo) -> Client:
+    assert isinstance(client, Client)  # this engine's method was made with them
+    return client
 
 
 def _memory_bytes() -> int:

@@ -1,53 +1,62 @@
-"""Which aggregate a run's settings ask for."""
+"""Settings of aggregation and privacy that do not go together."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 from fedapt.core.config import Config, FederationConfig
 from fedapt.core.errors import ConfigError
 from fedapt.federation.flower import require_flower
-from fedapt.train.aggregate import Aggregation, Total, begin_aggregate
 from fedapt.train.methods import METHODS, Method
+from fedapt.train.robust import count_needed
+from fedapt.train.sampling import sample_clients
 
 # a Gaussian is further out once in 10^15 draws
 _WIDTHS = 8
 
 
-def choose_aggregation(method: Method) -> Callable[[], Aggregation]:
-    """What begins a round's aggregate: the mean, or one of Flower's.
+def check_aggregation(method: Method) -> None:
+    """Refuse an aggregate that would not hide or defend what it should.
 
     Raises:
-        ConfigError: noise that nothing bounds, or that would not hide what it should.
-        DependencyError: Flower, or its accountant, is not installed.
+        ConfigError: noise that nothing bounds, or too few clients to outvote any.
+        DependencyError: the accountant is not installed.
     """
-    config, weighting = method.setting.config.federation, method.setting.config.train.weighting
-    if config.aggregation == "mean" and not config.clip and not config.noise:
-        return lambda: begin_aggregate(method, weighting)
+    config, train = method.setting.config.federation, method.setting.config.train
+    shares_all = train.weighting == "uniform" and not method.owned
+    if method.adds_up and (config.aggregation != "mean" or (config.clip and method.owned)):
+        raise _exclude(
+            f"federation.aggregation = {config.aggregation!r}, clip = {config.clip:g}",
+            f"the method {method.title}, whose clients send sums",
+            "the mean, and sums that all clients share",
+            "leave them at their defaults, or train the method analytic",
+        )
     if config.noise:
-        is_plain = config.aggregation == "mean" and weighting == "uniform" and not method.owned
-        if not config.clip or not is_plain:
+        if not config.clip or not shares_all or config.aggregation != "mean":
             raise ConfigError(
                 where=f"federation.noise = {config.noise:g}",
                 found=f"clip = {config.clip:g}, aggregation = {config.aggregation!r},"
-                f" weighting = {weighting!r}, method {method.title}",
+                f" weighting = {train.weighting!r}, method {method.title}",
                 expected="a clip above 0, the uniform mean, and a method whose clients share all",
                 next_step="set federation.clip, and leave the others at their defaults",
             )
         require_flower("dp_accounting")
-    require_flower()
-    from fedapt.federation.flower.robust import Robust
-
-    if not method.adds_up:
-        return lambda: Robust(config, weighting)
-    if config.aggregation != "mean" or method.owned:
-        raise ConfigError(
-            where=f"federation.aggregation = {config.aggregation!r}, clip = {config.clip:g}",
-            found=f"the method {method.title}, whose clients send sums",
-            expected="the mean, and sums that all clients share",
-            next_step="leave them at their defaults, or train the method analytic",
+    if config.aggregation == "mean":
+        return
+    where = f"federation.aggregation = {config.aggregation!r}"
+    if not shares_all:
+        raise _exclude(
+            where,
+            f"weighting = {train.weighting!r}, method {method.title}",
+            "replies that count alike, of a method whose clients share all",
+            "leave train.weighting at its default, or take the mean, which nothing defends",
         )
-    return lambda: Total(Robust(config, weighting))
+    clients = sample_clients(method.setting.clients, config, train.seed, 0)
+    if needed := count_needed(config, len(clients)):
+        raise _exclude(
+            where,
+            f"{len(clients)} clients in a round",
+            f"{needed} or more, to outvote federation.faulty = {config.faulty}",
+            "sample more clients, or take the mean, which nothing defends",
+        )
 
 
 def check_privacy(config: Config, *, local: bool) -> None:

@@ -17,7 +17,7 @@ from fedapt.core.config import Config, flatten, read_config, remove_paths
 from fedapt.core.errors import ConfigError, ReportedError
 from fedapt.core.files import claim_folder
 from fedapt.core.report import Reporter
-from fedapt.data.partition import Client, choose_key
+from fedapt.data.partition import ClientInfo, choose_key
 from fedapt.federation.flower.engine import FlowerEngine
 from fedapt.federation.flower.roster import Roster
 from fedapt.federation.flower.settings import ServerSettings, read_server
@@ -26,7 +26,7 @@ from fedapt.federation.flower.watch import Watch
 from fedapt.model.backbone import Backbone, load_backbone
 from fedapt.model.checkpoint import load_checkpoint
 from fedapt.run.folder import RunFolder
-from fedapt.run.remote_session import NO_IMAGES, RemoteSession
+from fedapt.run.remote_session import RemoteSession
 from fedapt.run.simulation import FLOWER, check_engine
 from fedapt.train.loop import Progress
 from fedapt.train.methods import METHODS
@@ -124,7 +124,6 @@ def _train(
     session = RemoteSession(config, backbone, plan.classes, *_place(roster, config), known)
     plan = dataclasses.replace(plan, n_keys=session.method.setting.n_keys)
     engine = FlowerEngine(session.method, plan, grid, roster.find_nodes, watch)
-    session.engine, session.ask_nodes = engine, engine.measure
     start = session.resume(run) if known else session.begin()
     if start.rounds:
         reporter.message(f"resuming after round {start.rounds}")
@@ -138,22 +137,22 @@ def _train(
             raise _Grown
 
     try:
-        session.run(start, save, reporter)
+        session.run(start, save, reporter, engine)
     except _Grown:
         return False
     return True
 
 
-def _place(roster: Roster, config: Config) -> tuple[tuple[str, ...], tuple[Client, ...]]:
+def _place(roster: Roster, config: Config) -> tuple[tuple[str, ...], tuple[ClientInfo, ...]]:
     """The domains that train, and a client without images for every member."""
     domains = roster.domains
     n_keys = config.prompt.n_keys or len(domains)
-    clients: list[Client] = []
+    clients: list[ClientInfo] = []
     for index, member in enumerate(roster.members):
         domain = domains.index(member.domain)
         place = sum(client.domain == domain for client in clients)
         key = choose_key(domain, place, n_keys, len(domains))
-        clients.append(Client(index, member.name, domain, key, NO_IMAGES))
+        clients.append(ClientInfo(index, member.name, domain, key))
     return domains, tuple(clients)
 
 

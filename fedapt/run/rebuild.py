@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-
-from fedapt.data.domains import ImageSet, ImageTable
-from fedapt.data.partition import Client
+from fedapt.data.domains import ImageTable
+from fedapt.data.partition import ClientInfo
 from fedapt.model.backbone import Backbone
 from fedapt.model.checkpoint import Checkpoint
 from fedapt.train.methods import METHODS, Method, Setting
@@ -25,12 +23,8 @@ def rebuild_method(
     """
     checkpoint.check_backbone(backbone)
     info = checkpoint.info
-    if table is None:
-        no_labels = torch.empty(0, dtype=torch.int64, device=backbone.device)
-        table = ImageTable((), torch.empty(0, backbone.joint_width), no_labels)
-    empty = ImageSet(table, torch.empty(0, dtype=torch.int64, device=table.labels.device))
     clients = (
-        Client(index, name_client(info.domains, info.clients, index), domain, 0, empty)
+        ClientInfo(index, name_client(info.domains, info.clients, index), domain, 0)
         for index, domain in enumerate(info.clients)
     )
     setting = Setting(
@@ -39,9 +33,8 @@ def rebuild_method(
         class_names=info.classes,
         n_keys=len(info.keys),
         clients=tuple(clients),
-        table=table,
-        views=lambda images, view: images.load().features,  # no client trains here
         known_keys=checkpoint.keys,
+        table=table,
     )
     learned = {name: tensor.to(backbone.device) for name, tensor in checkpoint.learned.items()}
     return METHODS[info.method](setting), learned

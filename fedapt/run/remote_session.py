@@ -1,42 +1,33 @@
-"""A session without images: nodes train and measure, the server averages and saves."""
+"""A session without images: nodes train and measure, the server aggregates and saves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-
-import torch
-from torch import Tensor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from fedapt.core.config import Config
 from fedapt.core.records import read_records
-from fedapt.data.domains import Domain, ImageSet, ImageTable
-from fedapt.data.partition import Client
+from fedapt.core.report import Reporter
+from fedapt.data.partition import ClientInfo
+from fedapt.federation.flower.engine import FlowerEngine
 from fedapt.federation.flower.node import Score
 from fedapt.model.backbone import Backbone
 from fedapt.model.checkpoint import Checkpoint
+from fedapt.run.aggregation import check_aggregation, check_privacy
+from fedapt.run.base_session import BaseSession
 from fedapt.run.folder import RunFolder
-from fedapt.run.session import Session
-from fedapt.train.evaluate import DomainResult, Evaluation
-from fedapt.train.loop import Measured, Progress
+from fedapt.train.loop import Measured, Progress, run_rounds
 from fedapt.train.methods import Learned
 
-_NO_LABELS = torch.empty(0, dtype=torch.int64)
-NO_IMAGES = ImageSet(ImageTable((), torch.empty(0, 1), _NO_LABELS), _NO_LABELS)
 
-
-class RemoteSession(Session):
-    """A method whose clients are nodes. Set `engine` and `ask_nodes` before it runs.
+class RemoteSession(BaseSession):
+    """A method whose clients are nodes.
 
     Args:
         config: as the method settles it.
         classes: names in the order of the labels.
         domains: that train, in the order of their indices.
-        clients: without images.
         known: the run's checkpoint, if there is one; further domains come behind its own.
     """
-
-    # learned -> what each client's node reports of it, by the client's index
-    ask_nodes: Callable[[Learned], dict[int, Score]]
 
     def __init__(
         self,
@@ -44,12 +35,10 @@ class RemoteSession(Session):
         backbone: Backbone,
         classes: tuple[str, ...],
         domains: Sequence[str],
-        clients: tuple[Client, ...],
+        clients: tuple[ClientInfo, ...],
         known: Checkpoint | None,
     ) -> None:
-        self.domains = [Domain(name, NO_IMAGES, NO_IMAGES, NO_IMAGES) for name in domains]
-        self._set_up(config, backbone, classes, self.domains, clients, _no_views, known)
-        self._scores: dict[str, list[Score]] = {}
+        super().__init__(config, backbone, classes, domains, clients, known, None)
 
     def resume(self, run: RunFolder) -> Progress:
         """What the run's checkpoint has learned, with fresh rows for domains that came later.
@@ -62,43 +51,45 @@ class RemoteSession(Session):
         records = read_records(run.records)[:rounds]
         return Progress(self.begin().learned, rounds, tuple(records))
 
-    def measure(self, learned: Learned) -> Measured:
-        """Accuracy of every domain as its nodes report it.
+    def run(
+        self,
+        start: Progress,
+        save: Callable[[Progress], None],
+        reporter: Reporter,
+        engine: FlowerEngine,
+    ) -> Progress:
+        """Train from `start` to the end with the engine's nodes."""
+
+        def measure(learned: Learned, round_number: int) -> Measured:
+            reports = engine.measure(learned, round_number)
+            test, validation = self.pool(reports.scores)
+            return Measured(test, validation, reports.n_bytes, reports.refused)
+
+        check_privacy(self.config, local=False)
+        check_aggregation(self.method)
+        return run_rounds(engine, self.method, start, self.config, measure, save, reporter)
+
+    def pool(self, scores: Mapping[int, Score]) -> tuple[dict[str, float], dict[str, float]]:
+        """Test and validation accuracy of every domain, of what its nodes report.
 
         A round can be chosen only where every domain's validation images have had their say.
-        """
-        self._scores = {name: [] for name in self.trained}
-        for index, score in self.ask_nodes(learned).items():
-            self._scores[self.trained[self.method.setting.clients[index].domain]].append(score)
-        test, validation = {}, {}
-        for name, scores in self._scores.items():
-            if any(s.n_test for s in scores):
-                test[name] = _pool((s.test, s.n_test) for s in scores)
-            if any(s.n_validation for s in scores):
-                validation[name] = _pool((s.validation, s.n_validation) for s in scores)
-        return Measured(test, validation if len(validation) == len(self.trained) else {})
 
-    def evaluate(self, progress: Progress) -> Evaluation:
-        """Test accuracy as nodes reported it last, with zero-shot CLIP beside it."""
-        if not self._scores:
-            self.measure(progress.learned)
-        results = {
-            name: DomainResult(
-                accuracy=_pool((s.test, s.n_test) for s in scores),
-                zero_shot=_pool((s.zero_shot, s.n_test) for s in scores),
-                n=sum(s.n_test for s in scores),
-            )
-            for name, scores in self._scores.items()
-        }
-        return Evaluation(self.method.title, results, {})
+        Args:
+            scores: by the client's index.
+        """
+        clients = self.method.setting.clients
+        test, validation = {}, {}
+        for index, name in enumerate(self.trained):
+            members = [client.index for client in clients if client.domain == index]
+            told = [scores[member] for member in members if member in scores]
+            if any(s.n_test for s in told):
+                test[name] = _pool((s.test, s.n_test) for s in told)
+            if any(s.n_validation for s in told):
+                validation[name] = _pool((s.validation, s.n_validation) for s in told)
+        return test, validation if len(validation) == len(self.trained) else {}
 
 
 def _pool(shares: Iterable[tuple[float, int]]) -> float:
-    """One share of right answers for images in several places; 0 without any."""
+    """One share of right answers for images in several places."""
     pairs = list(shares)
-    total = sum(n for _, n in pairs)
-    return sum(share * n for share, n in pairs) / total if total else 0.0
-
-
-def _no_views(images: ImageSet, view: int) -> Tensor:
-    raise AssertionError("no client trains on the server")
+    return sum(share * n for share, n in pairs) / sum(n for _, n in pairs)

@@ -9,10 +9,11 @@ from pathlib import Path
 from fedapt.core.config import Config, remove_paths
 from fedapt.core.errors import UsageError
 from fedapt.core.report import Reporter
-from fedapt.data.partition import Client
+from fedapt.data.partition import ClientInfo
 from fedapt.federation.flower import require_flower
 from fedapt.run.aggregation import check_privacy
 from fedapt.run.session import Session
+from fedapt.train.loop import Engine
 from fedapt.train.methods import METHODS
 from fedapt.train.sampling import sample_clients
 
@@ -47,8 +48,13 @@ def check_engine(engine: str, config: Config) -> None:
 
 
 @contextmanager
-def simulate_nodes(session: Session, device: str, reporter: Reporter) -> Iterator[None]:
-    """Let Flower run the session's clients for as long as the block runs."""
+def open_engine(
+    engine: str, session: Session, device: str, reporter: Reporter
+) -> Iterator[Engine | None]:
+    """What runs the session's clients for as long as the block runs; None for this process."""
+    if engine == LOCAL:
+        yield None
+        return
     from fedapt.federation.flower.engine import FlowerEngine
     from fedapt.federation.flower.simulation import simulate
     from fedapt.federation.flower.task import Plan
@@ -64,12 +70,11 @@ def simulate_nodes(session: Session, device: str, reporter: Reporter) -> Iterato
     ) as grid:
         nodes = sorted(grid.get_node_ids())
 
-        def find_nodes(clients: Sequence[Client]) -> Mapping[int, int]:
+        def find_nodes(clients: Sequence[ClientInfo]) -> Mapping[int, int]:
             # a simulated node plays whichever client it is asked for
             return {client.index: nodes[i] for i, client in enumerate(clients)}
 
         plan = Plan(
             remove_paths(config), method.setting.class_names, backbone.sha256, method.setting.n_keys
         )
-        session.engine = FlowerEngine(method, plan, grid, find_nodes, Watch(reporter))
-        yield
+        yield FlowerEngine(method, plan, grid, find_nodes, Watch(reporter))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
 
 from fedapt.core.config import Config, flatten
@@ -17,7 +16,7 @@ from fedapt.model.image_encoder import image_encoder
 from fedapt.run.device import choose_device
 from fedapt.run.folder import RunFolder
 from fedapt.run.session import Session
-from fedapt.run.simulation import FLOWER, check_engine, simulate_nodes
+from fedapt.run.simulation import check_engine, open_engine
 from fedapt.run.trackers import check_trackers, track
 from fedapt.train.evaluate import Evaluation, tell_untested
 from fedapt.train.loop import Progress
@@ -105,15 +104,16 @@ def _train(
     if going_on:
         reporter.message(f"resuming after round {start.rounds}")
     write = session.saver(run)
-    with track(trackers, run.path, settled, reporter) as log, ExitStack() as stack:
-        if engine == FLOWER:
-            stack.enter_context(simulate_nodes(session, device, reporter))
+    with (
+        track(trackers, run.path, settled, reporter) as log,
+        open_engine(engine, session, device, reporter) as opened,
+    ):
 
         def save(progress: Progress) -> None:
             write(progress)
             log(progress.records[-1])
 
-        done = session.run(start, save, reporter)
+        done = session.run(start, save, reporter, opened)
     if not done.records:  # zero-shot: nothing was trained, and there is a result all the same
         write(done)
     if (best := done.best_round) is not None:

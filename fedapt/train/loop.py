@@ -1,36 +1,55 @@
-"""The rounds: clients train, the server averages, measures, records and saves."""
+"""The rounds: clients train, the server aggregates, measures, records and saves."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from fedapt.core.config import Config
 from fedapt.core.records import Record
 from fedapt.core.report import Reporter
-from fedapt.data.partition import Client
-from fedapt.train.aggregate import Aggregation, begin_aggregate
-from fedapt.train.client import ClientUpdate
-from fedapt.train.methods.base import Learned, Method, n_bytes
+from fedapt.data.partition import ClientInfo
+from fedapt.train.methods.base import Learned, Method
+from fedapt.train.privacy import find_epsilon
 from fedapt.train.sampling import sample_clients
 
 
+@dataclass(frozen=True)
+class RoundResult:
+    """What a round has brought.
+
+    Attributes:
+        learned: the aggregate of the clients' replies.
+        loss: mean over their images.
+        n_images: of all clients together.
+        n_bytes: to the clients and back.
+        refused: client -> why its reply was not used.
+        noise_multiplier: deviation of the round's noise over the sensitivity of what was released;
+            None without noise.
+        record: what else the round's record should say.
+    """
+
+    learned: Learned
+    loss: float
+    n_images: int
+    n_bytes: int
+    refused: Mapping[str, str] = field(default_factory=dict)
+    noise_multiplier: float | None = None
+    record: Record = field(default_factory=dict)
+
+
 class Engine(Protocol):
-    """Who runs the clients of a round: this process, or others."""
+    """Who runs the clients of a round, this process or others, and aggregates their replies."""
 
-    def train_round(
-        self, start: Learned, clients: Sequence[Client], round_number: int
-    ) -> Iterable[ClientUpdate]:
-        """Each of these clients trains from its share of `start`; replies in a fixed order."""
-        ...
+    def run_round(
+        self, start: Learned, clients: Sequence[ClientInfo], round_number: int
+    ) -> RoundResult:
+        """Each of these clients trains from its share of `start`.
 
-    def describe_round(self, earlier: Sequence[Record]) -> Record:
-        """What else the record of the round should say, when it has been measured.
-
-        Args:
-            earlier: the records of the rounds before.
+        Raises:
+            FederationError: a reply or an aggregate that cannot be used.
         """
         ...
 
@@ -66,17 +85,30 @@ class Progress:
 
 @dataclass(frozen=True)
 class Measured:
-    """Accuracy of each domain; of validation images, where there are any, and of test images."""
+    """Accuracy of each domain; of validation images, where there are any, and of test images.
+
+    Attributes:
+        n_bytes: to nodes that measure and back.
+        refused: client -> why its report was not used.
+    """
 
     test: dict[str, float]
     validation: dict[str, float]
+    n_bytes: int = 0
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     def to_record(self) -> dict[str, Any]:
         """The fields of a record."""
         fields: dict[str, Any] = {"accuracy": self.test, "mean_accuracy": mean(self.test)}
         if self.validation:
             fields |= {"validation": self.validation, "mean_validation": mean(self.validation)}
+        if self.n_bytes:
+            fields["evaluation_bytes"] = self.n_bytes
         return fields
+
+
+# (what is learned, the round from 0) -> accuracies
+Measure = Callable[[Learned, int], Measured]
 
 
 def mean(shares: dict[str, float]) -> float:
@@ -89,10 +121,9 @@ def run_rounds(
     method: Method,
     start: Progress,
     config: Config,
-    measure: Callable[[Learned], Measured],
+    measure: Measure,
     save: Callable[[Progress], None],
     reporter: Reporter,
-    aggregation: Callable[[], Aggregation] | None = None,
 ) -> Progress:
     """Train from `start` to the last round, or until validation accuracy has stopped to rise.
 
@@ -100,10 +131,9 @@ def run_rounds(
         measure: called every `train.evaluate_every` rounds and after the last. Validation images
             may stop training and choose a round; test accuracy is recorded, and chooses nothing.
         save: called after every round; what it has written is what a resumed run starts from.
-        aggregation: begins a round's aggregate; by default the mean.
 
     Raises:
-        FederationError: a client's reply is not finite; what was saved before stays.
+        FederationError: a reply or an aggregate that cannot be used; what was saved before stays.
     """
     train = config.train
     progress = start
@@ -112,31 +142,31 @@ def run_rounds(
         number = progress.rounds
         started = time.monotonic()
         clients = sample_clients(method.setting.clients, config.federation, train.seed, number)
-        aggregate = aggregation() if aggregation else begin_aggregate(method, train.weighting)
-        n_images, loss = 0, 0.0
-        for update in engine.train_round(progress.learned, clients, number):
-            aggregate.add(update, method.slots(method.setting.clients[update.client]))
-            n_images += update.n_samples
-            loss += update.loss * update.n_samples
-        learned = aggregate.result(progress.learned)
+        result = engine.run_round(progress.learned, clients, number)
         trained = time.monotonic()
-        sent = [n_bytes(method.share(learned, client)) for client in clients]
         record: Record = {
             "round": number + 1,
-            "loss": loss / max(1, n_images),
+            "loss": result.loss,
             "clients": len(clients),
             "seconds": round(trained - started, 4),
-            # each client receives what is learned and sends it back
-            "bytes_sent": 2 * sum(sent) if method.sends else 0,
+            "bytes_sent": result.n_bytes,
+            **result.record,
         }
+        refused = dict(result.refused)
+        if result.noise_multiplier is not None:
+            record["noise_multiplier"] = result.noise_multiplier
+            spent = [r["noise_multiplier"] for r in (*progress.records, record)]
+            record["epsilon"] = find_epsilon(spent, config.federation.delta)
         note = f"loss {record['loss']:.3f}"
         if (number + 1) % train.evaluate_every == 0 or number + 1 == n_rounds:
-            measured = measure(learned)
+            measured = measure(result.learned, number)
             record |= measured.to_record()
+            refused |= measured.refused
             record["evaluation_seconds"] = round(time.monotonic() - trained, 4)
             note += f", mean {100 * mean(measured.validation or measured.test):.1f} %"
-        record |= engine.describe_round(progress.records) | aggregate.describe(number + 1)
-        progress = Progress(learned, number + 1, (*progress.records, record))
+        if refused:
+            record["refused"] = refused
+        progress = Progress(result.learned, number + 1, (*progress.records, record))
         save(progress)
         reporter.progress("rounds", number + 1, n_rounds, note)
     return progress

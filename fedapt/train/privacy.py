@@ -14,6 +14,7 @@ Source: Balle and Wang (arXiv 1805.06530) for the exact epsilon of a Gaussian me
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Iterable
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedapt.train.client import ClientUpdate
 from fedapt.train.methods.base import Learned
 
 
@@ -34,6 +36,17 @@ def clip_move(learned: Learned, start: Learned, length: float) -> Learned:
     moved = {name: learned[name].double() - tensor.double() for name, tensor in start.items()}
     factor = min(1.0, length / max(measure_length(moved), 1e-300))
     return {name: factor * tensor for name, tensor in moved.items()}
+
+
+def shorten(update: ClientUpdate, start: Learned, length: float) -> ClientUpdate:
+    """An update of `length` at most.
+
+    Args:
+        start: what the client was sent.
+    """
+    moved = clip_move(update.learned, start, length)
+    learned = {name: (start[name].double() + tensor).float() for name, tensor in moved.items()}
+    return dataclasses.replace(update, learned=learned)
 
 
 def measure_length(tensors: Learned) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 from fedapt.core.config import FederationConfig
 from fedapt.core.errors import ConfigError
 from fedapt.core.seeds import child_seed
-from fedapt.data.partition import Client
+from fedapt.data.partition import ClientInfo
 
 
 def check_sampling(config: FederationConfig, n_clients: int) -> None:
@@ -39,8 +39,8 @@ def check_sampling(config: FederationConfig, n_clients: int) -> None:
 
 
 def sample_clients(
-    clients: Sequence[Client], config: FederationConfig, seed: int, round_number: int
-) -> list[Client]:
+    clients: Sequence[ClientInfo], config: FederationConfig, seed: int, round_number: int
+) -> list[ClientInfo]:
     """The clients of a round, in their order; the same for a round however often it is run."""
     if not config.sampled and not config.sampled_per_domain:
         return list(clients)

@@ -133,19 +133,18 @@ def train_one(
     method: Method, learned: Learned, client: Client, round_number: int = 0
 ) -> ClientUpdate:
     """One client's reply, through the local engine."""
-    engine = LocalEngine(method, method.setting.config.train)
-    (update,) = engine.train_round(learned, [client], round_number)
+    (update,) = LocalEngine(method).train_clients(learned, [client], round_number)
     return update
 
 
 def one_round(method: Method, learned: Learned, round_number: int = 0) -> Progress:
     """One whole round; `train.rounds` says that it is the last."""
     return run_rounds(
-        LocalEngine(method, method.setting.config.train),
+        LocalEngine(method),
         method,
         Progress(learned, round_number, ()),
         method.setting.config,
-        lambda learned: Measured({}, {}),
+        lambda learned, number: Measured({}, {}),
         lambda progress: None,
         Reporter(),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 from flwr.app import Message
 
@@ -11,7 +12,7 @@ from fedapt.core.config import Config, read_config, remove_paths
 from fedapt.core.report import Reporter
 from fedapt.data.domains import load_domains
 from fedapt.data.folders import scan_folders
-from fedapt.data.partition import Client
+from fedapt.data.partition import ClientInfo
 from fedapt.data.splits import split_as_configured
 from fedapt.federation.flower.client_app import build_client_app
 from fedapt.federation.flower.engine import FlowerEngine
@@ -56,13 +57,19 @@ def connect(
     if change is not None:
         grid.change = change
 
-    def find_nodes(clients: Sequence[Client]) -> Mapping[int, int]:
+    def find_nodes(clients: Sequence[ClientInfo]) -> Mapping[int, int]:
         return {c.index: 10 + c.index for c in clients}
 
     plan = Plan(remove_paths(config), setting.class_names, session.backbone.sha256, setting.n_keys)
-    session.engine = FlowerEngine(session.method, plan, grid, find_nodes, Watch(Reporter()))
+    engine = FlowerEngine(session.method, plan, grid, find_nodes, Watch(Reporter()))
+    _ENGINES[session] = engine
     return grid
 
 
 def run(session: Session) -> Progress:
-    return session.run(session.begin(), lambda progress: None, Reporter())
+    """By its nodes where `connect` has given it some, else by this process."""
+    engine = _ENGINES.get(session)
+    return session.run(session.begin(), lambda progress: None, Reporter(), engine)
+
+
+_ENGINES: WeakKeyDictionary[Session, FlowerEngine] = WeakKeyDictionary()

@@ -1,8 +1,8 @@
 """The Flower engine: every client in a process of its own, on this machine or another.
 
-The rounds, the draw of clients and the average are those of every engine (`fedapt.train.loop`);
-here a client's share of the aggregate goes out in a message, and comes back in a reply that is
-checked before anything is done with it.
+The rounds, the draw of clients and the aggregate are those of every engine (`fedapt.train`); here a
+client's share of the aggregate goes out in a message, and comes back in a reply that is checked
+before anything is done with it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from flwr.serverapp import Grid
 
 from fedapt.core.config import FederationConfig
 from fedapt.core.errors import FederationError
-from fedapt.core.records import Record
-from fedapt.data.partition import Client
+from fedapt.data.partition import ClientInfo
 from fedapt.federation.flower.exchange import Answer, exchange
 from fedapt.federation.flower.node import Score
 from fedapt.federation.flower.privacy import find_multiplier
@@ -27,23 +26,42 @@ from fedapt.federation.flower.secure.server import SecureRound
 from fedapt.federation.flower.task import KEYS, LEARNED, TASK, Place, Plan, task_to_record
 from fedapt.federation.flower.tensors import to_arrays
 from fedapt.federation.flower.watch import Watch
+from fedapt.train.aggregate import Aggregated, aggregate
 from fedapt.train.client import ClientUpdate
+from fedapt.train.loop import RoundResult
 from fedapt.train.methods.base import Learned, Method
-from fedapt.train.privacy import find_epsilon
 
 # which Flower node plays each of these clients; clients whose node is away are left out
-FindNodes = Callable[[Sequence[Client]], Mapping[int, int]]
+FindNodes = Callable[[Sequence[ClientInfo]], Mapping[int, int]]
+
+
+@dataclass(frozen=True)
+class Reports:
+    """What nodes report of an aggregate.
+
+    Attributes:
+        scores: by the client's index; nodes that do not answer are absent.
+        n_bytes: to the nodes and back.
+        refused: client -> why its report is not used.
+    """
+
+    scores: Mapping[int, Score]
+    n_bytes: int
+    refused: Mapping[str, str]
 
 
 @dataclass
-class _Round:
-    """What one round's record says beyond the loop's own fields."""
+class _Traffic:
+    """What has been sent in one exchange, and who has not answered well.
 
-    number: int = 0
+    Attributes:
+        round: from 0.
+        n_bytes: there and back.
+        seconds, refused: by the client's name.
+    """
+
+    round: int
     n_bytes: int = 0
-    evaluation_bytes: int = 0
-    replies: int = 0
-    clipped: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
 
@@ -69,140 +87,135 @@ class FlowerEngine:
     ) -> None:
         self._method, self._plan, self._grid = method, plan, grid
         self._find_nodes, self._watch = find_nodes, watch
-        self._last = _Round()
 
-    def train_round(
-        self, start: Learned, clients: Sequence[Client], round_number: int
-    ) -> Iterator[ClientUpdate]:
-        """Send every client its share of `start`; sound replies, in the order of the clients.
+    def run_round(
+        self, start: Learned, clients: Sequence[ClientInfo], round_number: int
+    ) -> RoundResult:
+        """Send every client its share of `start`, and aggregate the sound replies.
 
         Raises:
-            FederationError: fewer sound replies than `federation.min_replies`.
+            FederationError: fewer sound replies than `federation.min_replies`, or than the
+                aggregate needs.
         """
-        self._last = _Round(round_number)
+        traffic = _Traffic(round_number)
         if self._limits.secure:
-            yield self._train_in_secret(start, clients)
-            return
+            return self._run_in_secret(start, clients, traffic)
         updates: dict[int, ClientUpdate] = {}
         shares = {c.index: self._method.share(start, c) for c in clients}
         contents = {c.index: self._fill(c, shares[c.index], round_number) for c in clients}
-        for client, answer in self._ask(MessageType.TRAIN, clients, contents):
-            self._last.n_bytes += answer.n_bytes
+        for client, answer in self._ask(MessageType.TRAIN, clients, contents, traffic):
             update = read_update(answer, client, shares[client.index], self._limits.max_update)
             if isinstance(update, str):
-                self._refuse(client, update)
+                self._refuse(client, update, traffic)
             else:
                 updates[client.index] = update
-                self._last.seconds[client.name] = round(answer.seconds, 3)
+                traffic.seconds[client.name] = round(answer.seconds, 3)
                 self._watch.replied(client.name, update.n_samples, answer.seconds)
-        self._check_replies(len(updates), clients)
-        yield from (updates[index] for index in sorted(updates))
+        self._check_replies(len(updates), clients, traffic)
+        in_order = [updates[index] for index in sorted(updates)]
+        found = aggregate(self._plan.config, self._method, start, clients, in_order)
+        return self._sum_up(found, traffic)
 
-    def _train_in_secret(self, start: Learned, clients: Sequence[Client]) -> ClientUpdate:
-        """One update that stands for the mean of all; who learned what, nobody is told."""
-        last, by_index = self._last, {c.index: c for c in clients}
+    def _run_in_secret(
+        self, start: Learned, clients: Sequence[ClientInfo], traffic: _Traffic
+    ) -> RoundResult:
+        """The mean of all; who learned what, nobody is told."""
+        by_index = {c.index: c for c in clients}
         nodes = self._find_nodes(clients)
-        for client in clients:
-            last.seconds[client.name] = 0.0
 
         def ask(stage: str, asked: Mapping[int, RecordDict]) -> Iterator[tuple[int, RecordDict]]:
             those = [by_index[index] for index in asked]
             contents = {
-                c.index: RecordDict({TASK: self._describe(c, last.number), **asked[c.index]})
+                c.index: RecordDict({TASK: self._describe(c, traffic.round), **asked[c.index]})
                 for c in those
             }
             kind = f"{MessageType.TRAIN}.{stage}"
-            for client, answer in self._ask(kind, those, contents, nodes):
-                last.n_bytes += answer.n_bytes
-                last.seconds[client.name] = round(last.seconds[client.name] + answer.seconds, 3)
+            for client, answer in self._ask(kind, those, contents, traffic, nodes):
+                seconds = traffic.seconds.get(client.name, 0.0) + answer.seconds
+                traffic.seconds[client.name] = round(seconds, 3)
                 if reason := read_refusal(answer):
-                    self._refuse(client, reason)
+                    self._refuse(client, reason, traffic)
                 else:
                     yield client.index, answer.reply.content
 
         def refuse(index: int, reason: str) -> None:
-            self._refuse(by_index[index], reason)
+            self._refuse(by_index[index], reason, traffic)
 
-        hashed = hash_work(self._plan, last.number, start, self._method.frozen())
-        secret = SecureRound(ask, refuse, last.number, self._plan.config, hashed)
+        hashed = hash_work(self._plan, traffic.round, start, self._method.frozen())
+        secret = SecureRound(ask, refuse, traffic.round, self._plan.config, hashed)
         work = self._work(start)
         try:
             found, added = secret.add_up({c.index: work for c in clients}, start)
         except ValueError as error:
             raise FederationError(
-                where=f"round {last.number + 1}",
-                found=str(error) + self._list_refused(),
+                where=f"round {traffic.round + 1}",
+                found=str(error) + _list_refused(traffic),
                 expected="a sum of the round's updates",
                 next_step="see to these nodes and start again: the checkpoint of the round before"
                 " is kept",
             ) from error
-        last.replies, last.clipped = len(added), found.clipped
         for index in added:
             name = by_index[index].name
-            self._watch.replied(name, None, last.seconds[name])
-        return ClientUpdate(added[0], found.learned, found.images, found.loss)
+            self._watch.replied(name, None, traffic.seconds[name])
+        learned = found.learned
+        if self._method.adds_up:  # a sum again
+            learned = {name: start[name] + len(added) * mean for name, mean in learned.items()}
+        mean = Aggregated(learned, found.loss, found.images, len(added), None)
+        clipped = {"clipped_values": found.clipped} if found.clipped else {}
+        return self._sum_up(mean, traffic, clipped)
 
-    def _check_replies(self, count: int, clients: Sequence[Client]) -> None:
-        self._last.replies = count
-        least = min(self._limits.min_replies, len(clients))
-        if count < least:
+    def _sum_up(
+        self, found: Aggregated, traffic: _Traffic, more: Mapping[str, int] | None = None
+    ) -> RoundResult:
+        multiplier = found.noise_multiplier
+        if self._limits.node_noise:
+            multiplier = find_multiplier(self._limits, found.n_replies)
+        seconds = dict(sorted(traffic.seconds.items()))
+        return RoundResult(
+            found.learned,
+            found.loss,
+            found.n_images,
+            traffic.n_bytes,
+            traffic.refused,
+            multiplier,
+            {"replies": found.n_replies, "client_seconds": seconds, **(more or {})},
+        )
+
+    def _check_replies(self, count: int, clients: Sequence[ClientInfo], traffic: _Traffic) -> None:
+        needed = min(self._limits.min_replies, len(clients))
+        if count < needed:
             raise FederationError(
-                where=f"round {self._last.number + 1}",
-                found=f"{count} usable replies of {len(clients)}{self._list_refused()}",
-                expected=f"at least {least} (federation.min_replies)",
+                where=f"round {traffic.round + 1}",
+                found=f"{count} usable replies of {len(clients)}{_list_refused(traffic)}",
+                expected=f"at least {needed} (federation.min_replies)",
                 next_step="see to these nodes and start again: the checkpoint of the round before"
                 " is kept",
             )
 
-    def _list_refused(self) -> str:
-        return "".join(f"; {name}: {why}" for name, why in self._last.refused.items())
-
-    def measure(self, learned: Learned) -> dict[int, Score]:
-        """What each client's node reports of the aggregate; nodes that do not answer are absent."""
+    def measure(self, learned: Learned, round_number: int) -> Reports:
+        """What each client's node reports of the aggregate."""
+        traffic, scores = _Traffic(round_number), {}
         clients = self._method.setting.clients
-        contents = {c.index: self._fill(c, learned, self._last.number) for c in clients}
-        scores = {}
-        for client, answer in self._ask(MessageType.EVALUATE, clients, contents):
-            self._last.evaluation_bytes += answer.n_bytes
+        contents = {c.index: self._fill(c, learned, round_number) for c in clients}
+        for client, answer in self._ask(MessageType.EVALUATE, clients, contents, traffic):
             score = read_score(answer)
             if isinstance(score, str):
-                self._refuse(client, score)
+                self._refuse(client, score, traffic)
             else:
                 scores[client.index] = score
-        return scores
-
-    def describe_round(self, earlier: Sequence[Record]) -> Record:
-        """Bytes as they were sent, seconds of each client, and whose reply was not used.
-
-        With noise of the nodes, what they have given away in this round and the earlier ones.
-        """
-        last = self._last
-        record: Record = {
-            "bytes_sent": last.n_bytes,
-            "replies": last.replies,
-            "client_seconds": dict(sorted(last.seconds.items())),
-        }
-        if last.evaluation_bytes:
-            record["evaluation_bytes"] = last.evaluation_bytes
-        if last.clipped:
-            record["clipped_values"] = last.clipped
-        if self._limits.node_noise:
-            replies = [*(r["replies"] for r in earlier), last.replies]
-            multipliers = [find_multiplier(self._limits, n) for n in replies]
-            record["epsilon"] = find_epsilon(multipliers, self._limits.delta)
-        return record | ({"refused": last.refused} if last.refused else {})
+        return Reports(scores, traffic.n_bytes, traffic.refused)
 
     @property
     def _limits(self) -> FederationConfig:
         return self._plan.config.federation
 
-    def _fill(self, client: Client, learned: Learned, round_number: int) -> RecordDict:
+    def _fill(self, client: ClientInfo, learned: Learned, round_number: int) -> RecordDict:
         return RecordDict({TASK: self._describe(client, round_number), **self._work(learned)})
 
     def _work(self, learned: Learned) -> RecordDict:
         return RecordDict({LEARNED: to_arrays(learned), KEYS: to_arrays(self._method.frozen())})
 
-    def _describe(self, client: Client, round_number: int) -> ConfigRecord:
+    def _describe(self, client: ClientInfo, round_number: int) -> ConfigRecord:
         share = 0  # a node's folder is its own, except where one is dealt out to several
         if self._limits.clients_per_domain > 1:
             siblings = [c.index for c in self._method.setting.clients if c.domain == client.domain]
@@ -212,10 +225,11 @@ class FlowerEngine:
     def _ask(
         self,
         kind: str,
-        clients: Sequence[Client],
+        clients: Sequence[ClientInfo],
         contents: Mapping[int, RecordDict],
+        traffic: _Traffic,
         nodes: Mapping[int, int] | None = None,
-    ) -> Iterator[tuple[Client, Answer]]:
+    ) -> Iterator[tuple[ClientInfo, Answer]]:
         """Send to the clients' nodes; answers as they come, until the round's time is over.
 
         Args:
@@ -223,12 +237,12 @@ class FlowerEngine:
         """
         if nodes is None:
             nodes = self._find_nodes(clients)
-        seconds, group = self._limits.round_seconds, str(self._last.number + 1)
+        seconds, group = self._limits.round_seconds, str(traffic.round + 1)
         messages: list[Message] = []
-        waiting: dict[int, Client] = {}
+        waiting: dict[int, ClientInfo] = {}
         for client in clients:
             if (node := nodes.get(client.index)) is None:
-                self._refuse(client, "not connected")
+                self._refuse(client, "not connected", traffic)
                 continue
             waiting[len(messages)] = client
             messages.append(
@@ -236,11 +250,16 @@ class FlowerEngine:
             )
         started = time.monotonic()
         for place, answer in exchange(self._grid, messages, seconds):
+            traffic.n_bytes += answer.n_bytes
             yield waiting.pop(place), answer
         for client in waiting.values():
             waited = time.monotonic() - started
-            self._refuse(client, f"no reply within {waited:.0f} s")
+            self._refuse(client, f"no reply within {waited:.0f} s", traffic)
 
-    def _refuse(self, client: Client, reason: str) -> None:
-        self._last.refused[client.name] = reason
-        self._watch.refused(client.name, self._last.number + 1, reason)
+    def _refuse(self, client: ClientInfo, reason: str, traffic: _Traffic) -> None:
+        traffic.refused[client.name] = reason
+        self._watch.refused(client.name, traffic.round + 1, reason)
+
+
+def _list_refused(traffic: _Traffic) -> str:
+    return "".join(f"; {name}: {why}" for name, why in traffic.refused.items())

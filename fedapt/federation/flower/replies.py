@@ -12,7 +12,7 @@ import math
 import torch
 from flwr.app import MetricRecord
 
-from fedapt.data.partition import Client
+from fedapt.data.partition import ClientInfo
 from fedapt.federation.flower.exchange import Answer
 from fedapt.federation.flower.node import Score
 from fedapt.federation.flower.task import LEARNED, REFUSAL, REPLY
@@ -24,7 +24,7 @@ _MOST_IMAGES = 1_000_000_000
 
 
 def read_update(
-    answer: Answer, client: Client, share: Learned, max_update: float
+    answer: Answer, client: ClientInfo, share: Learned, max_update: float
 ) -> ClientUpdate | str:
     """A client's reply, or why it is refused.
 

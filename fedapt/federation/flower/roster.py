@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 
 from fedapt.core.errors import FederationError
 from fedapt.core.files import write_text
-from fedapt.data.partition import Client
+from fedapt.data.partition import ClientInfo
 from fedapt.federation.flower.settings import NAME
 from fedapt.federation.flower.task import REFUSAL, REPLY, TASK, Plan, task_to_record
 from fedapt.federation.flower.watch import Watch
@@ -124,7 +124,7 @@ class Roster:
                     self._watch.joined(member.name, member.domain)
         return {name: node for name, node in self._nodes.items() if node in here}
 
-    def find_nodes(self, clients: Sequence[Client]) -> Mapping[int, int]:
+    def find_nodes(self, clients: Sequence[ClientInfo]) -> Mapping[int, int]:
         """The nodes of these clients; those that are away are absent."""
         here = self.connected()
         names = {c.index: self.members[c.index].name for c in clients}

@@ -20,7 +20,7 @@ import fedapt
 from fedapt.core import names
 from fedapt.core.config import Config, config_from_dict
 from fedapt.core.errors import ConfigError, FederationError
-from fedapt.data.partition import Client
+from fedapt.data.partition import ClientInfo
 from fedapt.federation.flower.tensors import from_arrays
 from fedapt.train.methods.base import Learned
 
@@ -66,7 +66,7 @@ class Place:
     round: int
 
     @classmethod
-    def of(cls, client: Client, share: int, round_number: int) -> Place:
+    def of(cls, client: ClientInfo, share: int, round_number: int) -> Place:
         """The place of a client."""
         return cls(client.index, client.domain, client.key, share, round_number)
 

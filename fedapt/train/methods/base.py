@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from fedapt.core.config import Config
 from fedapt.data.domains import ImageSet, ImageTable, Labelled
-from fedapt.data.partition import Client
+from fedapt.data.partition import Client, ClientInfo
 from fedapt.model.backbone import Backbone
 from fedapt.model.head import Head
 from fedapt.model.prompt import draw_keys
@@ -55,19 +55,19 @@ class Setting:
         class_names: in the order of the labels.
         n_keys: N.
         clients: all of them.
-        table: every image.
-        views: features of augmented images, computed on request.
         known_keys: of a federation that this one goes on from; further keys are drawn.
+        table: every image that is here; None where there is none.
+        views: features of augmented images, computed on request; None where no client trains.
     """
 
     config: Config
     backbone: Backbone
     class_names: tuple[str, ...]
     n_keys: int
-    clients: tuple[Client, ...]
-    table: ImageTable
-    views: Views
+    clients: tuple[ClientInfo, ...]
     known_keys: Tensor | None = None
+    table: ImageTable | None = None
+    views: Views | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -218,12 +218,12 @@ class Method(ABC):
         """About what one step keeps in memory; bounds how many clients train side by side."""
         return self.setting.prompts_bytes
 
-    def slots(self, client: Client) -> dict[str, int]:
+    def slots(self, client: ClientInfo) -> dict[str, int]:
         """Tensor -> index of this client's slice."""
         index = {"key": client.key, "client": client.index}
         return {name: index[owner] for name, owner in self.owned.items()}
 
-    def share(self, learned: Learned, client: Client) -> Learned:
+    def share(self, learned: Learned, client: ClientInfo) -> Learned:
         """What a client has of the aggregate: its own slices, and what all share."""
         slots = self.slots(client)
         return {n: t[slots[n]] if n in slots else t for n, t in learned.items()}

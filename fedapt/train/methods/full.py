@@ -117,6 +117,7 @@ class FullFineTuning(Method):
     def _encode(self, learned: Learned, rows: Sequence[int]) -> Tensor:
         """Features float32 [n, D] of images by their rows, float32 weights."""
         preprocessing = self.setting.backbone.preprocessing
+        assert self.setting.table is not None  # where there are no images, nothing is encoded
         paths = [self.setting.table.paths[row] for row in rows]
         decoded = decode_ahead(paths, preprocessing, os.cpu_count() or 1, len(paths) + 1)
         pixels = np.empty((len(paths), *preprocessing.size, 3), dtype=np.uint8)

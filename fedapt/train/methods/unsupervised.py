@@ -67,6 +67,7 @@ class UnsupervisedFedAPT(FedAPT):
 
     def _warm_up(self, client: Client, round_number: int) -> Objective:
         settings = self.setting.config.unsupervised
+        assert self.setting.views is not None  # a client trains here
         views = self.setting.views(client.data, round_number % settings.views)
 
         def loss(learned: Learned, batch: Labelled) -> Tensor:

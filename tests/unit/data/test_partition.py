@@ -180,7 +180,7 @@ def test_keys_and_their_names(
     clients = divide(domains, n_keys, clients_per_domain=per_domain)
     assert [c.key for c in clients] == keys
     assert set(keys) == set(range(n_keys))  # none without a client
-    assert name_keys(clients, domains, n_keys) == names
+    assert name_keys(clients, [d.name for d in domains], n_keys) == names
 
 
 def test_more_keys_than_clients_are_refused() -> None:

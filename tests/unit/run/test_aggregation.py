@@ -1,4 +1,4 @@
-"""Which aggregate a run's settings ask for; the local engine has Flower's too."""
+"""Settings of aggregation and privacy that do not go together, and those that do."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from fedapt.core.report import Reporter
 from fedapt.data.domains import load_domains
 from fedapt.data.folders import scan_folders
 from fedapt.data.splits import split_as_configured
+from fedapt.federation.local import LocalEngine
 from fedapt.model.backbone import Backbone
 from fedapt.model.image_encoder import image_encoder
 from fedapt.run.aggregation import check_privacy
 from fedapt.run.session import Session
 from fedapt.run.simulation import check_engine
 from fedapt.train.methods import METHODS
+from fedapt.train.privacy import measure_length
+from tests.support.tiny import write_tiny_images
 
 
 def run_session(images: Path, backbone: Backbone, *settings: str) -> Session:
@@ -30,22 +33,47 @@ def run_session(images: Path, backbone: Backbone, *settings: str) -> Session:
     return Session(config, backbone, folders, domains)
 
 
-def test_the_median_of_two_is_their_mean(tiny_images: Path, tiny_backbone: Backbone) -> None:
-    found = []
-    for aggregation in ("mean", "median", "krum"):
-        faulty = "federation.faulty=0"
-        session = run_session(
-            tiny_images, tiny_backbone, f"federation.aggregation={aggregation}", faulty
-        )
-        if aggregation == "krum":
-            with pytest.raises(Exception, match="found 2 replies; expected at least 3"):
-                session.run(session.begin(), lambda progress: None, Reporter())
-            continue
-        done = session.run(session.begin(), lambda progress: None, Reporter())
-        assert "epsilon" not in done.records[0]
-        found.append(done.learned)
-    for name, tensor in found[0].items():
-        torch.testing.assert_close(found[1][name], tensor, rtol=0, atol=1e-6)
+@pytest.mark.parametrize("aggregation", ["median", "trimmed-mean", "krum", "multi-krum"])
+def test_two_clients_outvote_nobody(
+    aggregation: str, tiny_images: Path, tiny_backbone: Backbone
+) -> None:
+    session = run_session(tiny_images, tiny_backbone, f"federation.aggregation={aggregation}")
+    with pytest.raises(ConfigError) as caught:
+        session.run(session.begin(), lambda progress: None, Reporter())
+    needed = 3 if aggregation == "median" else 5
+    assert caught.value.where == f"federation.aggregation = '{aggregation}'"
+    assert caught.value.found == "2 clients in a round"
+    assert caught.value.expected == f"{needed} or more, to outvote federation.faulty = 1"
+
+
+@pytest.mark.parametrize("setting", ["train.weighting=samples", "train.method=adapt"])
+def test_a_vote_counts_replies_alike(
+    setting: str, tiny_images: Path, tiny_backbone: Backbone
+) -> None:
+    session = run_session(tiny_images, tiny_backbone, "federation.aggregation=median", setting)
+    with pytest.raises(ConfigError, match="expected replies that count alike, of a method whose"):
+        session.run(session.begin(), lambda progress: None, Reporter())
+
+
+def test_the_local_engine_takes_a_vote(tmp_path: Path, tiny_backbone: Backbone) -> None:
+    images = write_tiny_images(tmp_path / "data", 4, ("a", "b", "c"))
+    session = run_session(images, tiny_backbone, "federation.aggregation=median")
+    start, clients = session.begin(), session.method.setting.clients
+    done = session.run(start, lambda progress: None, Reporter())
+    assert "epsilon" not in done.records[0]
+    replies = LocalEngine(session.method).train_clients(start.learned, clients, 0)
+    learned = [reply.learned for reply in replies]
+    for name, tensor in done.learned.items():
+        median = torch.stack([one[name] for one in learned]).median(0).values
+        torch.testing.assert_close(tensor, median, rtol=0, atol=1e-6)
+
+
+def test_the_aggregate_shortens_long_updates(tiny_images: Path, tiny_backbone: Backbone) -> None:
+    session = run_session(tiny_images, tiny_backbone, "federation.clip=0.001")
+    start = session.begin()
+    done = session.run(start, lambda progress: None, Reporter())
+    moved = {name: tensor - start.learned[name] for name, tensor in done.learned.items()}
+    assert 0 < measure_length(moved) <= 0.001 * (1 + 1e-3)
 
 
 def test_noise_is_accounted_for(tiny_images: Path, tiny_backbone: Backbone) -> None:

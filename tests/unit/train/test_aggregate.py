@@ -1,14 +1,16 @@
-"""The server's average, by hand."""
+"""The server's averages, by hand."""
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pytest
 import torch
 
-from fedapt.train.aggregate import Average
+from fedapt.train.aggregate import Average, NoisyMean
 from fedapt.train.client import ClientUpdate
 from fedapt.train.methods.base import Learned
 
@@ -32,10 +34,10 @@ def average(
     start: Learned | None = None,
     slots: Sequence[Mapping[str, int]] | None = None,
 ) -> Learned:
-    found = Average(weighting)
+    found = Average(START if start is None else start, weighting)
     for one, own in zip(updates, slots or [{}] * len(updates), strict=True):
         found.add(one, own)
-    return found.result(START if start is None else start)
+    return found.result()
 
 
 def test_uniform_counts_every_client_alike() -> None:
@@ -115,7 +117,7 @@ def test_the_average_is_float32_and_changes_no_reply() -> None:
 
 
 def test_without_a_reply_everything_stays() -> None:
-    learned = Average("samples").result(START)
+    learned = Average(START, "samples").result()
     assert all(learned[name] is tensor for name, tensor in START.items())
     assert learned is not START
 
@@ -179,3 +181,51 @@ def test_a_reply_may_be_of_many() -> None:
     # 0, 3, ... 48; 1, 4, ... 49; 2, 5, ... 47
     assert learned["contexts"].tolist() == [[24.0, -24.0], [25.0, -25.0], [24.5, -24.5]]
     assert learned["shared"].tolist() == [24.5]
+
+
+# noise of central differential privacy
+
+
+def test_the_noise_has_the_width_that_it_should() -> None:
+    n = 40_000
+    start = {"x": torch.zeros(n)}
+    found = NoisyMean(start, start, clip=2.0, noise=3.0, count=4)
+    for i in range(4):
+        found.add(ClientUpdate(i, {"x": torch.full((n,), 1e-9)}, 1, 0.0), {})
+    noise, expected = found.result()["x"], 3.0 * 2.0 / 4
+    assert float(noise.std()) == pytest.approx(expected, rel=0.03)
+    assert abs(float(noise.mean())) < 4 * expected / math.sqrt(n)
+    assert not torch.equal(noise, found.result()["x"])
+
+
+def test_one_reply_moves_the_noisy_mean_by_a_fixed_share() -> None:
+    """Zero in place of an update moves the mean by C / n, however many replies there are."""
+    start = {"x": torch.tensor([10.0, 0.0]), "y": torch.tensor([[5.0]])}
+    long = {"x": torch.tensor([13.0, 4.0]), "y": torch.tensor([[17.0]])}  # (3, 4, 12): length 13
+    for others in range(4):
+        means = []
+        for replies in ([], [long]):
+            found = NoisyMean(start, start, clip=6.5, noise=1e-9, count=4)
+            for i, learned in enumerate([*replies, *[start] * others]):  # at the start: no length
+                found.add(ClientUpdate(i, learned, 1, 0.0), {})
+            means.append(found.result())
+        without, with_it = means
+        assert (with_it["x"] - without["x"]).tolist() == pytest.approx([3 / 8, 4 / 8], abs=1e-6)
+        assert (with_it["y"] - without["y"]).item() == pytest.approx(12 / 8, abs=1e-6)
+
+
+def test_the_seed_does_not_draw_the_noise() -> None:
+    start, found = {"x": torch.zeros(8)}, []
+    for _ in range(2):
+        torch.manual_seed(0)
+        np.random.seed(0)
+        found.append(NoisyMean(start, start, 1.0, 1.0, 3).result()["x"])
+    assert not torch.equal(*found)
+
+
+def test_noise_on_sums_is_not_divided() -> None:
+    start, zero = {"x": torch.tensor([10.0, 0.0])}, {"x": torch.zeros(2)}
+    found = NoisyMean(start, zero, clip=5.0, noise=1e-9, count=1)
+    for i, sums in enumerate(([3.0, 4.0], [6.0, 8.0])):  # lengths 5 and 10
+        found.add(ClientUpdate(i, {"x": torch.tensor(sums)}, 1, 0.0), {})
+    assert found.result()["x"].tolist() == pytest.approx([16.0, 8.0], abs=1e-6)

@@ -31,6 +31,7 @@ NAMES = ("mug", "bike", "red square")
 M, W, D, N = 2, 32, 32, 3
 SIZES = (5, 17, 9)  # the largest is neither first nor last
 TRAIN = TrainConfig(batch_size=4, local_epochs=2, lr=0.1, seed=7)
+CONFIG = Config(prompt=PromptConfig(context_length=M), train=TRAIN)
 
 
 def draw(*shape: int, seed: int) -> Tensor:
@@ -53,7 +54,7 @@ def method(tiny_backbone: Backbone) -> FedAPT:
     )
     return FedAPT(
         Setting(
-            config=Config(prompt=PromptConfig(context_length=M), train=TRAIN),
+            config=CONFIG,
             backbone=tiny_backbone,
             class_names=NAMES,
             n_keys=N,
@@ -78,8 +79,10 @@ def train_round(
     **config: Any,
 ) -> dict[int, ClientUpdate]:
     """The replies by client."""
-    engine = LocalEngine(method, dataclasses.replace(TRAIN, **config))
-    replies = list(engine.train_round(start, clients, round_number))
+    engine = LocalEngine(
+        method, dataclasses.replace(CONFIG, train=dataclasses.replace(TRAIN, **config))
+    )
+    replies = list(engine.train_clients(start, clients, round_number))
     found = {reply.client: reply for reply in replies}
     assert len(found) == len(replies) == len(clients)
     return found
@@ -110,7 +113,7 @@ def direct(method: FedAPT, client: Client, round_number: int, **config: Any) -> 
 
 
 def test_replies_come_largest_client_first(method: FedAPT, clients: tuple[Client, ...]) -> None:
-    replies = list(LocalEngine(method, TRAIN).train_round(START, clients, 0))
+    replies = list(LocalEngine(method, CONFIG).train_clients(START, clients, 0))
     assert [reply.client for reply in replies] == [1, 2, 0]
     assert [reply.n_samples for reply in replies] == [SIZES[i] for i in (1, 2, 0)]
     for reply in replies:
@@ -120,7 +123,7 @@ def test_replies_come_largest_client_first(method: FedAPT, clients: tuple[Client
 def test_one_client_alone_is_train_client(method: FedAPT, clients: tuple[Client, ...]) -> None:
     for client in clients:  # whichever it is among all
         with torch_threads(1):
-            (reply,) = LocalEngine(method, TRAIN).train_round(START, [client], 3)
+            (reply,) = LocalEngine(method, CONFIG).train_clients(START, [client], 3)
         assert_same(reply, direct(method, client, 3))
 
 
@@ -181,10 +184,10 @@ def test_the_aggregate_is_not_changed(method: FedAPT, clients: tuple[Client, ...
 def test_a_client_has_its_own_slices_alone(method: FedAPT, clients: tuple[Client, ...]) -> None:
     alone = Local(method.setting)
     start = {CONTEXTS: 0.02 * draw(3, 3, M, W, seed=5)}
-    replies = {r.client: r for r in LocalEngine(alone, TRAIN).train_round(start, clients, 0)}
+    replies = {r.client: r for r in LocalEngine(alone, CONFIG).train_clients(start, clients, 0)}
     changed = {CONTEXTS: start[CONTEXTS].clone()}
     changed[CONTEXTS][1] += 1
-    again = {r.client: r for r in LocalEngine(alone, TRAIN).train_round(changed, clients, 0)}
+    again = {r.client: r for r in LocalEngine(alone, CONFIG).train_clients(changed, clients, 0)}
     for index, reply in replies.items():
         assert reply.learned[CONTEXTS].shape == (3, M, W)
         is_same = torch.equal(again[index].learned[CONTEXTS], reply.learned[CONTEXTS])
@@ -212,7 +215,7 @@ def count_at_once(method: FedAPT, clients: Sequence[Client], expected: int) -> i
                 running -= 1
             return super().objective(start, client, round_number)
 
-    list(LocalEngine(Waiting(method.setting), TRAIN).train_round(START, clients, 0))
+    list(LocalEngine(Waiting(method.setting), CONFIG).train_clients(START, clients, 0))
     return most
 
 
@@ -265,7 +268,7 @@ def test_replies_that_wait_for_a_slow_client_are_few(
             return super().objective(start, client, round_number)
 
     many = [dataclasses.replace(clients[1], index=i) for i in range(40)]
-    replies = LocalEngine(Slow(method.setting), TRAIN).train_round(START, many, 0)
+    replies = LocalEngine(Slow(method.setting), CONFIG).train_clients(START, many, 0)
     timer = threading.Timer(2.0, go_on.set)
     timer.start()
     first = next(replies)
@@ -286,7 +289,7 @@ def test_torchs_threads_are_set_back_where_replies_are_left(
 ) -> None:
     before = torch.get_num_threads()
     monkeypatch.setattr(os, "cpu_count", lambda: 3 * (before + 1))
-    replies = LocalEngine(method, TRAIN).train_round(START, clients, 0)
+    replies = LocalEngine(method, CONFIG).train_clients(START, clients, 0)
     next(iter(replies))
     assert torch.get_num_threads() == before + 1
     replies.close()
@@ -330,3 +333,17 @@ def test_what_is_not_finite_is_told_with_round_and_client(
 
     with pytest.raises(FederationError, match="round 5, client client 2: found a loss of nan;"):
         train_round(Broken(method.setting), clients, 4)
+
+
+def test_a_round_is_the_mean_of_its_replies(method: FedAPT, clients: tuple[Client, ...]) -> None:
+    replies = train_round(method, clients, 0)
+    found = LocalEngine(method).run_round(START, clients, 0)
+    for name, tensor in found.learned.items():
+        mean = torch.stack([r.learned[name].double() for r in replies.values()]).mean(0)
+        torch.testing.assert_close(tensor, mean.float(), rtol=0, atol=1e-6)
+    assert found.n_images == sum(SIZES)
+    losses = sum(r.loss * r.n_samples for r in replies.values())
+    assert found.loss == pytest.approx(losses / sum(SIZES), abs=1e-5)
+    # V [3, M, W] and Q [N, D] to each of three clients and back
+    assert found.n_bytes == 2 * 3 * 4 * (3 * M * W + N * D)
+    assert (found.refused, found.record, found.noise_multiplier) == ({}, {}, None)

@@ -14,7 +14,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message
 from fedapt.core.errors import ConfigError, FederationError
 from fedapt.federation.flower.secure import MASKED, SHARES, STAGES, UNMASK
 from fedapt.federation.flower.secure.encoding import Encoding
-from fedapt.federation.local import torch_threads
+from fedapt.federation.local import LocalEngine, torch_threads
 from fedapt.model.backbone import Backbone
 from fedapt.train.methods import METHODS
 from tests.support.grid import DirectGrid
@@ -117,7 +117,7 @@ def test_nobodys_words_can_be_read_and_the_sum_can(
 def test_no_update_is_in_the_bytes(images: Path, tiny_clip: Path, tiny_backbone: Backbone) -> None:
     alone = open_session(configure(images, tiny_clip, "train.rounds=1"), tiny_backbone)
     start, clients = alone.begin().learned, alone.method.setting.clients
-    updates = list(alone.engine.train_round(start, clients, 0))
+    updates = list(LocalEngine(alone.method).train_clients(start, clients, 0))
     config = configure(images, tiny_clip, "train.rounds=1", "federation.secure=true")
     session = open_session(config, tiny_backbone)
     grid = connect(session)
@@ -172,7 +172,7 @@ def test_a_node_that_drops_out(
     assert record["replies"] == len(counted)
     plain = open_session(configure(images, tiny_clip, *settings), tiny_backbone)
     start, clients = plain.begin().learned, plain.method.setting.clients
-    updates = list(plain.engine.train_round(start, [clients[i] for i in counted], 0))
+    updates = list(LocalEngine(plain.method).train_clients(start, [clients[i] for i in counted], 0))
     for name, tensor in start.items():
         mean = tensor.double() + sum(u.learned[name].double() - tensor for u in updates) / len(
             updates
@@ -239,7 +239,7 @@ def test_values_out_of_range_are_cut_off_and_counted(
     moved = torch.cat([(done.learned[n] - start[n]).flatten() for n in start])
     assert float(moved.abs().max()) <= 1.001e-4
     plain = open_session(configure(images, tiny_clip, "train.rounds=1"), tiny_backbone)
-    updates = plain.engine.train_round(start, plain.method.setting.clients, 0)
+    updates = LocalEngine(plain.method).train_clients(start, plain.method.setting.clients, 0)
     beyond = sum(
         int(((u.learned[n].double() - start[n].double()).abs() > 1e-4).sum())
         for u in updates
