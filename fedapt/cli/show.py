@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 
 from fedapt.core.report import Reporter
+from fedapt_runtime.printable import printable, printable_json
 
 
 class ConsoleReporter(Reporter):
@@ -26,7 +26,7 @@ class ConsoleReporter(Reporter):
 
     def message(self, text: str) -> None:
         """Print one line above the bars."""
-        self._progress.console.print(text, markup=False, highlight=False)
+        self._progress.console.print(printable(text, lines=True), markup=False, highlight=False)
 
     def progress(self, task: str, done: int, total: int, note: str = "") -> None:
         """Move a bar."""
@@ -67,7 +67,7 @@ def console_reporter() -> Iterator[Reporter]:
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    print(printable_json(value, indent=2))
 
 
 def print_table(
@@ -79,11 +79,16 @@ def print_table(
         justify: Literal["left", "right"] = "right" if figures and i else "left"
         table.add_column(column, justify=justify, overflow="fold")
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*map(shown, row))
     width = None if sys.stdout.isatty() else 160
     console = Console(width=width, highlight=False)
-    console.print(title, style="bold", markup=False)
+    console.print(printable(title), style="bold", markup=False)
     console.print(table)
+
+
+def shown(text: str) -> str:
+    """Text for a cell of a table: neither a control character nor markup works in it."""
+    return escape(printable(text))
 
 
 def percent(share: float) -> str:

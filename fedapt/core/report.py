@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 
 class Reporter:
     """Takes messages and progress; this one drops them. The command line shows them."""
@@ -9,5 +12,21 @@ class Reporter:
     def message(self, text: str) -> None:
         """One line that the user should see."""
 
+    def event(self, level: str, text: str, **values: Any) -> None:
+        """Something that has happened; `values` say to programs what the text says.
+
+        Args:
+            level: `info`, `warning` or `error`.
+        """
+        self.message(text)
+
     def progress(self, task: str, done: int, total: int, note: str = "") -> None:
         """`task` has done `done` of `total`; `note` is a short figure to show beside it."""
+
+
+class PlainReporter(Reporter):
+    """Lines on stderr, for programs that collect what others write there."""
+
+    def message(self, text: str) -> None:
+        """Write one line."""
+        print(text, file=sys.stderr, flush=True)

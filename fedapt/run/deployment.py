@@ -1,13 +1,14 @@
 """The server of a federation: training as a job whose images are all elsewhere.
 
-Runs as a Flower ServerApp in the server's folder (`federation.flower.settings`). The rounds, the
-checkpoint and resuming are those of `fedapt train`; a run that was stopped goes on where it was.
+The server's process calls it (`federation.flower.server`), or Flower, as a ServerApp in the
+server's folder. The rounds, the checkpoint and resuming are those of `fedapt train`; a run that was
+stopped goes on where it was.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from flwr.app import Context
@@ -16,10 +17,10 @@ from flwr.serverapp import Grid, ServerApp
 from fedapt.core.config import Config, flatten, read_config, remove_paths
 from fedapt.core.errors import ConfigError, ReportedError
 from fedapt.core.files import claim_folder
-from fedapt.core.report import Reporter
+from fedapt.core.report import PlainReporter, Reporter
 from fedapt.data.partition import ClientInfo, choose_key
 from fedapt.federation.flower.engine import FlowerEngine
-from fedapt.federation.flower.roster import Roster
+from fedapt.federation.flower.registry import NodeRegistry
 from fedapt.federation.flower.settings import ServerSettings, read_server
 from fedapt.federation.flower.task import Plan
 from fedapt.federation.flower.watch import Watch
@@ -31,73 +32,86 @@ from fedapt.run.simulation import FLOWER, check_engine
 from fedapt.train.loop import Progress
 from fedapt.train.methods import METHODS
 
-LIVE, ROSTER = "live.jsonl", "nodes.json"
+LIVE, REGISTRY = "live.jsonl", "nodes.json"
 
 
 class _Grown(Exception):
     """A node has joined that the session does not know."""
 
 
-def serve(grid: Grid, folder: Path, reporter: Reporter) -> None:
+def serve(
+    grid: Grid,
+    folder: Path,
+    reporter: Reporter,
+    name_nodes: Callable[[], Mapping[int, str]] | None = None,
+) -> None:
     """Train with the nodes that are there, to the last round.
 
     Args:
         folder: of `server.toml`.
+        name_nodes: numbers of the nodes that are connected, and the names of their keys; None where
+            nodes have no keys, as with Flower's own programs.
 
     Raises:
         ReportedError: see `core.errors`; every file in the run folder is whole at any moment.
     """
-    server, config = read_deployment(folder)
+    server = read_server(folder)
     run = RunFolder(folder / server.out)
     with claim_folder(run.path):
-        _serve(grid, folder, server, config, run, reporter)
+        watch = Watch(reporter, run.path / LIVE)
+        try:
+            _serve(grid, folder, server, run, watch, reporter, name_nodes)
+        except ReportedError as error:
+            watch.failed(str(error))
+            raise
+        except Exception as error:  # whoever waits for the end has to be told of it
+            watch.failed(f"{type(error).__name__}: {error}; the server's log says more")
+            raise
+        watch.finished()
 
 
 def _serve(
     grid: Grid,
     folder: Path,
     server: ServerSettings,
-    config: Config,
     run: RunFolder,
+    watch: Watch,
     reporter: Reporter,
+    name_nodes: Callable[[], Mapping[int, str]] | None,
 ) -> None:
-    watch = Watch(reporter, run.path / LIVE)
-    try:
-        run.check(config, resume=True)
-        run.begin(config)
-        backbone = load_backbone(
-            config.model.name, config.model.pretrained, depth=config.data.preprocess
-        )
-        reporter.message(f"model: {backbone.label}")
-        plan = Plan(remove_paths(config), server.classes, backbone.sha256, 0)
-        roster = Roster(run.path / ROSTER, grid, plan, watch, server.domains)
-        keys = folder / server.nodes
-        roster.wait(
-            server.least_nodes,
-            server.wait_seconds,
-            lambda: [] if server.insecure else [path.stem for path in keys.glob("*.pub")],
-        )
-        while not _train(grid, config, plan, backbone, roster, run, watch, reporter):
-            reporter.message("a new node: it takes part from the next round on")
-    except ReportedError as error:
-        watch.failed(str(error))
-        raise
-    watch.finished()
+    config = resolve_deployment(read_config(folder / server.settings))
+    run.check(config, resume=True)
+    run.begin(config)
+    backbone = load_backbone(
+        config.model.name, config.model.pretrained, depth=config.data.preprocess
+    )
+    reporter.message(f"model: {backbone.label}")
+    plan = Plan(remove_paths(config), server.classes, backbone.sha256, 0)
+    name = name_nodes or (lambda: dict.fromkeys(grid.get_node_ids(), ""))
+    registry = NodeRegistry(run.path / REGISTRY, grid, name, plan, watch, server.domains)
+    keys = folder / server.nodes
+    registry.wait(
+        server.least_nodes,
+        server.wait_seconds,
+        lambda: [path.stem for path in keys.glob("*.pub")] if name_nodes else [],
+    )
+    while not _train(grid, config, plan, backbone, registry, run, watch, reporter):
+        reporter.message("a new node: it takes part from the next round on")
 
 
 def read_deployment(folder: Path) -> tuple[ServerSettings, Config]:
-    """`server.toml` and the settings of the training, as its method settles them.
+    """`server.toml` and the settings of the training, as its method resolves them.
 
     Raises:
         ConfigError: a wrong name or value, or a setting for images on one machine.
         UsageError: unencrypted where others can listen, or a method that sends nothing.
     """
     server = read_server(folder)
-    return server, settle_deployment(read_config(folder / server.settings))
+    return server, resolve_deployment(read_config(folder / server.settings))
 
 
-def settle_deployment(config: Config) -> Config:
-    """Settings of a training whose images are all elsewhere, as its method settles them.
+def resolve_deployment(config: Config) -> Config:
+    """Settings of a training whose images are all elsewhere, as its method resolves them.
 
     Raises:
         ConfigError: a setting for images on one machine, or a secure sum or noise of nodes that
@@ -114,16 +128,16 @@ def _train(
     config: Config,
     plan: Plan,
     backbone: Backbone,
-    roster: Roster,
+    registry: NodeRegistry,
     run: RunFolder,
     watch: Watch,
     reporter: Reporter,
 ) -> bool:
     """Train to the end, True, or until a node joins that is new."""
     known = load_checkpoint(run.checkpoint) if run.checkpoint.is_file() else None
-    session = RemoteSession(config, backbone, plan.classes, *_place(roster, config), known)
+    session = RemoteSession(config, backbone, plan.classes, *_place(registry, config), known)
     plan = dataclasses.replace(plan, n_keys=session.method.setting.n_keys)
-    engine = FlowerEngine(session.method, plan, grid, roster.find_nodes, watch)
+    engine = FlowerEngine(session.method, plan, grid, registry.find_nodes, watch)
     start = session.resume(run) if known else session.begin()
     if start.rounds:
         reporter.message(f"resuming after round {start.rounds}")
@@ -132,8 +146,8 @@ def _train(
     def save(progress: Progress) -> None:
         write(progress)
         watch.finished_round(progress.records[-1], config.train.rounds)
-        roster.connected()
-        if progress.rounds < config.train.rounds and roster.admit():
+        registry.connected()
+        if progress.rounds < config.train.rounds and registry.admit():
             raise _Grown
 
     try:
@@ -143,12 +157,14 @@ def _train(
     return True
 
 
-def _place(roster: Roster, config: Config) -> tuple[tuple[str, ...], tuple[ClientInfo, ...]]:
+def _place(
+    registry: NodeRegistry, config: Config
+) -> tuple[tuple[str, ...], tuple[ClientInfo, ...]]:
     """The domains that train, and a client without images for every member."""
-    domains = roster.domains
+    domains = registry.domains
     n_keys = config.prompt.n_keys or len(domains)
     clients: list[ClientInfo] = []
-    for index, member in enumerate(roster.members):
+    for index, member in enumerate(registry.members):
         domain = domains.index(member.domain)
         place = sum(client.domain == domain for client in clients)
         key = choose_key(domain, place, n_keys, len(domains))
@@ -173,21 +189,15 @@ def _check_own_images(config: Config) -> None:
             )
 
 
-class _LogReporter(Reporter):
-    """Lines on stdout, which Flower carries to whoever streams the run's log."""
-
-    def message(self, text: str) -> None:
-        print(text, flush=True)
-
-
 server_app = ServerApp()
 
 
 @server_app.main()
 def main(grid: Grid, context: Context) -> None:
-    """The ServerApp of a deployment; its process stands in the server's folder."""
+    """The ServerApp for Flower's own SuperLink; its process stands in the server's folder."""
+    reporter = PlainReporter()
     try:
-        serve(grid, Path.cwd(), _LogReporter())
+        serve(grid, Path.cwd(), reporter)
     except ReportedError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        reporter.event("error", f"error: {error}")
         raise

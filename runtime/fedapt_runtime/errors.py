@@ -14,6 +14,8 @@ The command lines alone turn an error into an exit code.
 
 from __future__ import annotations
 
+from fedapt_runtime.printable import printable
+
 EXIT_INTERRUPTED = 130
 
 
@@ -32,7 +34,8 @@ class ReportedError(Exception):
     def __init__(self, *, where: object, found: str, expected: str, next_step: str) -> None:
         self.where, self.found = str(where), found
         self.expected, self.next_step = expected, next_step
-        super().__init__(f"{where}: found {found}; expected {expected}. To do: {next_step}.")
+        text = f"{where}: found {found}; expected {expected}. To do: {next_step}."
+        super().__init__(printable(text))
 
     def __reduce__(self) -> tuple[object, ...]:
         # exceptions with keyword arguments do not pickle by themselves, and workers pickle them

@@ -9,12 +9,19 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import tomli_w
+
 FEDAPT = [sys.executable, "-m", "fedapt.cli"]
+# as a machine whose administrator was thrifty
+FEW_FILES = ["bash", "-c", 'ulimit -n 300 && exec "$@"', "bash", *FEDAPT]
+# only a hang is as long as this, also on a machine that has much else to do
+PATIENCE_S = 600.0
 
 
 def find_port() -> int:
@@ -31,8 +38,13 @@ class Deployment:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     @property
+    def address(self) -> str:
+        return str(tomllib.loads((self.folder / "server/server.toml").read_text())["address"])
+
+    @property
     def run(self) -> Path:
-        return self.folder / "server" / "run"
+        table = tomllib.loads((self.folder / "server/server.toml").read_text())
+        return self.folder / "server" / table.get("out", "run")
 
     def start(self, name: str, *arguments: str, program: Sequence[str] = FEDAPT) -> None:
         """`fedapt federation ARGUMENTS` in a session of its own; what it says goes to NAME.log."""
@@ -45,8 +57,11 @@ class Deployment:
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
             )
 
-    def start_server(self) -> None:
-        self.start("server", "server", str(self.folder / "server"))
+    def start_server(self, program: Sequence[str] = FEDAPT) -> None:
+        """Start the server, and wait until it listens."""
+        before = self.say("server").count("listening at")
+        self.start("server", "server", str(self.folder / "server"), program=program)
+        self.wait_until(lambda: self.say("server").count("listening at") > before)
 
     def start_node(self, name: str) -> None:
         self.start(name, "node", str(self.folder / "nodes" / name))
@@ -54,20 +69,26 @@ class Deployment:
     def start_training(self) -> None:
         self.start("train", "train", str(self.folder / "server"), "--json")
 
+    def configure(self, file: str, **values: object) -> None:
+        """Change names of a TOML file, such as server/server.toml."""
+        path = self.folder / file
+        path.write_text(tomli_w.dumps(tomllib.loads(path.read_text()) | values))
+
     def kill(self, name: str) -> None:
         """As a power cut does: without a word, and all that the process has started."""
         os.killpg(self.processes[name].pid, signal.SIGKILL)
         self.processes.pop(name).wait()
 
     def say(self, name: str) -> str:
-        return (self.folder / f"{name}.log").read_text("utf-8", "replace")
+        log = self.folder / f"{name}.log"
+        return log.read_text("utf-8", "replace") if log.is_file() else ""
 
     def events(self) -> list[dict[str, Any]]:
         live = self.run / "live.jsonl"
         lines = live.read_bytes().splitlines() if live.is_file() else []
         return [json.loads(line) for line in lines]
 
-    def wait_until(self, condition: Callable[[], bool], seconds: float = 120.0) -> None:
+    def wait_until(self, condition: Callable[[], bool], seconds: float = PATIENCE_S) -> None:
         started = time.monotonic()
         while not condition():
             if time.monotonic() - started > seconds:
@@ -82,7 +103,7 @@ class Deployment:
             )
         )
 
-    def wait_for_end(self, name: str, seconds: float = 120.0) -> int:
+    def wait_for_end(self, name: str, seconds: float = PATIENCE_S) -> int:
         """The exit code of a process that ends by itself."""
         process = self.processes[name]
         self.wait_until(lambda: process.poll() is not None, seconds)
@@ -131,16 +152,3 @@ def deploy(
         yield deployment
     finally:
         deployment.stop()
-
-
-def processes_of(folder: Path) -> list[str]:
-    """Command lines that name the folder: what is still running of a deployment."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            command = entry.read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
-        except OSError:
-            continue
-        if str(folder) in command:
-            found.append(command)
-    return found

@@ -9,12 +9,11 @@ from itertools import count
 from flwr.app import Context, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
-TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+from fedapt.federation.flower.internals import set_identity, set_message_id
+from fedapt.federation.flower.network.content import decode, encode
+
+set_identity(1)
 
 
 @dataclass
@@ -37,11 +36,11 @@ class DirectGrid(Grid):
     _waiting: dict[str, Message] = field(default_factory=dict)
     _numbers: Iterable[int] = field(default_factory=count)
 
-    def set_run(self, run: Run) -> None:
+    def set_run(self, run: object) -> None:
         raise AssertionError
 
     @property
-    def run(self) -> Run:
+    def run(self) -> object:
         raise AssertionError
 
     def create_message(self, *_: object, **__: object) -> Message:
@@ -57,10 +56,10 @@ class DirectGrid(Grid):
         ids = []
         for message in messages:
             number = str(next(self._numbers))  # type: ignore[call-overload]
-            message.metadata.__dict__["_message_id"] = number
+            set_message_id(message, number)
             ids.append(number)
             arrived = send(message, self.down)
-            arrived.metadata.__dict__["_message_id"] = number
+            set_message_id(arrived, number)
             self.messages.append(arrived)
             node = message.metadata.dst_node_id
             if node not in self.apps:
@@ -79,6 +78,7 @@ class DirectGrid(Grid):
 
 def send(message: Message, wire: list[bytes]) -> Message:
     """The message as it arrives: made of the bytes that were sent."""
-    contents = {key: part.deflate() for key, part in get_all_nested_objects(message).items()}
-    wire.extend(contents.values())
-    return inflate_object_from_contents(message.object_id, dict(contents))  # type: ignore[return-value]
+    if message.has_error():
+        return message
+    wire.append(encode(message.content))
+    return Message(decode(wire[-1]), metadata=message.metadata)  # type: ignore[call-overload]

@@ -59,9 +59,9 @@ def init(
 
         require_flower()
         from fedapt.federation.flower.files import Deployment, write_deployment
-        from fedapt.run.deployment import settle_deployment
+        from fedapt.run.deployment import resolve_deployment
 
-        settle_deployment(settings)  # what `federation train` would refuse is refused here
+        resolve_deployment(settings)  # what `federation train` would refuse is refused here
         names = split_class_names(classes)
         write_deployment(folder, Deployment(server, names, nodes, data, settings))
     if as_json:

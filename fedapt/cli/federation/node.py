@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from fedapt.cli.show import console_reporter
+from fedapt.cli.federation.log import LogFormatOption, open_log
+from fedapt_runtime.errors import EXIT_INTERRUPTED
 
 
 def node(
@@ -19,19 +20,26 @@ def node(
     wait: Annotated[
         float, typer.Option(help="Seconds to wait for a server that does not answer.")
     ] = 60.0,
+    log_format: LogFormatOption = "text",
 ) -> None:
     """Take part with this machine's images until it is stopped."""
-    with console_reporter() as reporter:
-        from fedapt.federation.flower import require_flower
+    log = open_log(log_format)
+    from fedapt.federation.flower import require_flower
 
-        require_flower()
-        from fedapt.data.folders import scan_folders
-        from fedapt.federation.flower.settings import read_node
-        from fedapt.federation.flower.supernode import run_supernode
+    require_flower()
+    from fedapt.data.folders import scan_folders
+    from fedapt.federation.flower.event_log import STATE, keep_library_logs
+    from fedapt.federation.flower.node_process import run_node
+    from fedapt.federation.flower.settings import read_node
 
-        settings = read_node(folder)
-        if data is not None:
-            settings = dataclasses.replace(settings, data=str(data.resolve()))
-        # the folder is looked at before anyone is told that there is a node
-        scan_folders(folder.resolve() / settings.data, domain=settings.domain)
-        run_supernode(folder, settings, wait, reporter)
+    settings = read_node(folder)
+    if data is not None:
+        settings = dataclasses.replace(settings, data=str(data.resolve()))
+    # the folder is looked at before anyone is told that there is a node
+    scan_folders(folder.resolve() / settings.data, domain=settings.domain)
+    keep_library_logs(folder / STATE)
+    try:
+        run_node(folder, settings, wait, log)
+    except KeyboardInterrupt:
+        log.event("info", "stopped")
+        raise typer.Exit(EXIT_INTERRUPTED) from None

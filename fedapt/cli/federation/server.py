@@ -7,18 +7,30 @@ from typing import Annotated
 
 import typer
 
-from fedapt.cli.show import console_reporter
+from fedapt.cli.federation.log import LogFormatOption, open_log
 
 
 def server(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder with server.toml.")],
+    log_format: LogFormatOption = "text",
 ) -> None:
     """Run the server until it is stopped: nodes connect to it, and `train` gives it work."""
-    with console_reporter() as reporter:
-        from fedapt.federation.flower import require_flower
+    log = open_log(log_format)
+    from fedapt.federation.flower import require_flower
 
-        require_flower()
-        from fedapt.federation.flower.settings import read_server
-        from fedapt.federation.flower.superlink import run_superlink
+    require_flower()
+    from fedapt.federation.flower.event_log import STATE, keep_library_logs
+    from fedapt.federation.flower.network.grid import MailboxGrid
+    from fedapt.federation.flower.server import run_server
+    from fedapt.federation.flower.settings import read_server
 
-        run_superlink(folder.resolve(), read_server(folder), reporter)
+    folder = folder.resolve()
+    settings = read_server(folder)
+    keep_library_logs(folder / STATE)
+
+    def train(grid: MailboxGrid) -> None:
+        from fedapt.run.deployment import serve  # with torch, which nodes need not wait for
+
+        serve(grid, folder, log, grid.name_nodes)
+
+    run_server(folder, settings, train, log)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,13 +13,12 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from fedapt.cli.show import Interrupted, percent
+from fedapt.cli.show import Interrupted, percent, shown
 from fedapt.core.errors import FederationError
+from fedapt_runtime.printable import printable, printable_json
 
 if TYPE_CHECKING:
     from fedapt.federation.flower.follow import Federation
-
-_CHECK_S = 5.0
 
 
 def train(
@@ -36,54 +34,44 @@ def train(
     from fedapt.federation.flower import require_flower
 
     require_flower()
-    from fedapt.federation.flower.control import Control
-    from fedapt.federation.flower.files import APP
     from fedapt.federation.flower.follow import Federation, follow
-    from fedapt.run.deployment import read_deployment
+    from fedapt.federation.flower.operator import is_running, request_training
+    from fedapt.run.deployment import LIVE, read_deployment
 
     settings, _ = read_deployment(folder)
-    live = folder / settings.out / "live.jsonl"
+    live = folder / settings.out / LIVE
     offset = live.stat().st_size if live.is_file() else 0
-    federation = Federation()
     started = time.monotonic()
-    while True:
-        try:
-            with Control(folder, settings) as control:
-                run_id = control.start_run(folder / APP)
-            break
-        except ConnectionError as error:
-            if time.monotonic() - started > wait:
-                raise FederationError(
-                    where=f"the server {settings.address}",
-                    found=f"no answer ({error})",
-                    expected="a server that runs",
-                    next_step=f"start it: fedapt federation server {folder}",
-                ) from error
-            time.sleep(1.0)
-    console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
+    while not is_running(folder):
+        if time.monotonic() - started > wait:
+            raise FederationError(
+                where=f"the server {settings.address}",
+                found=f"no answer: no server of {folder} runs on this machine",
+                expected="a server that runs",
+                next_step=f"start it: fedapt federation server {folder}",
+            )
+        time.sleep(0.5)
+    request_training(folder)
+    federation = Federation()
+    console = Console(stderr=True)
     try:
-        with Live(console=console, auto_refresh=False, transient=False) as view:
-            checked = time.monotonic()
-            for line in follow(live, offset):
-                if line is not None:
-                    federation.add(line)
+        if console.is_terminal and not as_json:
+            with Live(console=console, auto_refresh=False) as view:
+                for line in _watch(folder, settings.address, follow(live, offset), federation):
                     if notice := find_notice(line):
                         view.console.print(notice, markup=False, highlight=False, soft_wrap=True)
-                    if as_json:
-                        print(json.dumps(line, ensure_ascii=False), flush=True)
-                    if console.is_terminal or federation.end:
-                        view.update(draw(federation), refresh=True)
-                elif time.monotonic() - checked > _CHECK_S and not federation.end:
-                    checked = time.monotonic()
-                    _check_running(folder, settings, run_id)
-                if federation.end:
-                    break
+                    view.update(draw(federation), refresh=True)
+        else:
+            for line in _watch(folder, settings.address, follow(live, offset), federation):
+                if as_json:
+                    print(printable_json(line), flush=True)
+                if text := find_notice(line) or ("" if as_json else describe_round(line)):
+                    print(text, file=sys.stderr, flush=True)
     except KeyboardInterrupt as stop:
         raise Interrupted from stop
-    console.print()
     if federation.end == "failed":
         raise FederationError(
-            where=f"run {run_id}",
+            where=f"the run {folder / settings.out}",
             found=federation.reason,
             expected="a federation that trains to its end",
             next_step="see to it, and run this command again: it goes on where it was",
@@ -91,11 +79,52 @@ def train(
     print(f"written: {folder / settings.out / 'checkpoint.safetensors'}", file=sys.stderr)
 
 
+def _watch(
+    folder: Path,
+    address: str,
+    lines: Iterator[dict[str, Any] | None],
+    federation: Federation,
+) -> Iterator[dict[str, Any]]:
+    """Events to the end of the run, each of them added to the federation.
+
+    Raises:
+        FederationError: the server is gone, which writes no last line.
+    """
+    from fedapt.federation.flower.operator import is_running, withdraw_request
+
+    while not federation.end:
+        line = next(lines)
+        if line is not None:
+            federation.add(line)
+            yield line
+        elif not is_running(folder):
+            withdraw_request(folder)
+            raise FederationError(
+                where=f"the server {address}",
+                found="no answer: its process has ended",
+                expected="a run that says how it ended",
+                next_step="start it again, and run this command again: it goes on where it was",
+            )
+
+
+def describe_round(line: Mapping[str, Any]) -> str:
+    """A finished round in one line; empty for any other event."""
+    if line["event"] != "round":
+        return ""
+    record = line["record"]
+    text = f"round {record['round']} of {line['rounds']}: {record.get('replies', 0)} replies"
+    text += f", loss {record['loss']:.3f}, {record.get('bytes_sent', 0) / 1e6:.2f} MB"
+    text += f", {record['seconds']:.1f} s"
+    if "mean_accuracy" in record:
+        text += f", mean accuracy {percent(record['mean_accuracy'])} %"
+    return text
+
+
 def find_notice(line: Mapping[str, Any]) -> str:
     """What the operator has to see to, of one event; empty where that is nothing."""
     if line["event"] == "turned away":
-        return f"turned away: {line['name']}: {line['reason']}"
-    return str(line["text"]) if line["event"] == "waiting" else ""
+        return printable(f"turned away: {line['name']}: {line['reason']}")
+    return printable(line["text"]) if line["event"] == "waiting" else ""
 
 
 def draw(federation: Federation) -> Table:
@@ -110,38 +139,13 @@ def draw(federation: Federation) -> Table:
     for name, node in sorted(federation.nodes.items()):
         accuracy = federation.accuracy.get(node.domain)
         table.add_row(
-            name,
-            node.domain,
+            shown(name),
+            shown(node.domain),
             time.strftime("%H:%M:%S", time.localtime(node.seen)) if node.seen else "",
             "" if node.images is None else f"{node.images:,}",
             f"{node.seconds:.1f}",
             str(node.refused),
             "" if accuracy is None else percent(accuracy),
-            node.reason,
+            shown(node.reason),
         )
     return table
-
-
-def _check_running(folder: Path, settings: object, run_id: int) -> None:
-    """A server that was killed writes no last line.
-
-    Raises:
-        FederationError: the run is over, or the server is gone.
-    """
-    from fedapt.federation.flower.control import Control
-
-    found = "no answer"
-    try:
-        with Control(folder, settings) as control:  # type: ignore[arg-type]
-            status, outcome = control.find_status(run_id)
-        if status != "finished":
-            return
-        found = f"a run that is over: {outcome}"
-    except ConnectionError as error:
-        found = f"no answer ({error})"
-    raise FederationError(
-        where=f"run {run_id}",
-        found=found,
-        expected="a run that says how it ended",
-        next_step="see the server's own messages, and run this command again: it goes on",
-    )

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from flwr.clientapp import ClientApp
 
 import fedapt
 from fedapt.core.errors import FederationError, ReportedError, UsageError
+from fedapt.core.report import Reporter
 from fedapt.federation.flower.node import Node, Party
 from fedapt.federation.flower.secure.client import add_stages
 from fedapt.federation.flower.task import (
@@ -41,22 +41,26 @@ _SAYABLE = ("version", "the node's ", "client ", "round ", "the server's message
 FindNode = Callable[[ConfigRecord, Context], Node]
 
 
-def build_client_app(find_node: FindNode) -> ClientApp:
-    """The app that every node runs."""
-    app = ClientApp()
+def build_client_app(find_node: FindNode, reporter: Reporter | None = None) -> ClientApp:
+    """The app that every node runs.
+
+    Args:
+        reporter: told of what its operator has to see to.
+    """
+    app, reporter = ClientApp(), reporter or Reporter()
 
     def answer(message: Message, context: Context, work: Callable[[Node], RecordDict]) -> Message:
         records = message.content.config_records
         if REFUSAL in records:  # the server's, of a node that saw nothing wrong
             reason = str(records[REFUSAL].get("reason"))
-            print(f"error: turned away: {reason}", file=sys.stderr, flush=True)
+            reporter.event("error", f"turned away: {reason}")
             return Message(RecordDict(), reply_to=message)
         try:
             task = records[TASK]
             check_protocol(task)
             return Message(work(find_node(task, context)), reply_to=message)
         except ReportedError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            reporter.event("error", str(error))
             return Message(RecordDict({REFUSAL: _tell(error)}), reply_to=message)
 
     @app.query()

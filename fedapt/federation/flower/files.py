@@ -136,7 +136,7 @@ publisher = "fedapt"
 
 [tool.flwr.app.components]
 serverapp = "fedapt.run.deployment:server_app"
-clientapp = "fedapt.federation.flower.stock:client_app"
+clientapp = "fedapt.federation.flower.supernode_app:client_app"
 
 [tool.flwr.app.config]
 """

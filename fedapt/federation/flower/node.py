@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -25,6 +23,7 @@ from fedapt.data.domains import Domain, ImageSet
 from fedapt.data.partition import Client, deal_domain
 from fedapt.data.views import StrongViews
 from fedapt.federation.flower.memory import Memory
+from fedapt.federation.flower.party import Party
 from fedapt.federation.flower.privacy import clip_and_noise
 from fedapt.federation.flower.task import Place, Plan
 from fedapt.model.backbone import Backbone, load_backbone
@@ -48,42 +47,6 @@ class Score:
     n_test: int
     validation: float
     n_validation: int
-
-
-@dataclass(frozen=True)
-class Party:
-    """What a node is told on its own machine, and tells nobody.
-
-    Attributes:
-        root: ROOT of ROOT/<domain>/<class>/<images>; other domains in it are not looked at.
-        domain: the node's.
-        name: by which the server knows it from others of its domain.
-        model, pretrained: its CLIP, where the server's is a folder.
-        device: `cpu` or `cuda`.
-        secure: whether it takes part in secure rounds alone (`federation.secure`).
-        max_clip: largest `federation.node_clip` of a run that it takes part in; 0 for any or none.
-        min_noise: smallest `federation.node_noise`.
-    """
-
-    root: Path
-    domain: str
-    name: str = ""
-    model: str = ""
-    pretrained: str = ""
-    device: str = "cpu"
-    secure: bool = False
-    max_clip: float = 0.0
-    min_noise: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("max_clip", "min_noise"):
-            if not 0 <= (value := getattr(self, name)) < math.inf:  # NaN would refuse nothing
-                raise UsageError(
-                    where="the node's configuration",
-                    found=f"{name} = {value}",
-                    expected="a number of 0 or more",
-                    next_step="correct it",
-                )
 
 
 class Node:
@@ -282,3 +245,6 @@ def _asks_the_same(one: Plan, other: Plan) -> bool:
 def _load_clip(name: str, pretrained: str, device: str, depth: str) -> Backbone:
     """One CLIP of a process, however many parties are played in it."""
     return load_backbone(name, pretrained, device, depth)
+
+
+__all__ = ["Node", "Party", "Score"]

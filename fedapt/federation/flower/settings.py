@@ -13,7 +13,7 @@ from fedapt.core.config import read_settings
 from fedapt.core.errors import ConfigError, UsageError
 from fedapt.core.settings import Strict, setting
 from fedapt.data.class_names import class_key
-from fedapt.federation.flower.node import Party
+from fedapt.federation.flower.party import Party
 
 # of a node, and of a domain that takes part
 NAME = re.compile(r"\w[\w .@-]{0,99}")
@@ -34,7 +34,8 @@ class ServerSettings(Strict):
         out: the run folder.
         authority, certificate, key: PEM files for TLS.
         nodes: folder with the public keys of the nodes that may connect, NAME.pub.
-        insecure: without TLS and keys.
+        insecure: without TLS, because it ends elsewhere; nodes show their keys all the same.
+        listen: HOST:PORT of this machine, where it is not `address`, such as 0.0.0.0:8000.
     """
 
     address: str
@@ -48,7 +49,8 @@ class ServerSettings(Strict):
     certificate: str = "server.pem"
     key: str = "server.key"
     nodes: str = "nodes"
-    insecure: bool = setting(False, "without TLS and keys")
+    insecure: bool = setting(False, "plain HTTP; nodes show their keys all the same")
+    listen: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class NodeSettings(Strict):
         server: HOST:PORT of the server.
         authority: PEM file of who signed the server's certificate.
         key: this node's private key.
-        insecure: without TLS and key.
+        insecure: without TLS; the node shows its key all the same.
         secure: takes part in secure rounds alone, whatever the server's settings say.
         max_clip: largest `federation.node_clip` of a run that it takes part in; 0 for any or none.
         min_noise: smallest `federation.node_noise` of such a run.
@@ -74,7 +76,7 @@ class NodeSettings(Strict):
     device: str = "cpu"
     authority: str = "authority.pem"
     key: str = "node.key"
-    insecure: bool = setting(False, "without TLS and keys")
+    insecure: bool = setting(False, "plain HTTP; the node shows its key all the same")
     secure: bool = setting(False, "take part in secure rounds alone")
     max_clip: float = setting(0.0, "maximum `federation.node_clip`; 0 for any", 0.0, 1e9)
     min_noise: float = setting(0.0, "minimum `federation.node_noise`", 0.0, 1e6)
@@ -95,16 +97,14 @@ def read_server(folder: Path) -> ServerSettings:
     """
     path = folder / "server.toml"
     settings = read_settings(ServerSettings, path)
-    host, _ = split_address(settings.address, path)
+    split_address(settings.address, path)
+    host, _ = split_address(settings.listen or settings.address, path)
     _check_encrypted(path, host, settings.insecure)
     check_classes(settings.classes, path)
     if not settings.insecure:
         _check_files(
             path,
-            {
-                name: folder / getattr(settings, name)
-                for name in ("authority", "certificate", "key")
-            },
+            {name: folder / getattr(settings, name) for name in ("certificate", "key")},
         )
     return settings
 
@@ -120,10 +120,8 @@ def read_node(folder: Path) -> NodeSettings:
     settings = read_settings(NodeSettings, path)
     host, _ = split_address(settings.server, path)
     _check_encrypted(path, host, settings.insecure)
-    if not settings.insecure:
-        _check_files(
-            path, {name: folder / getattr(settings, name) for name in ("authority", "key")}
-        )
+    names = ("key",) if settings.insecure else ("authority", "key")
+    _check_files(path, {name: folder / getattr(settings, name) for name in names})
     return settings
 
 

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, Message
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from numpy.lib import format as npy
 
+from fedapt.federation.flower.network import content
 from fedapt.train.methods.base import Learned
 
 _MOST_HEADER_BYTES = 1024
@@ -74,5 +74,5 @@ def _read_header(data: bytes) -> tuple[tuple[int, ...], str] | None:
 
 
 def count_bytes(message: Message) -> int:
-    """Bytes of a message as Flower sends it, without the envelope of HTTP and TLS."""
-    return sum(len(part.deflate()) for part in get_all_nested_objects(message).values())
+    """Bytes of a message as a deployment sends it, without the envelope of HTTP and TLS."""
+    return content.count_bytes(message.content) if message.has_content() else 0

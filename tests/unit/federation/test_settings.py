@@ -16,10 +16,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from fedapt.cli.app import main
 from fedapt.core.errors import ConfigError, DependencyError, FederationError, UsageError
 from fedapt.federation.flower import require_flower
-from fedapt.federation.flower.admission import read_private_key
 from fedapt.federation.flower.certificates import draw_node_key, issue_certificates
+from fedapt.federation.flower.network.keys import read_private_key, read_public_key
 from fedapt.federation.flower.settings import is_loopback, read_node, read_server, split_address
-from fedapt.federation.flower.superlink import read_public_key
 
 INIT = ["--server", "federation.example.org:8000", "--node", "amazon", "--node", "clinic=webcam"]
 CLASSES = ["--classes", "mug,bike"]

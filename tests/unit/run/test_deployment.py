@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from flwr.app import Message
-from flwr.proto.node_pb2 import NodeInfo
 
 from fedapt.core.config import read_config
 from fedapt.core.errors import ConfigError, FederationError
@@ -141,8 +140,8 @@ def test_a_node_that_joins_later_disturbs_nobody(
     records = read_records(server / "run" / "records.jsonl")
     assert [r["round"] for r in records] == [1, 2, 3, 4, 5, 6]
     assert [r["clients"] for r in records] == [2] * rounds + [3] * (6 - rounds)
-    roster = json.loads((server / "run" / "nodes.json").read_text())
-    assert [m["name"] for m in roster] == ["photo", "sketch", "cartoon"]
+    nodes = json.loads((server / "run" / "nodes.json").read_text())
+    assert [m["name"] for m in nodes] == ["photo", "sketch", "cartoon"]
 
 
 def test_two_nodes_of_one_domain_share_its_key(
@@ -182,18 +181,14 @@ def test_names_that_are_taken_or_strange(tmp_path: Path, images: Path, tiny_clip
 
 
 def test_a_name_is_that_of_the_key(tmp_path: Path, images: Path, tiny_clip: Path) -> None:
-    class KeyedGrid(DirectGrid):
-        def get_nodes(self) -> list[NodeInfo]:
-            return [NodeInfo(node_id=1, name="north"), NodeInfo(node_id=2, name="west")]
-
     server = write_server(tmp_path / "d", tiny_clip, 1, 1)
-    grid = KeyedGrid(
+    grid = DirectGrid(
         {
             1: node_of(images, tiny_clip, "photo", "north"),
             2: node_of(images, tiny_clip, "sketch", "east"),
         }
     )
-    serve(grid, server, Reporter())
+    serve(grid, server, Reporter(), lambda: {1: "north", 2: "west"})
     assert [e["name"] for e in events(server, "joined")] == ["north"]
     (away,) = events(server, "turned away")
     assert (away["name"], away["reason"]) == ("east", "the key of west")
@@ -210,7 +205,7 @@ def test_too_few_nodes(tmp_path: Path, images: Path, tiny_clip: Path) -> None:
     assert not (server / "run" / "checkpoint.safetensors").exists()
 
 
-def test_a_damaged_roster(tmp_path: Path, images: Path, tiny_clip: Path) -> None:
+def test_a_damaged_registry(tmp_path: Path, images: Path, tiny_clip: Path) -> None:
     server = write_server(tmp_path / "d", tiny_clip, 1, 1)
     (server / "run").mkdir()
     (server / "run" / "nodes.json").write_text('[{"nam": 1}]')
@@ -226,7 +221,8 @@ def test_settings_for_one_machine(tmp_path: Path, tiny_clip: Path, setting: str)
     with pytest.raises(ConfigError, match="every node has its own") as caught:
         serve(DirectGrid({}), server, Reporter())
     assert caught.value.where.startswith(setting.partition("=")[0])
-    assert not (server / "run").exists()
+    assert [path.name for path in (server / "run").iterdir()] == ["live.jsonl"]
+    assert len(events(server, "failed")) == 1
 
 
 def test_noise_has_to_be_bounded(tmp_path: Path, images: Path, tiny_clip: Path) -> None:

@@ -1,18 +1,13 @@
-"""Who is turned away at the server's door, told to its operator: once each, a few of a flood."""
+"""Who is turned away by the server, told to its operator: once each, a few of a flood."""
 
 from __future__ import annotations
 
-import base64
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import ssh_key_fingerprint
-from flwr.supercore.primitives.asymmetric import bytes_to_public_key
-
 from fedapt.core.report import Reporter
+from fedapt.federation.flower.network.keys import KEY, Refused, fingerprint, verify
 
 _MINUTE_S, _LINES_A_MINUTE = 60.0, 20
 _REMEMBERED = 1000
@@ -25,31 +20,34 @@ _ALERTS = {
 }
 
 
-class Refusals:
+class HandshakeLog:
     """Tells of each refusal once.
 
     Args:
         reporter: told of them.
         folder: of the public keys that may connect.
-        is_known: whether a public key, as Flower keeps it, is one of them.
     """
 
-    def __init__(self, reporter: Reporter, folder: Path, is_known: Callable[[bytes], bool]) -> None:
-        self._reporter, self._folder, self._is_known = reporter, folder, is_known
+    def __init__(self, reporter: Reporter, folder: Path) -> None:
+        self._reporter, self._folder = reporter, folder
         self._told: dict[tuple[str, str], None] = {}  # in the order of the telling
         self._minute, self._lines = time.monotonic(), 0
 
-    def refuse_key(self, address: str, key: bytes) -> None:
-        """A node has proved that it has this key, and was not let in."""
-        name = fingerprint(bytes_to_public_key(key))
-        # one that is known is refused while another process connects with it, or before it is read
-        if self._is_new(address, name) and not self._is_known(key):
-            self._tell(
-                address,
-                name,
-                f"a node whose key {name} is not in {self._folder}; if it is one of yours, put its"
-                " .pub file there (ssh-keygen -y -f node.key)",
-            )
+    def refuse_key(self, address: str, path: str, headers: Mapping[str, str]) -> None:
+        """A request with a key that is not registered; told of where the signature is right."""
+        text = headers.get(KEY, "")
+        if not text or not self._is_new(address, text):
+            return
+        try:
+            name = fingerprint(verify(path, headers))
+        except Refused:
+            return
+        self._tell(
+            address,
+            text,
+            f"a node whose key {name} is not in {self._folder}; if it is one of yours, put its"
+            " .pub file there (ssh-keygen -y -f node.key)",
+        )
 
     def refuse_handshake(self, address: str, reason: str) -> None:
         """A client has broken off the handshake.
@@ -83,8 +81,3 @@ class Refusals:
         self._reporter.message(f"turned away: {address}: {text}")
         if self._is_flooded():
             self._reporter.message("turned away: more than are told of within a minute")
-
-
-def fingerprint(key: ec.EllipticCurvePublicKey) -> str:
-    """A public key as `ssh-keygen -l` names it."""
-    return "SHA256:" + base64.b64encode(ssh_key_fingerprint(key, SHA256())).decode().rstrip("=")

@@ -35,11 +35,12 @@ class Member:
     domain: str
 
 
-class Roster:
+class NodeRegistry:
     """The members of a federation, in their order.
 
     Args:
         path: of the file that keeps the order; read where it exists.
+        name_nodes: numbers of the nodes that are connected, and the names of their keys.
         plan: of the run, which a node gets ready for when it introduces itself.
         allowed: domains that may take part; none for any.
 
@@ -48,9 +49,16 @@ class Roster:
     """
 
     def __init__(
-        self, path: Path, grid: Grid, plan: Plan, watch: Watch, allowed: Sequence[str] = ()
+        self,
+        path: Path,
+        grid: Grid,
+        name_nodes: Callable[[], Mapping[int, str]],
+        plan: Plan,
+        watch: Watch,
+        allowed: Sequence[str] = (),
     ) -> None:
         self._path, self._grid, self._plan = path, grid, plan
+        self._name_nodes = name_nodes
         self._watch, self._allowed = watch, allowed
         self.members: list[Member] = _read(path)
         self._nodes: dict[str, int] = {}  # name -> node that is connected, or was
@@ -79,7 +87,7 @@ class Roster:
         while len(here := self.connected()) < least:
             if time.monotonic() - told > _TELL_S:
                 told = time.monotonic()
-                connected = {node.name for node in self._grid.get_nodes()}
+                connected = set(self._name_nodes().values())
                 # nodes that came without a key have no name here
                 unseen = [] if "" in connected else sorted(set(find_registered()) - connected)
                 others = sorted(connected - set(here) - set(self._reasons) - {""})
@@ -106,10 +114,10 @@ class Roster:
 
     def connected(self) -> dict[str, int]:
         """Name -> node of all that are here and ready; asks those that are new, waits for none."""
-        names = {node.node_id: node.name for node in self._grid.get_nodes()}
+        names = self._name_nodes()
         here = set(names)
         self._seen &= here  # who goes and comes back introduces itself again
-        self._ask(sorted(here - self._seen))
+        self._ask(sorted(here - self._seen - set(self._asked.values())))
         if self._asked:
             for reply in self._grid.pull_messages(list(self._asked)):
                 node = self._asked.pop(reply.metadata.reply_to_message_id)

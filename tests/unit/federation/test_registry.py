@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from flwr.app import ConfigRecord, Context, Error, Message, MessageType, RecordDict, UserConfig
-from flwr.common.constant import ErrorCode
-from flwr.supercore.task_identity import TaskIdentity
+from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict, UserConfig
 
 from fedapt.cli.federation.train import find_notice
 from fedapt.core.config import Config
 from fedapt.core.errors import FederationError
 from fedapt.core.report import Reporter
-from fedapt.federation.flower import roster as roster_module
+from fedapt.federation.flower import registry as registry_module
 from fedapt.federation.flower.client_app import REFUSAL, REPLY, build_client_app
-from fedapt.federation.flower.roster import Roster
+from fedapt.federation.flower.internals import set_identity, set_message_id
+from fedapt.federation.flower.registry import NodeRegistry
 from fedapt.federation.flower.task import Plan
 from fedapt.federation.flower.watch import Watch
 
-TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+set_identity(1)
 
 PLAN = Plan(Config(), ("a", "b"), "0" * 64, 0)
 NODES = {11: "berlin", 12: "bern", 13: "brno"}
@@ -37,8 +35,8 @@ class StillGrid:
         self._asked: dict[str, Message] = {}
         self.messages: list[Message] = []
 
-    def get_nodes(self) -> Iterable[SimpleNamespace]:
-        return [SimpleNamespace(node_id=number, name=name) for number, name in NODES.items()]
+    def name_nodes(self) -> Mapping[int, str]:
+        return NODES
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         numbers = []
@@ -46,7 +44,7 @@ class StillGrid:
             assert message.metadata.message_type == MessageType.QUERY
             self.messages.append(message)
             number = str(message.metadata.dst_node_id)
-            message.metadata.__dict__["_message_id"] = number
+            set_message_id(message, number)
             self._asked[number] = message
             numbers.append(number)
         return numbers
@@ -60,15 +58,19 @@ class StillGrid:
         return found
 
 
+def register(folder: Path, grid: StillGrid, watch: Watch, *allowed: str) -> NodeRegistry:
+    return NodeRegistry(folder / "nodes.json", grid, grid.name_nodes, PLAN, watch, allowed)
+
+
 def test_who_is_missing_is_told_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(roster_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(registry_module.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
     live = tmp_path / "live.jsonl"
     registered = {"berlin", "bern", "brno", "prague"}
-    roster = Roster(tmp_path / "nodes.json", StillGrid(), PLAN, Watch(Reporter(), live))
+    registry = register(tmp_path, StillGrid(), Watch(Reporter(), live))
     with pytest.raises(FederationError) as caught:
-        roster.wait(3, 25.0, lambda: registered)
+        registry.wait(3, 25.0, lambda: registered)
     assert caught.value.found == "1 nodes (berlin); brno: old"
     assert caught.value.expected == "3 (least_nodes) within 25 s"
     events = [json.loads(line) for line in live.read_text().splitlines()]
@@ -81,59 +83,62 @@ def test_who_is_missing_is_told_by_name(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_nodes_without_keys_may_be_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(roster_module, "_TELL_S", -1.0)
+    monkeypatch.setattr(registry_module, "_TELL_S", -1.0)
     monkeypatch.setitem(NODES, 12, "")
     live = tmp_path / "live.jsonl"
-    roster = Roster(tmp_path / "nodes.json", StillGrid(), PLAN, Watch(Reporter(), live))
+    registry = register(tmp_path, StillGrid(), Watch(Reporter(), live))
     with pytest.raises(FederationError):
-        roster.wait(3, 0.0, lambda: {"berlin", "bern", "brno", "prague"})
+        registry.wait(3, 0.0, lambda: {"berlin", "bern", "brno", "prague"})
     texts = [find_notice(json.loads(line)) for line in live.read_text().splitlines()]
     assert texts[-1] == "waiting for nodes: 1 of 3 ready"
 
 
 def test_nothing_is_told_where_nobody_is_missing(tmp_path: Path) -> None:
     live = tmp_path / "live.jsonl"
-    roster = Roster(tmp_path / "nodes.json", StillGrid(), PLAN, Watch(Reporter(), live))
-    roster.wait(1, 25.0, lambda: pytest.fail("nobody has been waited for"))
-    assert [member.name for member in roster.members] == ["berlin"]
+    registry = register(tmp_path, StillGrid(), Watch(Reporter(), live))
+    registry.wait(1, 25.0, lambda: pytest.fail("nobody has been waited for"))
+    assert [member.name for member in registry.members] == ["berlin"]
     assert "waiting" not in live.read_text()
 
 
-def test_a_node_that_went_while_it_was_asked_is_asked_again(
+def test_a_node_that_goes_and_comes_back_is_asked_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As every node does that has just made sure that it may connect."""
+    """It may have been started again, with other images; who still owes an answer is not."""
     grid, live = StillGrid(), tmp_path / "live.jsonl"
-    roster = Roster(tmp_path / "nodes.json", grid, PLAN, Watch(Reporter(), live))
-    answer = grid.pull_messages
-    monkeypatch.setattr(grid, "pull_messages", lambda ids: [])
-    assert roster.connected() == {}
-    gone = Message(Error(ErrorCode.NODE_UNAVAILABLE, "gone"), reply_to=grid.messages[0])
-    monkeypatch.setattr(grid, "pull_messages", lambda ids: [gone])
-    assert roster.connected() == {}
-    monkeypatch.setattr(grid, "pull_messages", answer)
-    assert roster.connected() == {"berlin": 11}
+    registry = register(tmp_path, grid, Watch(Reporter(), live))
+    assert registry.connected() == {"berlin": 11}
+    with monkeypatch.context() as patch:
+        for number in (11, 12):
+            patch.delitem(NODES, number)
+        assert registry.connected() == {}
+    assert registry.connected() == {"berlin": 11}
     assert [m.metadata.dst_node_id for m in grid.messages] == [11, 12, 13, 11]
-    assert "turned away: berlin" not in live.read_text()
 
 
 def test_a_node_is_told_what_the_server_has_against_it(tmp_path: Path) -> None:
     grid = StillGrid()
     live = tmp_path / "live.jsonl"
     watch = Watch(Reporter(), live)
-    roster = Roster(tmp_path / "nodes.json", grid, PLAN, watch, allowed=["scan"])
-    roster.connected()
+    registry = register(tmp_path, grid, watch, "scan")
+    registry.connected()
     (told,) = [m for m in grid.messages if REFUSAL in m.content.config_records]
     assert told.metadata.dst_node_id == 11  # brno has said itself what is wrong with it
     assert told.content.config_records[REFUSAL]["reason"] == "the unknown domain 'photo'"
-    assert roster.members == []
+    assert registry.members == []
 
 
-def test_a_node_says_what_the_server_has_against_it(capsys: pytest.CaptureFixture[str]) -> None:
-    app = build_client_app(lambda task, context: pytest.fail("there is nothing to do"))
+def test_a_node_says_what_the_server_has_against_it() -> None:
+    said = []
+
+    class Lines(Reporter):
+        def event(self, level: str, text: str, **values: object) -> None:
+            said.append((level, text))
+
+    app = build_client_app(lambda task, context: pytest.fail("there is nothing to do"), Lines())
     told = RecordDict({REFUSAL: ConfigRecord({"reason": "the unknown domain 'photo'"})})
     message = Message(told, 11, MessageType.QUERY)
-    message.metadata.__dict__["_message_id"] = "1"
+    set_message_id(message, "1")
     reply = app(message, Context(1, 11, UserConfig(), RecordDict(), UserConfig()))
-    assert capsys.readouterr().err == "error: turned away: the unknown domain 'photo'\n"
+    assert said == [("error", "turned away: the unknown domain 'photo'")]
     assert not reply.has_error()

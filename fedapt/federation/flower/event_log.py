@@ -1,0 +1,75 @@
+"""A line for each event of a server or node that runs for days; what libraries say goes to a file.
+
+Text:  2026-11-27T08:15:00Z info round 3: berlin: 126 images, 0.5 MB, 1.2 s
+JSON:  {"time": ..., "level": "info", "text": ..., "round": 3, "node": "berlin", "images": 126, ...}
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from fedapt.core.report import Reporter
+from fedapt_runtime.printable import printable, printable_json
+
+FORMATS = ("text", "json")
+# the folder beside server.toml or node.toml for what a process keeps
+STATE = "state"
+_FILE_BYTES, _FILES = 2_000_000, 3
+
+
+class EventLog(Reporter):
+    """Writes every event at once, as one line.
+
+    Args:
+        format: one of `FORMATS`.
+        stream: where to; by default standard error.
+    """
+
+    def __init__(self, format: str = "text", stream: TextIO | None = None) -> None:  # noqa: A002
+        self._is_json, self._stream = format == "json", stream or sys.stderr
+        self._lock = threading.Lock()  # a server tells of rounds and of nodes at the same time
+
+    def message(self, text: str) -> None:
+        """An event that says no more than its text."""
+        self.event("info", text)
+
+    def event(self, level: str, text: str, **values: Any) -> None:
+        """One line.
+
+        Args:
+            level: `info`, `warning` or `error`.
+            values: what the text says, for programs.
+        """
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        if self._is_json:
+            line = printable_json({"time": now, "level": level, "text": text, **values})
+        else:
+            line = f"{now} {level} {printable(text)}"
+        with self._lock:
+            self._stream.write(line + "\n")
+            self._stream.flush()
+
+    def progress(self, task: str, done: int, total: int, note: str = "") -> None:
+        """A line when the task is done."""
+        if done == total:
+            self.event("info", f"{task}: {total}" + (f", {note}" if note else ""))
+
+
+def keep_library_logs(folder: Path) -> None:
+    """Send what libraries log to `folder`/libraries.log, and nothing of it to the terminal."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    handler = logging.handlers.RotatingFileHandler(
+        folder / "libraries.log", maxBytes=_FILE_BYTES, backupCount=_FILES
+    )
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.raiseExceptions = False  # a full disk must not fill the terminal instead
+    logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
+    flower = logging.getLogger("flwr")  # it has a handler of its own, with colours
+    flower.handlers.clear()
+    flower.propagate = True

@@ -1,0 +1,105 @@
+"""What a node may ask of the server: to join, to take a message, to answer it, and to be seen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+
+from fedapt.federation.flower.network.handshake_log import HandshakeLog
+from fedapt.federation.flower.network.keys import (
+    INSTANCE,
+    KEY,
+    ClockDiffers,
+    KeyRegistry,
+    Refused,
+    verify,
+)
+from fedapt.federation.flower.network.listener import Request, Response
+from fedapt.federation.flower.network.mailbox import Displaced, Mailbox, NotJoined
+from fedapt.federation.flower.network.paths import JOIN, MESSAGE, REPLY, SEEN, TAKE, TAKE_S
+
+# of a reply, beside what the message itself had: float32 that goes up as int64
+_MIN_BODY_BYTES, _VALUE_GROWS = 1 << 20, 2
+_FORBIDDEN = Response(403)
+
+
+class Answers:
+    """Answers nodes out of a mailbox.
+
+    Args:
+        keys: of the nodes that may connect.
+        mailbox: messages for them.
+        log: told of keys that are not known.
+        connected: told of the name of a node that has joined.
+    """
+
+    def __init__(
+        self,
+        keys: KeyRegistry,
+        mailbox: Mailbox,
+        log: HandshakeLog,
+        connected: Callable[[str], None] = lambda name: None,
+    ) -> None:
+        self._keys, self._mailbox, self._log, self._connected = keys, mailbox, log, connected
+
+    def identify(self, address: str, path: str, headers: Mapping[str, str]) -> str | Response:
+        """The name of the node that has signed these headers; 403 for anybody else.
+
+        An unknown key costs no more than a look into a table, except where it is to be told of.
+        """
+        name = self._keys.names.get(headers.get(KEY, ""))
+        if name is None:
+            self._log.refuse_key(address, path, headers)
+            return _FORBIDDEN
+        try:
+            verify(path, headers)
+        except ClockDiffers as error:
+            return Response(401, str(error).encode())
+        except Refused:
+            return _FORBIDDEN
+        return name
+
+    def max_body(self, path: str) -> int:
+        """Bytes that a body may have: of a reply, by the messages that are answered."""
+        if not path.startswith(REPLY):
+            return 0
+        return _MIN_BODY_BYTES + _VALUE_GROWS * self._mailbox.largest
+
+    async def answer(self, request: Request) -> Response:
+        """What the node gets; 404 where its process has to join first, 409 where it is replaced."""
+        instance = request.headers[INSTANCE]
+        try:
+            if request.path == JOIN:
+                self._mailbox.join(request.node, instance)
+                self._connected(request.node)
+                return Response(200, request.node.encode())
+            if request.path == TAKE:
+                return await self._take(request.node, instance)
+            if request.path == SEEN:
+                self._mailbox.touch(request.node, instance)
+                return Response(204)
+            if request.path.startswith(REPLY):
+                number = request.path.removeprefix(REPLY)
+                wanted = self._mailbox.answer(request.node, instance, number, request.body)
+                return Response(204 if wanted else 410)
+        except NotJoined:
+            return Response(404, b"join first")
+        except Displaced:
+            return Response(409, b"another process has joined with this node's key")
+        return Response(404, b"no such path")
+
+    async def _take(self, node: str, instance: str) -> Response:
+        try:
+            letter = await self._mailbox.take(node, instance, TAKE_S)
+        except BaseException:  # cancelled, because the node has gone
+            self._mailbox.leave(node, instance)
+            raise
+        if letter is None:
+            return Response(204)
+        values = {
+            "id": letter.id,
+            "kind": letter.kind,
+            "group": letter.group,
+            "run": letter.run,
+        }
+        return Response(200, letter.body, {MESSAGE: json.dumps(values)})

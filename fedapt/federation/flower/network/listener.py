@@ -1,0 +1,327 @@
+"""The server's socket: strangers get little time, little memory, few connections and no answer.
+
+A connection begins as a stranger's. It has to finish the TLS handshake and its first headers
+within seconds, and those have to be signed with a registered key; else it gets 403, without a byte
+of its body having been read. Strangers' connections are counted by address and in all, and the
+oldest one makes room for a new one, so that a flood shuts nobody out. A node's connection may stay.
+
+Source: HTTP/1.1 by h11, a parser without any input and output of its own; TLS by asyncio.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import resource
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import h11
+
+from fedapt.federation.flower.network.keys import BODY
+
+_CHUNK_BYTES = 1 << 16
+# to answer a slow node, and for its connection while it trains
+_SEND_S, _KEEP_S = 120.0, 3600.0
+_MIN_BYTES_PER_S = 16_000
+_PER_NODE = 16
+# connections that wait to be accepted, and that are accepted in one go
+_QUEUED, _AT_ONCE = 512, 8
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a stranger may have.
+
+    Attributes:
+        handshake_s, headers_s: time for the TLS handshake, and for the headers after it.
+        headers_bytes: size of a request's headers.
+        per_address, strangers: connections without a registered key.
+    """
+
+    handshake_s: float = 10.0
+    headers_s: float = 10.0
+    headers_bytes: int = 8192
+    per_address: int = 64
+    strangers: int = 256
+
+    @classmethod
+    def of_this_process(cls) -> Limits:
+        """As many strangers as leave most of the files that may be open to nodes."""
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if files == resource.RLIM_INFINITY:
+            return cls()
+        strangers = max(8, min(cls.strangers, files // 4))
+        return cls(strangers=strangers, per_address=min(cls.per_address, strangers))
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request with a right signature, and all of its body."""
+
+    node: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Response:
+    """An answer; `headers` beside its length."""
+
+    status: int
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class Listener:
+    """Takes connections until it is closed.
+
+    Args:
+        identify: (address, path, headers) -> the node that has signed them, or a refusal.
+        answer: what a node is answered.
+        fail_handshake: told of (address, OpenSSL's reason).
+        max_body: bytes that the body of a request for this path may have.
+        limits: of strangers.
+        tls: None where TLS ends elsewhere.
+    """
+
+    def __init__(
+        self,
+        identify: Callable[[str, str, Mapping[str, str]], str | Response],
+        answer: Callable[[Request], Awaitable[Response]],
+        fail_handshake: Callable[[str, str], None],
+        max_body: Callable[[str], int],
+        limits: Limits,
+        tls: ssl.SSLContext | None,
+    ) -> None:
+        self._identify, self._answer, self._max_body = identify, answer, max_body
+        self._fail_handshake, self._limits, self._tls = fail_handshake, limits, tls
+        self._strangers: dict[asyncio.Transport, str] = {}  # the oldest first
+        self._addresses: Counter[str] = Counter()
+        self._nodes: Counter[str] = Counter()  # requests that are being answered
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def listen(self, host: str, port: int) -> asyncio.Server:
+        """Begin to take connections.
+
+        Raises:
+            OSError: the address cannot be listened at.
+        """
+        loop = asyncio.get_running_loop()
+        family, _, _, _, address = (await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))[0]
+        sock = socket.create_server(address[:2], family=family)
+        # so many are accepted before those that are there are looked at
+        server = await loop.create_server(lambda: _Arrival(self), sock=sock, backlog=_AT_ONCE)
+        sock.listen(_QUEUED)
+        return server
+
+    def begin(self, transport: asyncio.Transport, arrival: _Arrival) -> None:
+        """A connection has been opened."""
+        transport.pause_reading()  # its first bytes are for the handshake
+        self._count_stranger(transport)
+        task = asyncio.get_running_loop().create_task(self._serve(transport, arrival))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _count_stranger(self, transport: asyncio.Transport) -> None:
+        address = _name(transport)
+        if self._tls is not None and self._addresses[address] >= self._limits.per_address:
+            self._drop_oldest(address)
+        elif len(self._strangers) >= self._limits.strangers:
+            self._drop_oldest(self._addresses.most_common(1)[0][0])
+        self._strangers[transport] = address
+        self._addresses[address] += 1
+
+    def _drop_oldest(self, address: str) -> None:
+        oldest = next(t for t, found in self._strangers.items() if found == address)
+        self._forget(oldest)
+        oldest.abort()
+
+    def _forget(self, transport: asyncio.Transport) -> None:
+        """It is no stranger's connection any more."""
+        if (address := self._strangers.pop(transport, None)) is not None:
+            self._addresses[address] -= 1
+            if not self._addresses[address]:
+                del self._addresses[address]
+
+    async def _serve(self, transport: asyncio.Transport, arrival: _Arrival) -> None:
+        secure: asyncio.Transport | None = None
+        try:
+            secure = await self._shake_hands(transport, arrival)
+            if secure is not None and not secure.is_closing():
+                reader, writer = arrival.open_streams(secure)
+                try:
+                    await self._exchange(transport, reader, writer)
+                finally:
+                    writer.close()
+        except (OSError, TimeoutError, h11.RemoteProtocolError, h11.LocalProtocolError) as error:
+            # gone, silent for too long, or no HTTP; the frames of its traceback hold 256 KB of
+            # buffers in a cycle, which a collection may find much later
+            error.__traceback__ = None
+        finally:
+            self._forget(transport)
+            if secure is not None:
+                secure.abort()
+            transport.abort()
+
+    async def _shake_hands(
+        self, transport: asyncio.Transport, arrival: _Arrival
+    ) -> asyncio.Transport | None:
+        if transport.is_closing():  # it has made room already
+            return None
+        if self._tls is None:
+            transport.resume_reading()
+            return transport
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.start_tls(
+                transport,
+                arrival,
+                self._tls,
+                server_side=True,
+                ssl_handshake_timeout=self._limits.handshake_s,
+                ssl_shutdown_timeout=self._limits.handshake_s,
+            )
+        except ssl.SSLError as error:
+            error.__traceback__ = None  # as in `_serve`
+            self._fail_handshake(_name(transport), error.reason or "")
+            return None
+
+    async def _exchange(
+        self,
+        transport: asyncio.Transport,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        """Requests and answers, until either side closes the connection."""
+        http = h11.Connection(h11.SERVER, max_incomplete_event_size=self._limits.headers_bytes)
+        seconds = self._limits.headers_s
+        while True:
+            async with asyncio.timeout(seconds):
+                request = await _read_event(http, reader)
+            if not isinstance(request, h11.Request):
+                return
+            headers = {n.decode("latin-1"): v.decode("latin-1") for n, v in request.headers}
+            path = request.target.decode("latin-1")
+            node = self._identify(_name(transport), path, headers)
+            if isinstance(node, Response):
+                await _send(http, writer, node, close=True)
+                return
+            self._forget(transport)
+            seconds = _KEEP_S
+            self._nodes[node] += 1
+            try:
+                if self._nodes[node] > _PER_NODE:
+                    response: Response | None = Response(429, b"too many requests at once")
+                else:
+                    response = await self._handle(http, reader, node, path, headers)
+            finally:
+                self._nodes[node] -= 1
+            if response is None:
+                return
+            await _send(http, writer, response, close=http.their_state is not h11.DONE)
+            if http.our_state is not h11.DONE or http.their_state is not h11.DONE:
+                return
+            http.start_next_cycle()
+
+    async def _handle(
+        self,
+        http: h11.Connection,
+        reader: asyncio.StreamReader,
+        node: str,
+        path: str,
+        headers: Mapping[str, str],
+    ) -> Response | None:
+        """The answer to a node; None where it has gone meanwhile."""
+        max_body, length = self._max_body(path), headers.get("content-length", "")
+        if not length.isascii() or not length.isdigit() or int(length[:20]) > max_body:
+            return Response(413, f"a body of more than {max_body:,} bytes".encode())
+        async with asyncio.timeout(_SEND_S + int(length) / _MIN_BYTES_PER_S):
+            body = await _read_body(http, reader)
+        if hashlib.sha256(body).hexdigest() != headers[BODY]:
+            return Response(400, b"another body than the signed one")
+        work = asyncio.ensure_future(self._answer(Request(node, path, headers, body)))
+        gone = asyncio.ensure_future(reader.read(1))  # a node sends nothing before it is answered
+        try:
+            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+            return work.result() if work.done() else None
+        finally:
+            for task in (work, gone):
+                task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, OSError):
+                await asyncio.gather(work, gone, return_exceptions=True)
+
+
+class _Arrival(asyncio.Protocol):
+    """A connection until its handshake is over; then its bytes go to a stream."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._early = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        sock = transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._listener.begin(transport, self)
+
+    def data_received(self, data: bytes) -> None:
+        # of a client that speaks before the task goes on
+        self._early += data
+
+    def open_streams(
+        self, transport: asyncio.Transport
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader = asyncio.StreamReader(limit=_CHUNK_BYTES)
+        protocol = asyncio.StreamReaderProtocol(reader)
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+        if self._early:
+            protocol.data_received(self._early)
+        writer = asyncio.StreamWriter(transport, protocol, reader, asyncio.get_running_loop())
+        return reader, writer
+
+
+async def _read_event(http: h11.Connection, reader: asyncio.StreamReader) -> Any:
+    while (event := http.next_event()) is h11.NEED_DATA:
+        http.receive_data(await reader.read(_CHUNK_BYTES))
+    return event
+
+
+async def _read_body(http: h11.Connection, reader: asyncio.StreamReader) -> bytes:
+    parts = []
+    while isinstance(event := await _read_event(http, reader), h11.Data):
+        parts.append(bytes(event.data))
+    return b"".join(parts)
+
+
+async def _send(
+    http: h11.Connection, writer: asyncio.StreamWriter, response: Response, *, close: bool
+) -> None:
+    headers = [(n, v) for n, v in response.headers.items()]
+    headers.append(("content-length", str(len(response.body))))
+    if close:
+        headers.append(("connection", "close"))
+    events = (
+        h11.Response(status_code=response.status, headers=headers),
+        h11.Data(data=response.body),
+        h11.EndOfMessage(),
+    )
+    async with asyncio.timeout(_SEND_S):
+        writer.write(b"".join(http.send(event) or b"" for event in events))
+        await writer.drain()
+        if close:  # abort would throw away what has not been sent
+            writer.close()
+            await writer.wait_closed()
+
+
+def _name(transport: asyncio.Transport) -> str:
+    """The address without its port, which is another each time."""
+    peer = transport.get_extra_info("peername")
+    return str(peer[0]) if peer else "an unknown address"

@@ -1,0 +1,8 @@
+"""What a node may ask for, and the header that a message comes with."""
+
+from __future__ import annotations
+
+JOIN, TAKE, SEEN, REPLY = "/fedapt/join", "/fedapt/take", "/fedapt/seen", "/fedapt/reply/"
+MESSAGE = "x-fedapt-message"
+# how long the server holds a request for a message: shorter than what proxies wait for an answer
+TAKE_S = 25.0

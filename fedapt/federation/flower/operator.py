@@ -1,0 +1,89 @@
+"""What the server's operator asks of it: files in the server's own folder, and no network.
+
+Whoever may write to `state` may give the server work, and nobody else: the folder is its owner's
+alone. A lock that the server holds says whether it runs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from fedapt.core.errors import FederationError
+from fedapt.core.files import write_text
+from fedapt.federation.flower.event_log import STATE
+
+_LOCK, _REQUEST = "server.lock", "train.request"
+# `is_running` holds the lock for a moment
+_TRY_S = 2.0
+
+
+@contextmanager
+def hold_server(folder: Path) -> Iterator[None]:
+    """Be the one server of this folder, as long as the block runs.
+
+    Raises:
+        FederationError: there is another.
+    """
+    state = folder / STATE
+    state.mkdir(mode=0o700, exist_ok=True)
+    state.chmod(0o700)
+    with _open(state / _LOCK) as lock:
+        started = time.monotonic()
+        while not _try_lock(lock):
+            if time.monotonic() - started > _TRY_S:
+                raise FederationError(
+                    where=folder,
+                    found="a server that runs already",
+                    expected="one server for each folder",
+                    next_step="stop the other one first",
+                )
+            time.sleep(0.05)
+        yield
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a server of this folder runs on this machine."""
+    if not (folder / STATE / _LOCK).is_file():
+        return False
+    with _open(folder / STATE / _LOCK) as lock:
+        return not _try_lock(lock)
+
+
+def request_training(folder: Path) -> None:
+    """Have the server train, or go on with what it trains."""
+    write_text(folder / STATE / _REQUEST, "")
+
+
+def withdraw_request(folder: Path) -> None:
+    """Nobody waits for the training any more."""
+    (folder / STATE / _REQUEST).unlink(missing_ok=True)
+
+
+def take_request(folder: Path) -> bool:
+    """Whether training has been asked for since the last call."""
+    with suppress(FileNotFoundError):
+        (folder / STATE / _REQUEST).unlink()
+        return True
+    return False
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[int]:
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def _try_lock(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,41 @@
+"""Text of strangers on its way to a terminal, a log or a table.
+
+Names of files, folders, classes, domains and nodes, and messages about them, may hold control
+characters, which make a terminal do what their author likes. Everything that is shown goes through
+`printable`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+# C0 but tab and newline, DEL and C1; line and paragraph separators; marks that turn the direction
+# of writing; halves of surrogate pairs, which no encoding of a terminal has
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+_UNSAFE_OR_NEWLINE = re.compile(f"{_UNSAFE.pattern[:-1]}\n]")
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    r"""The text with `\x1b` instead of an escape character, and so on.
+
+    Args:
+        lines: leave newlines, of a text that has several lines of our own.
+    """
+    return (_UNSAFE if lines else _UNSAFE_OR_NEWLINE).sub(_escape, text)
+
+
+def printable_json(value: Any, indent: int | None = None) -> str:
+    r"""JSON in UTF-8 that shows no control character: \u009b instead of the character."""
+    return _UNSAFE.sub(
+        lambda found: f"\\u{ord(found[0]):04x}",
+        json.dumps(value, ensure_ascii=False, indent=indent),
+    )
+
+
+def _escape(found: re.Match[str]) -> str:
+    number = ord(found[0])
+    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"
