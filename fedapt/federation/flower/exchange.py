@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 
 from fedapt.federation.flower.tensors import count_bytes
 
-_POLL_S = 0.1
+_POLL_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,13 @@ def exchange(
     started = time.monotonic()
     sent = list(grid.push_messages(messages))
     waiting = {message_id: place for place, message_id in enumerate(sent) if message_id}
-    while waiting and time.monotonic() - started < seconds:
+    while waiting:
+        is_over = time.monotonic() - started >= seconds
         for reply in grid.pull_messages(list(waiting)):
             place = waiting.pop(reply.metadata.reply_to_message_id)
             n_bytes = sizes[place] + count_bytes(reply)
             yield place, Answer(reply, n_bytes, time.monotonic() - started)
+        if is_over:  # what had come until then has been looked at
+            return
         if waiting:
             time.sleep(_POLL_S)
