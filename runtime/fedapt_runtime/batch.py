@@ -12,6 +12,7 @@ from typing import Any
 
 from fedapt_runtime.classifier import Classifier, Image
 from fedapt_runtime.destination import Destination, claim, deliver, local_path
+from fedapt_runtime.device_resize import DeviceResizer
 from fedapt_runtime.errors import InputError, OutputError
 from fedapt_runtime.journal import Journal, part_path
 from fedapt_runtime.output import check_output, write_output
@@ -71,6 +72,7 @@ def classify_files(
     workers: int | None = None,
     fast: bool = False,
     depth: str | None = None,
+    resizer: DeviceResizer | None = None,
     flag_unknown: bool = False,
     resume: bool = False,
     progress: Callable[[Summary], None] = lambda summary: None,
@@ -82,7 +84,7 @@ def classify_files(
         images: paths, or what `find_images` yields.
         out: a .jsonl, .csv or .parquet file, or a URI of one, replaced only when the job has ended
             well; None: JSON lines on stdout.
-        fast, depth, flag_unknown: see `Classifier.stream`.
+        fast, depth, resizer, flag_unknown: see `Classifier.stream`.
         resume: go on behind the rows of a job that was stopped (`OUT.part`).
         progress: called after every row.
         engine: what turns images into rows, where that is not the classifier here;
@@ -101,12 +103,14 @@ def classify_files(
         "flag_unknown": flag_unknown,
     }
 
+    job = options if resizer is None else options | {"resized": "on a GPU"}
+
     def predict(rest: Iterable[Image]) -> Iterator[dict[str, Any]]:
         if engine is not None:
             yield from engine(rest)
             return
         for prediction in classifier.stream(
-            rest, batch_size=batch_size, workers=workers, **options
+            rest, batch_size=batch_size, workers=workers, resizer=resizer, **options
         ):
             yield prediction.to_dict(flag_unknown)
 
@@ -125,7 +129,7 @@ def classify_files(
         return summary
     try:
         with claim(out):
-            journal = Journal.open(out, _describe_job(classifier, options), resume)
+            journal = Journal.open(out, _describe_job(classifier, job), resume)
             try:
                 images = iter(images)
                 for row in _skip_finished(journal, images):

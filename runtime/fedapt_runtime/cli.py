@@ -18,6 +18,7 @@ from fedapt_runtime.backends.choose import AIMS, BACKENDS, DEVICES, load_backend
 from fedapt_runtime.batch import Engine, Summary, classify_files
 from fedapt_runtime.bench import bench, choose_batch_size
 from fedapt_runtime.classifier import Classifier
+from fedapt_runtime.device_resize import DeviceResizer
 from fedapt_runtime.doctor import examine
 from fedapt_runtime.errors import EXIT_INTERRUPTED, ReportedError
 from fedapt_runtime.formats import LeftOut, describe_left_out
@@ -63,9 +64,9 @@ def build_parser() -> argparse.ArgumentParser:
     classify.add_argument(
         "--preprocess",
         default="exact",
-        choices=("exact", "fast", "openclip"),
-        help="fast decodes large JPEGs at a fraction of their size; openclip cuts grey images of"
-        " 16 bits and more off at 255, which exact scales [exact]",
+        choices=("exact", "fast", "openclip", "device"),
+        help="fast decodes large JPEGs at a fraction of their size; device resizes on the GPU;"
+        " openclip cuts grey images of 16 bits and more off at 255, which exact scales [exact]",
     )
     classify.add_argument(
         "--flag-unknown",
@@ -167,10 +168,15 @@ def run_classify(options: argparse.Namespace) -> None:
         build_parser().error("--resume goes on with a file: name it with --out")
     if options.gpus_per_worker and options.engine != "ray":
         build_parser().error("--gpus-per-worker shares a cluster's GPUs: add --engine ray")
+    if options.preprocess == "device" and options.engine == "ray":
+        build_parser().error("--preprocess device resizes on this machine's GPU: leave out ray")
     check_output(options.out)
     classifier = Classifier.load(
         options.model, options.backend, options.device, options.head, aim="throughput"
     )
+    resizer = None
+    if options.preprocess == "device":
+        resizer = DeviceResizer(classifier.manifest.preprocessing)
     total = count_images(options.paths)
     batch_size, chosen = options.batch_size or classifier.backend.usual_batch, ""
     if batch_size == "auto":
@@ -188,6 +194,7 @@ def run_classify(options: argparse.Namespace) -> None:
         workers=options.workers,
         fast=options.preprocess == "fast",
         depth=_depth(options),
+        resizer=resizer,
         flag_unknown=options.flag_unknown,
         resume=options.resume,
         progress=show,

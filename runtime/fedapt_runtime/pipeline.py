@@ -44,12 +44,12 @@ def name_of(image: Image, index: int) -> str:
 
 
 def decode_one(
-    image: Image, name: str, preprocessing: Preprocessing, fast: bool = False
+    image: Image, name: str, preprocessing: Preprocessing, fast: bool = False, resize: bool = True
 ) -> Decoded:
     """Decode and preprocess one image; an unreadable one is a result, not an exception.
 
     Args:
-        fast: see `Preprocessing.load`.
+        fast, resize: see `Preprocessing.load`.
 
     Raises:
         InputError: an array that is no uint8 RGB image.
@@ -65,12 +65,14 @@ def decode_one(
         )
     try:
         if isinstance(image, np.ndarray):
-            return Decoded(name, preprocessing.load(PillowImage.fromarray(image), name))
+            return Decoded(
+                name, preprocessing.load(PillowImage.fromarray(image), name, resize=resize)
+            )
         source: ImageSource = io.BytesIO(image.read()) if isinstance(image, Member) else image
         if isinstance(image, str) and is_uri(image):
             local = to_local(image)
             source = io.BytesIO(read_remote(image)) if local is None else local
-        return Decoded(name, preprocessing.load(source, name, fast=fast))
+        return Decoded(name, preprocessing.load(source, name, fast=fast, resize=resize))
     except ImageError as error:
         # a copy has no traceback, whose frames would keep the decoded pixels in memory
         return Decoded(name, error=copy.copy(error))
@@ -82,6 +84,7 @@ def decode_ahead(
     workers: int,
     ahead: int,
     fast: bool = False,
+    resize: bool = True,
 ) -> Iterator[Decoded]:
     """Decode in `workers` threads, at most `ahead` images before the consumer; keeps the order."""
     pending: deque[Future[Decoded]] = deque()
@@ -89,7 +92,7 @@ def decode_ahead(
     try:
         for index, image in enumerate(images):
             name = name_of(image, index)
-            pending.append(pool.submit(decode_one, image, name, preprocessing, fast))
+            pending.append(pool.submit(decode_one, image, name, preprocessing, fast, resize))
             if len(pending) >= ahead:
                 yield pending.popleft().result()
         while pending:

@@ -27,6 +27,7 @@ from fedapt_runtime.errors import ImageError, ModelFileError
 from fedapt_runtime.formats import FORMATS, optional_formats
 
 MOST_PIXELS = 100_000_000  # 300 MB decoded: the largest photo sensors, not a decompression bomb
+MAX_CANVAS = 1024  # pixels a side of an image that is resized on a GPU
 MOST_FILE_BYTES = 512 * 1024 * 1024
 _INTERPOLATION = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -101,15 +102,37 @@ class Preprocessing:
     def image_to_array(self, image: Image.Image) -> NDArray[np.uint8]:
         """Resize, crop and convert one decoded image: uint8 [height, width, 3], RGB."""
         height, width = self.size
-        resample = _INTERPOLATION[self.interpolation]
-        if self.resize_mode == "squash":
-            resized = _resize(image, (width, height), resample)
-        else:
-            resized = _crop_centre(_resize_shortest(image, height, resample), height)
+        size = self.resized_size(*image.size)
+        resized = image if image.size == size else image.resize(size, self._resample)
+        if self.resize_mode == "shortest":
+            top, left = self.crop_offset(*size)
+            resized = resized.crop((left, top, left + width, top + height))
         return np.asarray(resized.convert("RGB"), dtype=np.uint8)
 
+    @property
+    def _resample(self) -> Image.Resampling:
+        return _INTERPOLATION[self.interpolation]
+
+    def resized_size(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) that an image of this width and height is resized to."""
+        if self.resize_mode == "squash":
+            return self.size[1], self.size[0]
+        side, short, long = self.size[0], min(width, height), max(width, height)
+        new_long = int(side * long / short)
+        return (side, new_long) if width <= height else (new_long, side)
+
+    def crop_offset(self, width: int, height: int) -> tuple[int, int]:
+        """(top, left) of the crop in a resized image of this width and height."""
+        # round half to even, as torchvision's center_crop does
+        return round((height - self.size[0]) / 2.0), round((width - self.size[1]) / 2.0)
+
     def load(
-        self, source: ImageSource, name: object = None, *, fast: bool = False
+        self,
+        source: ImageSource,
+        name: object = None,
+        *,
+        fast: bool = False,
+        resize: bool = True,
     ) -> NDArray[np.uint8]:
         """Read one image: uint8 [height, width, 3], RGB.
 
@@ -118,6 +141,9 @@ class Preprocessing:
             name: what to call it in messages; by default the path.
             fast: decode a JPEG at 1/2, 1/4 or 1/8 of its size where that is still large enough; the
                 pixels are then near to OpenCLIP's, and no longer equal.
+            resize: False leaves an RGB or grey image of up to `MAX_CANVAS` pixels a side as it is,
+                for `device_resize`, after a larger JPEG was decoded as if `fast`; others are
+                resized and cropped here.
 
         Raises:
             ImageError: missing, unreadable, too large, truncated, or not an image.
@@ -125,15 +151,16 @@ class Preprocessing:
         where = name if name is not None else source
         if isinstance(source, Image.Image):
             _check_pixels(source.size, self, where)
-            return self.image_to_array(self._to_8_bits(source, where))
+            return self._finish(self._to_8_bits(source, where), resize)
         try:
             if isinstance(source, str | os.PathLike):
                 _check_file(Path(source))
             with _SILENT_PILLOW, _open(source) as image:
                 _check_pixels(image.size, self, where)
-                if fast:  # a JPEG decoder scales for nothing; others ignore it
+                if fast or not (resize or max(image.size) <= MAX_CANVAS):
+                    # a JPEG decoder scales for nothing; others ignore it
                     image.draft(image.mode, self._least_size(image.size))
-                return self.image_to_array(self._to_8_bits(image, where))
+                return self._finish(self._to_8_bits(image, where), resize)
         except ImageError:
             raise
         except UnidentifiedImageError as error:
@@ -151,6 +178,12 @@ class Preprocessing:
             raise _unreadable(
                 where, f"a damaged image ({type(error).__name__}: {error})"
             ) from error
+
+    def _finish(self, image: Image.Image, resize: bool) -> NDArray[np.uint8]:
+        # other modes are resized before they become RGB, which is not the same the other way round
+        if resize or image.mode not in ("RGB", "L") or max(image.size) > MAX_CANVAS:
+            return self.image_to_array(image)
+        return np.asarray(image.convert("RGB"), dtype=np.uint8)
 
     def _to_8_bits(self, image: Image.Image, where: object) -> Image.Image:
         return scale_to_8_bits(image, where) if self.depth == "scale" else image
@@ -241,21 +274,3 @@ def _check_pixels(size: tuple[int, int], preprocessing: Preprocessing, where: ob
         raise _unreadable(
             where, f"{width} x {height} pixels, over the limit of {MOST_PIXELS:,} (resized)"
         )
-
-
-def _resize(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
-    return image if image.size == size else image.resize(size, resample)
-
-
-def _resize_shortest(image: Image.Image, side: int, resample: Image.Resampling) -> Image.Image:
-    width, height = image.size
-    short, long = min(width, height), max(width, height)
-    new_long = int(side * long / short)
-    return _resize(image, (side, new_long) if width <= height else (new_long, side), resample)
-
-
-def _crop_centre(image: Image.Image, side: int) -> Image.Image:
-    # round half to even, as torchvision's center_crop does
-    left = round((image.width - side) / 2.0)
-    top = round((image.height - side) / 2.0)
-    return image.crop((left, top, left + side, top + side))

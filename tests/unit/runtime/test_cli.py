@@ -110,6 +110,7 @@ def test_options_reach_the_job(
         "workers": 3,
         "fast": True,
         "depth": None,
+        "resizer": None,
         "resume": True,
         "engine": None,
         "flag_unknown": False,
