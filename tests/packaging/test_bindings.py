@@ -19,7 +19,13 @@ from typing import Any
 
 import pytest
 
-from tests.support import cuda_runtime, surface, tensorrt_builder, tensorrt_library
+from tests.support import (
+    cuda_runtime,
+    surface,
+    tensorrt_builder,
+    tensorrt_library,
+    tensorrt_rtx,
+)
 from tests.support.fake_engine import write_engine
 from tests.support.paths import ROOT
 
@@ -49,13 +55,27 @@ OUR_OWN = {"Library", "FakePlan", "FakeMachine", "Machine"}
 # classes whose constructors our code calls; the library makes the others
 CONSTRUCTED = {"Builder", "ILogger", "Logger", "OnnxParser", "Runtime"}
 # methods and attributes of the fakes that are for tests, and that our code never calls
-HELPERS = {"Builder": ("fails",), "ICudaEngine": ("say",), "IExecutionContext": ("memory",)}
+HELPERS = {
+    "Runtime": ("engine_type",),
+    "Builder": ("fails",),
+    "ICudaEngine": ("say",),
+    "IExecutionContext": ("memory",),
+}
 FAKES = {
     name: value
     for module in (tensorrt_library, tensorrt_builder)
     for name, value in vars(module).items()
     if isinstance(value, type) and value.__module__ == module.__name__ and name not in OUR_OWN
 }
+# of TensorRT-RTX alone
+RTX = (
+    "CudaGraphStrategy",
+    "EngineInvalidityDiagnostics",
+    "EngineValidity",
+    "ICudaEngine",
+    "IRuntimeConfig",
+    "Runtime",
+)
 # names that a version lacks, and that our code asks for with a second way
 OPTIONAL = {
     "10.0": (("ICudaEngine", "device_memory_size_v2"), ("IExecutionContext", "set_device_memory"))
@@ -212,10 +232,8 @@ def test_the_fake_has_the_names_of_tensorrt_rtx(tmp_path: Path) -> None:
     real = read_surface("tensorrt_rtx_bindings", tmp_path)
     for name, fake in FAKES.items():
         check_class(fake, real[name], name)
-    assert "create_runtime_config" in real["ICudaEngine"]
-    assert "cuda_graph_strategy" in real["IRuntimeConfig"]
-    assert "WHOLE_GRAPH_CAPTURE" in real["CudaGraphStrategy"]
-    assert real["Runtime"]["get_engine_validity"] == [["buffer"]]
+    for name in RTX:
+        check_class(getattr(tensorrt_rtx, name), real[name], name)
     assert real["IBuilderConfig"]["set_compute_capability"] == [["compute_capability", "index"]]
 
 

@@ -215,6 +215,7 @@ class ICudaEngine:
 
 class Runtime:
     library: Library
+    engine_type = ICudaEngine
 
     def __init__(self, logger: ILogger) -> None:
         if self.library.is_broken:  # pybind11's words for a null pointer
@@ -228,7 +229,8 @@ class Runtime:
         except ValueError:
             self._logger.log(ILogger.ERROR, "magicTag does not match")
             return None
-        self.library.engines.append(ICudaEngine(plan, self.library.machine, self._logger))
+        engine = self.engine_type(plan, self.library.machine, self._logger)
+        self.library.engines.append(engine)
         return self.library.engines[-1]
 
 
@@ -245,13 +247,14 @@ class Library:
     __version__: str = "11.4.0.106"
     engines: list[ICudaEngine] = field(default_factory=list)
 
+    runtime_type = Runtime
     ILogger = ILogger
     DataType = DataType
     TensorIOMode = TensorIOMode
     ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy
 
     def __post_init__(self) -> None:
-        self.Runtime = type("Runtime", (Runtime,), {"library": self})
+        self.Runtime = type("Runtime", (self.runtime_type,), {"library": self})
 
 
 class FakeMachine:

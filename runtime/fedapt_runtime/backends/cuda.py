@@ -72,7 +72,10 @@ class Gpu:
 
     def _call(self, name: str, *arguments: Any) -> Any:
         """Call cuda<name>; its result, if it has one."""
-        error, *results = getattr(self._cuda, f"cuda{name}")(*arguments)
+        try:
+            error, *results = getattr(self._cuda, f"cuda{name}")(*arguments)
+        except RuntimeError as failure:  # cuda-bindings 12 raises where there is no driver
+            raise _refuse(f"{failure} (cuda{name})") from failure
         if error != self._cuda.cudaError_t.cudaSuccess:
             self._cuda.cudaGetLastError()  # else another library in this process would find it
             if error == self._cuda.cudaError_t.cudaErrorMemoryAllocation:

@@ -69,6 +69,18 @@ def test_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         Gpu()
 
 
+def test_no_driver_under_older_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Old(FakeCuda):
+        def cudaGetDeviceCount(self) -> tuple[Any, ...]:  # noqa: N802
+            raise RuntimeError("Failed to dlopen libcuda.so.1")
+
+    monkeypatch.setattr(cuda_module, "import_cuda", Old)
+    with pytest.raises(
+        RuntimeFailure, match=r"found Failed to dlopen libcuda\.so\.1 \(cudaGetDeviceCount\)"
+    ):
+        Gpu()
+
+
 @pytest.mark.parametrize("kind", ["allocate", "allocate_pinned"])
 def test_too_little_memory_is_told_as_that(kind: str, cuda: FakeCuda) -> None:
     gpu = Gpu()

@@ -15,6 +15,7 @@ from fedapt_runtime.backends import cuda as cuda_module
 from fedapt_runtime.backends import engine_stream
 from fedapt_runtime.backends.tensorrt import TensorRtBackend
 from fedapt_runtime.errors import ModelFileError, RuntimeFailure
+from tests.support import tensorrt_rtx
 from tests.support.cuda_runtime import BrokenRule, FakeCuda
 from tests.support.fake_engine import CHECKS, PLAN, assert_rows, draw, load, write_engine
 from tests.support.tensorrt_library import FakeMachine, FakePlan, Library
@@ -112,6 +113,38 @@ def test_a_library_that_does_not_start_and_a_plan_that_is_none(
         ModelFileError, match=r"an engine that TensorRT \S+ refuses \(magicTag does not match\)"
     ):
         load(write_engine(tmp_path), library, monkeypatch)
+
+
+def test_an_engine_of_rtx_keeps_its_graphs_itself(
+    cuda: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = tensorrt_rtx.Library(FakeMachine(cuda))
+    path = write_engine(tmp_path, **tensorrt_rtx.rtx_sidecar())
+    backend = load(path, library, monkeypatch)
+    for check in CHECKS[:3]:
+        check(backend, library)
+    assert cuda.calls == []  # none of our own
+    assert len(library.engines[0].contexts) == 2  # one of each stream
+
+
+@pytest.mark.parametrize(
+    ("plan", "text"),
+    [
+        (FakePlan(fails=("config",)), "found no runtime configuration"),
+        (FakePlan(fails=("context",)), "found no execution context, perhaps for want of memory"),
+    ],
+)
+def test_what_rtx_does_not_give(
+    plan: FakePlan, text: str, cuda: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = tensorrt_rtx.Library(FakeMachine(cuda))
+    path = write_engine(tmp_path, plan, **tensorrt_rtx.rtx_sidecar())
+    with pytest.raises(RuntimeFailure, match=text):
+        load(path, library, monkeypatch)
+    monkeypatch.setattr(FakePlan, "to_bytes", lambda _: b"no plan")
+    path = write_engine(tmp_path, plan, **tensorrt_rtx.rtx_sidecar())
+    with pytest.raises(ModelFileError, match=r"refuses \(MALFORMED_ENGINE\)"):
+        load(path, library, monkeypatch)
 
 
 def test_too_little_memory_leaves_nothing_behind(
