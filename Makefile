@@ -9,7 +9,7 @@ READY_DEV := $(VENV)/.ready-dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types bench bench-flower gpu settings build clean
+.PHONY: help setup demo test fuzz lint types bench bench-flower gpu settings build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ lint: $(READY_DEV) ## style, formatting and import rules
 
 types: $(READY_DEV) ## strict types
 	$(BIN)/mypy
+
+fuzz: $(READY_DEV) ## ten minutes of damaged files at every border; what fails goes into tests/fuzz/corpus
+	FEDAPT_FUZZ_SECONDS=600 $(BIN)/python -m pytest -q tests/fuzz
 
 bench: $(READY_DEV) ## the benchmarks that need no GPU; they write benchmarks/results
 	$(BIN)/python benchmarks/lite_zero_shot.py

@@ -34,7 +34,7 @@ def read_records(path: Path) -> list[Record]:
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             record = json.loads(line.decode("utf-8"))
-        except ValueError:
+        except (ValueError, RecursionError):  # brackets without end
             record = None
         if not isinstance(record, dict):
             raise FileError(
