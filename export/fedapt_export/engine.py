@@ -25,11 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from fedapt.core.errors import DependencyError, ExportError, UsageError
 from fedapt.core.files import claim_file, hash_file, replace_file, write_text
 from fedapt_export.fuse import read_model
+from fedapt_export.tensorrt_graph import cast_pixels_first
 from fedapt_runtime.backends.cuda import Gpu
 from fedapt_runtime.backends.engine_file import describe_engine, sidecar_path
 from fedapt_runtime.backends.engine_plan import MODULES
@@ -75,14 +77,14 @@ class EngineSettings:
         """
         if self.flavour not in FLAVOURS:
             raise UsageError(
-                where="--trt-flavour",
+                where="flavour of TensorRT",
                 found=repr(self.flavour),
                 expected=", ".join(FLAVOURS),
                 next_step="choose one of these",
             )
         if not 1 <= self.min_batch <= self.opt_batch <= self.max_batch:
             raise UsageError(
-                where="--min-batch, --opt-batch, --max-batch",
+                where="batch sizes min, opt, max",
                 found=f"{self.min_batch}, {self.opt_batch}, {self.max_batch}",
                 expected="1 <= min <= opt <= max",
                 next_step="correct the sizes",
@@ -106,7 +108,7 @@ class EngineSettings:
             flavour = "tensorrt" if native else "rtx"
         if not _is_installed(flavour):
             raise DependencyError(
-                where=f"--trt-flavour {flavour}",
+                where=f"flavour {flavour} of TensorRT",
                 found=f"no module {MODULES[flavour]}",
                 expected="TensorRT-RTX" if flavour == "rtx" else "TensorRT 10 or 11",
                 next_step=_INSTALL[flavour],
@@ -138,44 +140,43 @@ class EngineSettings:
                 continue
             data_centre = name in _DATA_CENTRE
             raise ExportError(
-                where="--compute-capability",
+                where="compute capability",
                 found=name + (", a data centre GPU" if data_centre else ""),
                 expected=f"targets of TensorRT-RTX: {', '.join(CAPABILITIES)}",
-                next_step="build on that GPU with --trt-flavour tensorrt"
+                next_step="build on that GPU with the flavour tensorrt"
                 if data_centre
                 else "check the spelling",
             )
-        for option, is_set in (("--timing-cache", self.timing_cache), ("--refit", self.refit)):
+        for setting, is_set in (("timing cache", self.timing_cache), ("refit", self.refit)):
             if is_set:
                 raise ExportError(
-                    where=option,
-                    found="--trt-flavour rtx, which would ask for a GPU to build",
-                    expected="--trt-flavour tensorrt",
-                    next_step=f"leave {option} out: building again takes seconds",
+                    where=setting,
+                    found="the flavour rtx, which would ask for a GPU to build",
+                    expected="the flavour tensorrt",
+                    next_step=f"leave {setting} out: building again takes seconds",
                 )
         if precision == "int8":
             raise ExportError(
-                where="--precision int8 --trt",
-                found="--trt-flavour rtx, whose int8 is for weights alone",
+                where="precision int8",
+                found="the flavour rtx, whose int8 is for weights alone",
                 expected="fp32, fp16 or bf16",
-                next_step="choose --precision fp16, or --trt-flavour tensorrt on a machine with"
-                " a GPU",
+                next_step="choose fp16, or the flavour tensorrt, which is built where its GPU is",
             )
 
     def _check_tensorrt(self) -> None:
         if not find_gpu():
             raise ExportError(
-                where="--trt-flavour tensorrt",
+                where="flavour tensorrt",
                 found=_why_no_gpu(),
                 expected="the GPU that the engine will run on: TensorRT measures on it",
-                next_step="export there, or use --trt-flavour rtx, which builds without one",
+                next_step="export there, or use the flavour rtx, which builds without one",
             )
         if self.capabilities:
             raise ExportError(
-                where="--compute-capability",
-                found="--trt-flavour tensorrt",
+                where="compute capability",
+                found="the flavour tensorrt",
                 expected="nothing: such an engine is for the GPU at hand",
-                next_step="leave it out, or use --trt-flavour rtx",
+                next_step="leave it out, or use the flavour rtx",
             )
 
 
@@ -231,11 +232,11 @@ def build_engine(
 def _build_engine(
     model: Path, out: Path, settings: EngineSettings, images: NDArray[np.uint8] | None
 ) -> dict[str, Any]:
-    _, manifest = read_model(model)
+    graph, manifest = read_model(model)
     settings = settings.resolve(manifest.precision)
     gpu = find_gpu()
     with replace_file(out) as temporary:
-        built = _run_builder(model, temporary, settings)
+        built = _run_builder(model, graph, temporary, settings)
         targets = list(settings.capabilities) or ["default" if settings.flavour == "rtx" else gpu]
         sidecar = {
             "flavour": settings.flavour,
@@ -256,8 +257,14 @@ def _build_engine(
     return sidecar
 
 
-def _run_builder(model: Path, out: Path, settings: EngineSettings) -> dict[str, Any]:
-    request = {"model": str(model), "out": str(out)} | dataclasses.asdict(settings)
+def _run_builder(
+    model: Path, graph: onnx.ModelProto, out: Path, settings: EngineSettings
+) -> dict[str, Any]:
+    source = model
+    if cast_pixels_first(graph):
+        source = out.with_name("graph.onnx")
+        source.write_bytes(graph.SerializeToString())
+    request = {"model": str(source), "out": str(out)} | dataclasses.asdict(settings)
     request["timing_cache"] = str(settings.timing_cache or "")
     done = subprocess.run(
         [sys.executable, "-m", "fedapt_export.engine_builder"],

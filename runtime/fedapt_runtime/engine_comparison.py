@@ -81,7 +81,7 @@ def compare_engine(
 
     Args:
         reference: the same graph in ONNX Runtime.
-        images: uint8 [n, height, width, 3]; at least two, or an order of rows means nothing.
+        images: uint8 [n, height, width, 3]; two or more, or an order of rows means nothing.
         minimum, optimum, maximum: of the engine's profile.
     """
     if len(images) < 2:

@@ -101,10 +101,10 @@ def rtx(**options: Any) -> EngineSettings:
     ("settings", "text"),
     [
         (rtx(capabilities=("sm90",)), "found sm90, a data centre GPU; expected targets of"),
-        (rtx(capabilities=("sm100",)), "build on that GPU with --trt-flavour tensorrt"),
+        (rtx(capabilities=("sm100",)), "build on that GPU with the flavour tensorrt"),
         (rtx(capabilities=("sm42",)), "found sm42; expected targets .*check the spelling"),
-        (rtx(refit=True), "--refit: found --trt-flavour rtx.*leave --refit out"),
-        (rtx(timing_cache=Path("t.cache")), "--timing-cache: found --trt-flavour rtx"),
+        (rtx(refit=True), "refit: found the flavour rtx.*leave refit out"),
+        (rtx(timing_cache=Path("t.cache")), "timing cache: found the flavour rtx"),
     ],
 )
 def test_wrong_settings_are_refused(settings: EngineSettings, text: str) -> None:
@@ -116,7 +116,7 @@ def test_wrong_settings_are_refused(settings: EngineSettings, text: str) -> None
 
 @needs_rtx
 def test_int8_is_refused_for_rtx() -> None:
-    with pytest.raises(ExportError, match="--trt-flavour rtx, whose int8 is for weights alone"):
+    with pytest.raises(ExportError, match="the flavour rtx, whose int8 is for weights alone"):
         rtx().resolve("int8")
 
 
@@ -141,7 +141,7 @@ def test_tensorrt_takes_its_gpu_and_no_targets(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(engine_module, "find_gpu", lambda: "")
     native = EngineSettings("tensorrt", refit=True)
     with pytest.raises(
-        ExportError, match=r"no usable NVIDIA GPU \(.*use --trt-flavour rtx"
+        ExportError, match=r"no usable NVIDIA GPU \(.*use the flavour rtx"
     ) as caught:
         native.resolve()
     assert caught.value.exit_code == 6
@@ -185,7 +185,7 @@ def test_batch_sizes_out_of_order_are_2(
 ) -> None:
     command = ["export", "absent.safetensors", "--out", str(tmp_path / "model.onnx"), *needs]
     assert main([*command, "--max-batch", "8"]) == 2
-    assert "--min-batch, --opt-batch, --max-batch: found 1, 32, 8" in capsys.readouterr().err
+    assert "batch sizes min, opt, max: found 1, 32, 8" in capsys.readouterr().err
 
 
 def test_without_the_library_nothing_is_exported(

@@ -87,7 +87,7 @@ def test_int8_is_refused_by_its_manifest(tiny_backbone: Backbone, tmp_path: Path
     write_model(graph, dataclasses.replace(manifest, precision="int8"), model)
     with pytest.raises(
         ExportError,
-        match="found --trt-flavour rtx, whose int8 is for weights alone; expected fp32, fp16 or",
+        match="found the flavour rtx, whose int8 is for weights alone; expected fp32, fp16 or",
     ) as caught:
         build_engine(model, tmp_path / "m.engine", SETTINGS)
     assert caught.value.exit_code == 6
@@ -102,7 +102,7 @@ def test_the_command_refuses_int8_before_the_work(
     flavour = ["--trt-flavour", "rtx"]
     assert main([*named, *flavour, "--precision", "int8"]) == 6
     message = capsys.readouterr().err
-    assert "--precision int8 --trt: found --trt-flavour rtx" in message
+    assert "precision int8: found the flavour rtx" in message
     assert "choose --precision fp16" in message
     assert "model:" not in message  # the CLIP was not even loaded
     assert list(tmp_path.iterdir()) == []

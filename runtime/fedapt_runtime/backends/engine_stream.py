@@ -49,7 +49,7 @@ class EngineStream:
             sizes = [plan.max_batch * size for size in (plan.image_bytes, *plan.row_bytes)]
             self._device = [gpu.allocate(taken, size) for size in sizes]
             self._pinned = [gpu.allocate_pinned(taken, size) for size in sizes]
-            # TensorRT-RTX compiles kernels for a shape by and by, and so keeps graphs by itself
+            # TensorRT-RTX compiles kernels for a shape while it runs, and so keeps graphs by itself
             self._records = plan.flavour == "tensorrt"
             self._scratch = 0
             if self._records:
