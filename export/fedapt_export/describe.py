@@ -17,6 +17,8 @@ from fedapt.model.checkpoint import load_checkpoint
 from fedapt_export.fuse import read_manifest
 from fedapt_runtime.backends.engine_file import read_engine_file
 from fedapt_runtime.head import read_head
+from fedapt_runtime.manifest import METADATA_KEY
+from fedapt_runtime.onnx_file import check_content, check_one_file
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -67,10 +69,12 @@ def _tensor_names(path: Path) -> set[str] | None:
 
 def _describe_model(path: Path) -> dict[str, Any]:
     try:
-        model = onnx.load(path)
+        model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's errors share no useful base class
         raise _refuse(path, "neither safetensors nor ONNX") from error
+    check_one_file(path)
     manifest = read_manifest(model, path)
+    check_content(path, METADATA_KEY)
     defaults = {initializer.name for initializer in model.graph.initializer}
     return {
         "kind": "model",

@@ -22,6 +22,7 @@ from fedapt.train.methods.base import ALL_DOMAINS, Fusable
 from fedapt_export.head import LOGITS, WEIGHTS, build_head, swappable_inputs
 from fedapt_runtime import Manifest, Preprocessing
 from fedapt_runtime.manifest import METADATA_KEY, parse_manifest
+from fedapt_runtime.onnx_file import check_content, check_one_file
 
 
 def fuse(tower: onnx.ModelProto, head: Head, label: str) -> onnx.ModelProto:
@@ -201,10 +202,11 @@ def read_model(path: Path) -> tuple[onnx.ModelProto, Manifest]:
 
     Raises:
         ExportError: it is missing, or no ONNX.
-        ModelFileError: it has no manifest, a damaged one, or one of another schema.
+        ModelFileError: it has no manifest, a damaged one, or one of another schema; its weights are
+            in another file, or not those that the manifest was written for.
     """
     try:
-        model = onnx.load(path)
+        model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's errors and OSError share no useful base class
         raise ExportError(
             where=path,
@@ -212,9 +214,15 @@ def read_model(path: Path) -> tuple[onnx.ModelProto, Manifest]:
             expected="a model written by `fedapt export`",
             next_step="check the path",
         ) from error
-    return model, read_manifest(model, path)
+    check_one_file(path)
+    manifest = read_manifest(model, path)
+    check_content(path, METADATA_KEY)
+    return model, manifest
 
 
 def attach_manifest(model: onnx.ModelProto, manifest: Manifest) -> None:
-    """Put the manifest into the model's `metadata_props`."""
-    onnx.helper.set_model_props(model, {METADATA_KEY: manifest.to_json()})
+    """Put the manifest into the model's `metadata_props`, with a hash of all the rest."""
+    del model.metadata_props[:]
+    # the bytes of the other fields stay the same beside it
+    content = model.SerializeToString()
+    onnx.helper.set_model_props(model, {METADATA_KEY: manifest.seal([content])})

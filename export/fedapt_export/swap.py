@@ -17,6 +17,7 @@ from fedapt_export.head import head_tensors
 from fedapt_runtime import Manifest
 from fedapt_runtime.errors import ModelFileError
 from fedapt_runtime.head import Tensor, read_head
+from fedapt_runtime.integrity import list_content
 from fedapt_runtime.manifest import METADATA_KEY
 
 
@@ -26,7 +27,8 @@ def write_head(head: Head, manifest: Manifest, out: Path) -> None:
     Raises:
         FileError: the folder cannot be written, or the disk is full.
     """
-    write_bytes(out, save(head_tensors(head), {METADATA_KEY: manifest.to_json()}))
+    tensors = head_tensors(head)
+    write_bytes(out, save(tensors, {METADATA_KEY: manifest.seal(list_content(tensors))}))
 
 
 def _check_width(model: onnx.ModelProto, values: Mapping[str, Tensor], where: Path) -> None:

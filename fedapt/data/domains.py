@@ -7,7 +7,6 @@ methods, seeds and clients; a domain, a client or a split holds row numbers alon
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from fedapt.data.features import ImageEncoder, extract_features
 from fedapt.data.folders import ImageFolders, Sample
 from fedapt.data.splits import Split
 from fedapt_runtime.formats import describe_left_out
+from fedapt_runtime.machine import usable_cores
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def load_table(
     features = extract_features(
         paths,
         encoder,
-        workers=os.cpu_count() or 1,
+        workers=usable_cores(),
         progress=lambda done, total: reporter.progress("image features", done, total),
     )
     for error in features.errors:

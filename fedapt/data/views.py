@@ -10,7 +10,6 @@ Source: FedAPT (arXiv 2211.07864); the recipe is SimCLR's (arXiv 2002.05709) wit
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from fedapt.core.report import Reporter
 from fedapt.data.domains import ImageSet, ImageTable
 from fedapt.data.features import ImageEncoder, extract_features
 from fedapt_runtime import Preprocessing
+from fedapt_runtime.machine import usable_cores
 
 _FLIP, _JITTER, _GREY, _BLUR = 0.5, 0.8, 0.2, 0.2
 _STRENGTH, _HUE = 0.8, 0.2
@@ -107,7 +107,7 @@ class StrongViews:
         found = extract_features(
             [self._table.paths[row] for row in self._rows.tolist()],
             encoder,
-            workers=os.cpu_count() or 1,
+            workers=usable_cores(),
             progress=lambda done, total: self._reporter.progress(task, done, total),
         )
         if found.errors:  # it could be read when its own feature was computed

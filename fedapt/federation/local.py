@@ -8,7 +8,6 @@ run beside it. On a GPU they run one after another.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +21,7 @@ from fedapt.train.aggregate import aggregate
 from fedapt.train.client import ClientUpdate, train_round
 from fedapt.train.loop import RoundResult
 from fedapt.train.methods.base import Learned, Method, n_bytes
+from fedapt_runtime.machine import usable_cores, usable_memory
 
 _USUAL_MEMORY_BYTES = 16 << 30
 # clients begun for each that runs: replies behind a slow client wait, and memory bounds how many
@@ -69,7 +69,7 @@ class LocalEngine:
         """
         order = sorted(clients, key=lambda client: -len(client.data))
         at_once = self._count_at_once(order)
-        threads_each = max(1, (os.cpu_count() or 1) // at_once)
+        threads_each = max(1, usable_cores() // at_once)
 
         def train(client: Client) -> ClientUpdate:
             share = self._method.share(start, client)
@@ -92,19 +92,13 @@ class LocalEngine:
         if not self._method.side_by_side or any(c.data.rows.is_cuda for c in clients):
             return 1
         step = max(1, self._method.step_bytes)
-        return max(1, min(os.cpu_count() or 1, len(clients), _memory_bytes() // (2 * step)))
+        memory = usable_memory() or _USUAL_MEMORY_BYTES  # side by side, clients may fill half of it
+        return max(1, min(usable_cores(), len(clients), memory // (2 * step)))
 
 
 def _with_images(client: ClientInfo) -> Client:
     assert isinstance(client, Client)  # this engine's method was made with them
     return client
-
-
-def _memory_bytes() -> int:
-    """Of the machine; side by side, clients may fill half of it."""
-    if not hasattr(os, "sysconf"):  # Windows does not tell
-        return _USUAL_MEMORY_BYTES
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 @contextmanager

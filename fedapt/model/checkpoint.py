@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -25,7 +26,7 @@ from fedapt.core.files import write_bytes
 from fedapt.core.names import ADAPTIVE_NETWORK, FUSED_METHODS, KEYS, META_PROMPT
 from fedapt.model.backbone import Backbone
 from fedapt.model.prompted_clip import GlobalModel, prompted_text
-from fedapt_runtime import Preprocessing
+from fedapt_runtime import Preprocessing, integrity
 
 SCHEMA = 2  # raise when an older version would misread the file; added fields do not count
 _METADATA_KEY = "fedapt"
@@ -93,8 +94,8 @@ class Checkpoint:
             FileError: the folder cannot be written, or the disk is full.
         """
         # one metadata key: safetensors writes several in no fixed order
-        metadata = json.dumps(dataclasses.asdict(self.info), sort_keys=True, ensure_ascii=False)
         tensors = {name: tensor.cpu().contiguous() for name, tensor in self.tensors.items()}
+        metadata = integrity.seal(dataclasses.asdict(self.info), _list_content(tensors))
         write_bytes(path, save(tensors, {_METADATA_KEY: metadata}))
 
     def to_global_model(self, backbone: Backbone) -> GlobalModel:
@@ -171,6 +172,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         checkpoint = Checkpoint(CheckpointInfo(**fields), tensors, keys)
         _check_info(path, checkpoint.info)
         _check_tensors(path, checkpoint)
+        if damage := integrity.find_damage(metadata, _list_content(checkpoint.tensors)):
+            raise _refuse(path, damage)
     except (
         ConfigError,
         SafetensorError,
@@ -185,6 +188,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
         )
         raise _refuse(path, f"a damaged file ({found})") from error
     return checkpoint
+
+
+def _list_content(tensors: dict[str, Tensor]) -> Iterator[integrity.Part]:
+    for name, tensor in sorted(tensors.items()):
+        yield f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode()
+        yield tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _check_info(path: Path, info: CheckpointInfo) -> None:

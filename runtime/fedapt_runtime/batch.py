@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import sys
 import time
@@ -10,13 +11,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fedapt_runtime.classifier import Classifier, Image
-from fedapt_runtime.destination import Destination, claim, deliver, local_path
+from fedapt_runtime.classifier import NOT_FINITE, Classifier, Image
+from fedapt_runtime.destination import Destination, claim, deliver, fetch, local_path
 from fedapt_runtime.device_resize import DeviceResizer
 from fedapt_runtime.errors import InputError, OutputError
 from fedapt_runtime.journal import Journal, part_path
-from fedapt_runtime.output import check_output, write_output
-from fedapt_runtime.sources import Member
+from fedapt_runtime.output import check_output, read_paths, show_path, write_output
+from fedapt_runtime.pipeline import is_whole, name_of
 
 # images -> their rows, in order
 Engine = Callable[[Iterable[Image]], Iterator[dict[str, Any]]]
@@ -31,6 +32,7 @@ class Summary:
         errors: bad ones.
         kinds: how often each kind of error came.
         resumed: rows that were there already.
+        finished: whether the job had ended before, and nothing was done.
         seconds: wall time from the first image to the last row.
         left_out: files and folders that were passed over, by reason.
     """
@@ -39,6 +41,7 @@ class Summary:
     errors: int = 0
     kinds: dict[str, int] = field(default_factory=dict)
     resumed: int = 0
+    finished: bool = False
     seconds: float = 0.0
     left_out: dict[str, int] = field(default_factory=dict)
 
@@ -85,7 +88,10 @@ def classify_files(
         out: a .jsonl, .csv or .parquet file, or a URI of one, replaced only when the job has ended
             well; None: JSON lines on stdout.
         fast, depth, resizer, flag_unknown: see `Classifier.stream`.
-        resume: go on behind the rows of a job that was stopped (`OUT.part`).
+        resume: go on behind the rows of a job that was stopped (`OUT.part`), with its batches: the
+            rows are those of an undisturbed job, to the bit, but where `batch_size` is another than
+            it was, or `engine` forms batches of its own. An output that has these images already is
+            left as it is.
         progress: called after every row.
         engine: what turns images into rows, where that is not the classifier here;
             `batch_size` and `workers` are then its own matter.
@@ -105,15 +111,16 @@ def classify_files(
 
     job = options if resizer is None else options | {"resized": "on a GPU"}
 
-    def predict(rest: Iterable[Image]) -> Iterator[dict[str, Any]]:
+    def predict(rest: Iterable[Image], size: int) -> Iterator[dict[str, Any]]:
         if engine is not None:
             yield from engine(rest)
             return
         for prediction in classifier.stream(
-            rest, batch_size=batch_size, workers=workers, resizer=resizer, **options
+            rest, batch_size=size, workers=workers, resizer=resizer, **options
         ):
             yield prediction.to_dict(flag_unknown)
 
+    size = classifier.backend.usual_batch if batch_size is None else batch_size
     summary = Summary()
     started = time.monotonic()
 
@@ -123,20 +130,26 @@ def classify_files(
         progress(summary)
 
     if out is None:
-        for row in predict(images):
+        for row in predict(images, size):
             print(json.dumps(row, ensure_ascii=False), file=sys.stdout)
             advance(row)
         return summary
     try:
         with claim(out):
-            journal = Journal.open(out, _describe_job(classifier, job), resume)
+            images = iter(images)
+            if resume and not part_path(out).is_file():
+                n_rows, images = _count_finished(out, images)
+                if n_rows:
+                    return Summary(images=n_rows, resumed=n_rows, finished=True)
+            journal = Journal.open(out, _describe_job(classifier, job), size, resume)
             try:
-                images = iter(images)
+                if engine is None:
+                    journal.keep(_count_whole(journal))
                 for row in _skip_finished(journal, images):
                     summary.resumed += 1
                     summary.count(row["error"])
                 started = time.monotonic()
-                for row in predict(images):
+                for row in predict(images, journal.batch_size if batch_size is None else size):
                     journal.write(row)
                     advance(row)
                 with deliver(out) as temporary:
@@ -162,15 +175,47 @@ def _describe_job(classifier: Classifier, options: dict[str, Any]) -> dict[str, 
     return {"model": hashlib.sha256(manifest.encode()).hexdigest(), **options}
 
 
+def _count_whole(journal: Journal) -> int:
+    """Rows in whole batches: an image's bits depend on the batch that it is in."""
+    whole = images = readable = 0
+    for row in journal.rows():
+        images += 1
+        readable += row["error"] is None or row["error"].endswith(NOT_FINITE)
+        if is_whole(images, readable, journal.batch_size):
+            whole += images
+            images = readable = 0
+    return whole
+
+
+def _count_finished(out: Destination, images: Iterator[Image]) -> tuple[int, Iterator[Image]]:
+    """Rows of an output that is there and has these very images, in order; 0 of any other.
+
+    Returns:
+        The images too, all of them.
+    """
+    suffix, seen = local_path(out).suffix, list[Image]()
+    with fetch(out) as path:
+        try:
+            for known in () if path is None else read_paths(path, suffix):
+                seen.extend(itertools.islice(images, 1))
+                names = [show_path(name_of(image, len(seen) - 1), suffix) for image in seen[-1:]]
+                if names != [known]:
+                    return 0, itertools.chain(seen, images)
+        except Exception:  # no predictions: the readers raise whatever they come across
+            return 0, itertools.chain(seen, images)
+    more = list(itertools.islice(images, 1))
+    return 0 if more else len(seen), itertools.chain(seen, more, images)
+
+
 def _skip_finished(journal: Journal, images: Iterator[Image]) -> Iterator[dict[str, Any]]:
     """Pass over the images that have their rows; yields these."""
-    for number, row in enumerate(journal.rows(), start=1):
+    for i, row in enumerate(journal.rows()):
         image = next(images, None)
-        name = image.name if isinstance(image, Member) else image
-        if str(name) != row["path"]:
+        name = None if image is None else name_of(image, i)
+        if name != row["path"]:
             raise InputError(
-                where=f"{journal.path}, row {number}",
-                found=f"{row['path']!r}, where the images now have {str(name)!r}",
+                where=f"{journal.path}, row {i + 1}",
+                found=f"{row['path']!r}, where the images now have {name!r}",
                 expected="the same images in the same order",
                 next_step="repeat the command that began it, or leave --resume out",
             )

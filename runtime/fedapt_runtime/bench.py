@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import platform
 import time
 from collections.abc import Iterable, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from fedapt_runtime.backends.base import Backend
+from fedapt_runtime.machine import usable_cores
 from fedapt_runtime.preprocess import Preprocessing
 
 _PHOTO = (480, 640)  # height and width of the JPEG that decoding is timed on
@@ -82,7 +82,7 @@ def bench(backends: Iterable[Backend], batch_sizes: Sequence[int], seconds: floa
         decode_ms=_time_decoding(preprocessing, seconds),
         machine={
             "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
+            "cores": usable_cores(),
             "python": platform.python_version(),
             **{name: version(name) for name in ("fedapt-runtime", "numpy", "pillow")},
         },

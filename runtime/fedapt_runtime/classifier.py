@@ -19,10 +19,13 @@ from fedapt_runtime.backends.base import Backend, Outputs
 from fedapt_runtime.backends.choose import load_backend
 from fedapt_runtime.device_resize import DeviceResizer
 from fedapt_runtime.errors import ImageError, InputError
+from fedapt_runtime.machine import usable_cores
 from fedapt_runtime.manifest import Manifest
 from fedapt_runtime.pipeline import Decoded, Image, decode_ahead, split_batches
 from fedapt_runtime.preprocess import Preprocessing
 from fedapt_runtime.unknown import UnknownSignal, read_signal
+
+NOT_FINITE = "the model returned NaN or infinity"
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,7 @@ class Classifier:
             )
         if flag_unknown:
             _ = self._signal  # what the model lacks is told before any work
-        in_flight, workers = self._backend.in_flight, workers or os.cpu_count() or 1
+        in_flight, workers = self._backend.in_flight, workers or usable_cores()
         ahead = max(4 * batch_size, 2 * workers)
         decoded = decode_ahead(
             images, self.preprocessing(depth), workers, ahead, fast, resize=resizer is None
@@ -242,7 +245,7 @@ class Classifier:
             strict=True,
         ):
             if not is_finite:
-                error = f"{name}: the model returned NaN or infinity"
+                error = f"{name}: {NOT_FINITE}"
                 yield Prediction(path=name, error=error)
                 continue
             yield Prediction(

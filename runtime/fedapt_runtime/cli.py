@@ -178,7 +178,9 @@ def run_classify(options: argparse.Namespace) -> None:
     if options.preprocess == "device":
         resizer = DeviceResizer(classifier.manifest.preprocessing)
     total = count_images(options.paths)
-    batch_size, chosen = options.batch_size or classifier.backend.usual_batch, ""
+    batch_size, chosen = options.batch_size, ""
+    if batch_size == "auto" and options.resume and part_path(options.out).is_file():
+        batch_size = None  # that of the job that was stopped
     if batch_size == "auto":
         batch_size = choose_batch_size(classifier.backend)
         chosen = f", batches of {batch_size}"
@@ -214,11 +216,13 @@ def _depth(options: argparse.Namespace) -> str | None:
     return "openclip" if options.preprocess == "openclip" else None
 
 
-def _ray_engine(options: argparse.Namespace, classifier: Classifier, batch_size: int) -> Engine:
+def _ray_engine(
+    options: argparse.Namespace, classifier: Classifier, batch_size: int | None
+) -> Engine:
     from fedapt_runtime.ray_engine import RaySettings, predict_on_ray
 
     # a batch is a task of Ray's: too small ones cost more than they compute
-    size = batch_size if options.batch_size else USUAL_BATCH
+    size = batch_size or USUAL_BATCH
 
     def predict(images: Iterable[Image]) -> Iterator[dict[str, Any]]:
         return predict_on_ray(
@@ -336,6 +340,9 @@ class _Progress:
             )
 
     def finish(self, summary: Summary) -> None:
+        if summary.finished:
+            print(f"finished before: {summary.images} rows, nothing to do", file=sys.stderr)
+            return
         print(
             f"{chr(13) if self._terminal else ''}{summary.images} images in {summary.seconds:.1f} s"
             f" ({summary.images_per_second:.0f} a second), {summary.errors} with errors"

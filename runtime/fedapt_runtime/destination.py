@@ -14,7 +14,7 @@ from urllib.parse import unquote
 from fedapt_runtime.atomic import remove_left_over, replace_file, temporary_folder
 from fedapt_runtime.errors import OutputError
 from fedapt_runtime.lock import Held, hold_file
-from fedapt_runtime.remote import is_uri, write_remote
+from fedapt_runtime.remote import copy_remote, is_uri, write_remote
 
 Destination = str | os.PathLike[str]
 _LOCAL = "file://"
@@ -63,6 +63,22 @@ def claim(out: Destination) -> Iterator[None]:
             ) from error
         remove_left_over(path.parent)
         yield
+
+
+@contextmanager
+def fetch(out: Destination) -> Iterator[Path | None]:
+    """A local path of an output that is there; None where there is none.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    local = local_path(out)
+    if not is_object(out):
+        yield local if local.is_file() else None
+        return
+    with temporary_folder(local.parent) as folder:
+        is_there = copy_remote(os.fspath(out), folder / local.name)
+        yield folder / local.name if is_there else None
 
 
 @contextmanager

@@ -19,12 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedapt_runtime.errors import ModelFileError
+from fedapt_runtime.integrity import find_damage, list_content
 from fedapt_runtime.manifest import METADATA_KEY, Manifest, parse_manifest
 
 Tensor = NDArray[np.float32] | NDArray[np.int64]
 
 _MOST_HEADER_BYTES = 16 << 20
 _MOST_BYTES = 2 << 30
+_MOST_DIMENSIONS = 8
 
 
 def complete_head(
@@ -128,12 +130,16 @@ def read_head(path: str | Path) -> HeadFile:
         )
     head = HeadFile(parse_manifest(manifest, path), tensors)
     _check_shapes(path, head)
+    if damage := find_damage(manifest, list_content(tensors)):
+        raise _refuse(path, damage)
     return head
 
 
 def _read_tensor(body: memoryview, entry: dict[str, Any]) -> NDArray[np.float32]:
     begin, end = entry["data_offsets"]
-    shape = [int(n) for n in entry["shape"]]
+    shape = entry["shape"]
+    if len(shape) > _MOST_DIMENSIONS or not all(type(n) is int for n in [*shape, begin, end]):
+        raise ValueError(f"a shape of {len(shape)} sizes, or one that is no whole number")
     if entry["dtype"] != "F32" or min(shape, default=0) < 0 or not 0 <= begin <= end <= len(body):
         raise ValueError(f"a tensor of {entry['dtype']} {shape} at {begin} to {end}")
     if end - begin != 4 * math.prod(shape):

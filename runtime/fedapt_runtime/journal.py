@@ -30,20 +30,22 @@ class Journal:
 
     Attributes:
         path: of the file.
+        batch_size: of the job that began it.
         n_rows: rows that are written.
     """
 
-    def __init__(self, path: Path, stream: BinaryIO, n_rows: int) -> None:
-        self.path, self.n_rows = path, n_rows
+    def __init__(self, path: Path, stream: BinaryIO, batch_size: int, n_rows: int) -> None:
+        self.path, self.batch_size, self.n_rows = path, batch_size, n_rows
         self._stream = stream
         self._flushed = time.monotonic()
 
     @classmethod
-    def open(cls, out: Destination, job: dict[str, Any], resume: bool) -> Journal:
+    def open(cls, out: Destination, job: dict[str, Any], batch_size: int, resume: bool) -> Journal:
         """Begin anew, or behind the last whole row.
 
         Args:
             job: what tells this job from another; rows of another are refused.
+            batch_size: kept beside it; an older one stays.
 
         Raises:
             InputError: the rows there belong to another job.
@@ -53,15 +55,15 @@ class Journal:
         if resume and path.is_file():
             return cls._go_on(path, job)
         stream = path.open("wb")
-        stream.write(_encode(job))
-        return cls(path, stream, 0)
+        stream.write(_encode({"job": job, "batch_size": batch_size}))
+        return cls(path, stream, batch_size, 0)
 
     @classmethod
     def _go_on(cls, path: Path, job: dict[str, Any]) -> Journal:
         stream = path.open("r+b")
         try:
-            header = stream.readline()
-            if header != _encode(job):
+            batch_size = _read_header(stream.readline(), job)
+            if batch_size is None:
                 raise InputError(
                     where=path,
                     found="rows of another job",
@@ -78,7 +80,17 @@ class Journal:
         except BaseException:
             stream.close()
             raise
-        return cls(path, stream, n_rows)
+        return cls(path, stream, batch_size, n_rows)
+
+    def keep(self, n_rows: int) -> None:
+        """Forget all rows but the first ones."""
+        end = 0
+        with self.path.open("rb") as stream:
+            for _ in range(1 + n_rows):  # the header is a line too
+                end += len(stream.readline())
+        self._stream.seek(end)
+        self._stream.truncate()
+        self.n_rows = n_rows
 
     def write(self, row: dict[str, Any]) -> None:
         """Add a row."""
@@ -118,3 +130,14 @@ class Journal:
 def _encode(value: dict[str, Any]) -> bytes:
     # names that are not valid UTF-8 survive through the surrogates that Python uses for them
     return (json.dumps(value, ensure_ascii=False) + "\n").encode("utf-8", "surrogateescape")
+
+
+def _read_header(line: bytes, job: dict[str, Any]) -> int | None:
+    """The batch size of this very job; None of another, or of no journal."""
+    try:
+        header: Any = json.loads(line.decode("utf-8", "surrogateescape"))
+        batch_size = header["batch_size"]
+        is_same = header["job"] == job and type(batch_size) is int and batch_size > 0
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return batch_size if is_same else None

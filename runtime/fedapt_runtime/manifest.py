@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from fedapt_runtime import integrity
 from fedapt_runtime.errors import ModelFileError
 from fedapt_runtime.preprocess import Preprocessing
 
 METADATA_KEY = "fedapt"
+_SHA256 = re.compile("(?:[0-9a-f]{64})?")
 SCHEMA = 1  # raise when an older runtime would misread the file; added fields do not count
 
 
@@ -38,6 +43,8 @@ class Manifest:
         versions: versions of the software that exported the model.
         unknown: the signal for images from no known domain, see `unknown.UnknownSignal`; None where
             the export had no images to calibrate it on.
+        content_sha256: of the file that the manifest stands in, see `seal`; empty in files of
+            older versions.
     """
 
     classes: tuple[str, ...]
@@ -55,13 +62,25 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
     unknown: dict[str, Any] | None = None
+    content_sha256: str = ""
 
     def to_json(self) -> str:
         """One line of JSON with sorted keys: the same manifest gives the same bytes."""
+        fields = self._fields()
+        if self.content_sha256:
+            fields[integrity.KEY] = self.content_sha256
+        return json.dumps(fields, sort_keys=True, ensure_ascii=False)
+
+    def seal(self, content: Iterable[integrity.Part]) -> str:
+        """The JSON with a hash of itself and of the content that it describes."""
+        return integrity.seal(self._fields(), content)
+
+    def _fields(self) -> dict[str, Any]:
         fields = dataclasses.asdict(self)
+        del fields[integrity.KEY]
         if self.unknown is None:
             del fields["unknown"]
-        return json.dumps(fields, sort_keys=True, ensure_ascii=False)
+        return fields
 
     def describe(self) -> dict[str, Any]:
         """Plain values for people: all but the tensors of the signal, kilobytes of base64."""
@@ -101,11 +120,14 @@ def parse_manifest(text: str | None, where: object) -> Manifest:
                 next_step="install the fedapt-runtime that belongs to it, or " + export_again,
             )
         fields["preprocessing"] = Preprocessing.from_dict(fields["preprocessing"])
-        fields["classes"] = tuple(str(name) for name in fields["classes"])
-        fields["domains"] = tuple(str(name) for name in fields["domains"])
+        for name in ("classes", "domains"):
+            fields[name] = tuple(_check(name, fields[name], _is_names))
         # a later version adds fields without a new schema: they are left out
         known = {field.name for field in dataclasses.fields(Manifest)}
-        return Manifest(**{name: value for name, value in fields.items() if name in known})
+        manifest = Manifest(**{name: value for name, value in fields.items() if name in known})
+        for name, is_right in _TYPES.items():
+            _check(name, getattr(manifest, name), is_right)
+        return manifest
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ModelFileError(
             where=where,
@@ -113,3 +135,45 @@ def parse_manifest(text: str | None, where: object) -> Manifest:
             expected="the manifest that `fedapt export` writes",
             next_step=export_again,
         ) from error
+
+
+def _check(name: str, value: Any, is_right: Callable[[Any], bool]) -> Any:
+    if not is_right(value):
+        raise TypeError(f"{name} is {repr(value)[:60]}")
+    return value
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_text, value))
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_text, value.values()))
+
+
+def _is_temperature(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and value > 0
+
+
+_TYPES: dict[str, Callable[[Any], bool]] = {
+    "clip": _is_texts,
+    "method": _is_text,
+    "rounds": _is_count,
+    "temperature": _is_temperature,
+    "mixing": _is_text,
+    "precision": _is_text,
+    "opset": _is_count,
+    "checkpoint_sha256": _is_text,
+    "parity": lambda value: isinstance(value, dict),
+    "versions": _is_texts,
+    "unknown": lambda value: value is None or isinstance(value, dict),
+    integrity.KEY: lambda value: _is_text(value) and bool(_SHA256.fullmatch(value)),
+}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -61,13 +61,13 @@ def _write_parquet(journal: Journal, path: Path, flag_unknown: bool) -> None:
 
 def _to_arrow(row: dict[str, Any]) -> dict[str, Any]:
     top_k = [{"label": label, "score": score} for label, score in row["top_k"]]
-    texts = {
-        # Arrow's strings are UTF-8 throughout: bytes of a name that are not are escaped
-        name: row[name]
-        and row[name].encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        for name in ("path", "error")
-    }
+    texts = {name: row[name] and _escape(row[name]) for name in ("path", "error")}
     return row | texts | {"top_k": top_k, "domain_weights": [*row["domain_weights"].items()]}
+
+
+def _escape(text: str) -> str:
+    # Arrow's strings are UTF-8 throughout: bytes of a name that are not are escaped
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 WRITERS: dict[str, Callable[[Journal, Path, bool], None]] = {
@@ -124,6 +124,31 @@ def check_output(out: Destination | None) -> None:
         )
     with claim(out):
         pass  # what stands in the way is told before the work
+
+
+def read_paths(path: Path, suffix: str) -> Iterator[str]:
+    """The column `path` of an output, row by row, as `show_path` gives it.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is no file of predictions.
+    """
+    suffix = suffix.lower()
+    if suffix == ".parquet":
+        from pyarrow import parquet
+
+        with parquet.ParquetFile(path) as table:
+            for batch in table.iter_batches(columns=["path"]):
+                yield from batch.column("path").to_pylist()
+        return
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
+        lines = csv.DictReader(stream) if suffix == ".csv" else map(json.loads, stream)
+        for row in lines:
+            yield show_path(row["path"], suffix)
+
+
+def show_path(name: str, suffix: str) -> str:
+    """A path as an output of this suffix has it."""
+    return _escape(name) if suffix.lower() == ".parquet" else name
 
 
 def write_output(journal: Journal, path: Path, suffix: str, flag_unknown: bool = False) -> None:

@@ -108,9 +108,14 @@ def split_batches(decoded: Iterable[Decoded], batch_size: int) -> Iterator[list[
     for item in decoded:
         batch.append(item)
         readable += item.pixels is not None
-        # bad files count too from some point on: ten thousand in a row must not pile up
-        if readable == batch_size or len(batch) >= 4 * batch_size:
+        if is_whole(len(batch), readable, batch_size):
             yield batch
             batch, readable = [], 0
     if batch:
         yield batch
+
+
+def is_whole(images: int, readable: int, batch_size: int) -> bool:
+    """Whether a batch of so many images, bad ones included, takes no more."""
+    # bad files count too from some point on: ten thousand in a row must not pile up
+    return readable == batch_size or images >= 4 * batch_size

@@ -161,6 +161,21 @@ def check_folder(uri: str) -> None:
         )
 
 
+def copy_remote(uri: str, path: Path) -> bool:
+    """Copy an object to a local file; False where there is none.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    from pyarrow.fs import FileType, LocalFileSystem, copy_files
+
+    file_system, source = _resolve(uri)
+    if file_system.get_file_info(source).type != FileType.File:
+        return False
+    copy_files(source, str(path), file_system, LocalFileSystem())
+    return True
+
+
 def write_remote(path: Path, uri: str) -> None:
     """Copy a file to a URI, where it appears when all of it is there.
 

@@ -15,7 +15,6 @@ Source: FedAvg (arXiv 1602.05629).
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -40,6 +39,7 @@ from fedapt.train.methods.base import (
     replace_train,
     text_logits,
 )
+from fedapt_runtime.machine import usable_cores
 from fedapt_runtime.pipeline import decode_ahead
 
 ROUNDS, IMAGES_PER_ROUND, BATCH_SIZE = 5, 32, 32
@@ -119,7 +119,7 @@ class FullFineTuning(Method):
         preprocessing = self.setting.backbone.preprocessing
         assert self.setting.table is not None  # where there are no images, nothing is encoded
         paths = [self.setting.table.paths[row] for row in rows]
-        decoded = decode_ahead(paths, preprocessing, os.cpu_count() or 1, len(paths) + 1)
+        decoded = decode_ahead(paths, preprocessing, usable_cores(), len(paths) + 1)
         pixels = np.empty((len(paths), *preprocessing.size, 3), dtype=np.uint8)
         for i, item in enumerate(decoded):
             if item.error is not None:

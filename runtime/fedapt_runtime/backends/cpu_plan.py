@@ -7,10 +7,10 @@ many at once as cores.
 
 from __future__ import annotations
 
-import os
 from typing import NamedTuple
 
 from fedapt_runtime.backends.base import USUAL_BATCH
+from fedapt_runtime.machine import limit_threads, usable_cores
 
 
 class CpuPlan(NamedTuple):
@@ -19,7 +19,7 @@ class CpuPlan(NamedTuple):
     Attributes:
         in_flight: batches at once.
         usual_batch: images of each.
-        threads: of each; 0 takes every core.
+        threads: of each; 0 leaves it to the library, which takes every core of the machine.
     """
 
     in_flight: int
@@ -30,5 +30,5 @@ class CpuPlan(NamedTuple):
 def plan_cpu_work(threads: int, throughput: bool) -> CpuPlan:
     """The plan for so many threads (0: every core), for the most images a second or the first."""
     if throughput:
-        return CpuPlan(threads or os.cpu_count() or 1, 8, 1)
-    return CpuPlan(1, USUAL_BATCH, threads)
+        return CpuPlan(threads or usable_cores(), 8, 1)
+    return CpuPlan(1, USUAL_BATCH, limit_threads(threads))

@@ -21,7 +21,9 @@ from fedapt_runtime.backends.border import (
 from fedapt_runtime.backends.cpu_plan import plan_cpu_work
 from fedapt_runtime.errors import MissingDependency, ModelFileError, first_line
 from fedapt_runtime.head import Tensor, read_head
+from fedapt_runtime.machine import limit_threads
 from fedapt_runtime.manifest import METADATA_KEY, parse_manifest
+from fedapt_runtime.onnx_file import check_content, check_one_file
 
 
 def import_openvino() -> Any:
@@ -69,6 +71,7 @@ class OpenVinoBackend:
     ) -> None:
         path = Path(path)
         check_model_file(path)
+        check_one_file(path)
         self.in_flight, self.usual_batch, _ = plan_cpu_work(threads, throughput)
         openvino = import_openvino()
         core = openvino.Core()
@@ -88,7 +91,7 @@ class OpenVinoBackend:
             model.validate_nodes_and_infer_types()  # a head may have changed sizes
             options = {
                 "INFERENCE_PRECISION_HINT": "f32",
-                "INFERENCE_NUM_THREADS": threads,
+                "INFERENCE_NUM_THREADS": limit_threads(threads),
                 "NUM_STREAMS": self.in_flight,
             }
             self._compiled = core.compile_model(model, "CPU", options)
@@ -98,6 +101,7 @@ class OpenVinoBackend:
         # a request is for one caller at a time; there are as many as there ever were callers
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
         probe(self, path if head is None else head)
+        check_content(path, METADATA_KEY)
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
         """See `base.Backend.run`."""

@@ -20,6 +20,7 @@ from fedapt_runtime.backends.cpu_plan import plan_cpu_work
 from fedapt_runtime.errors import MissingDependency, ModelFileError, RuntimeFailure, first_line
 from fedapt_runtime.head import Tensor, read_head
 from fedapt_runtime.manifest import METADATA_KEY, parse_manifest
+from fedapt_runtime.onnx_file import check_content, check_one_file
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -159,6 +160,7 @@ class OrtBackend:
     ) -> None:
         path = Path(path)
         check_model_file(path)
+        check_one_file(path)
         onnxruntime = import_onnxruntime()
         plan = plan_cpu_work(threads, throughput)
         self._session, device, why = _open_on(onnxruntime, path, device, plan.threads)
@@ -178,6 +180,7 @@ class OrtBackend:
             self.manifest = head_file.manifest_on(self.manifest)
             self._head = head_file.feeds()
         probe(self, path if head is None else head)
+        check_content(path, METADATA_KEY)
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
         """See `base.Backend.run`."""

@@ -95,7 +95,7 @@ def test_a_damaged_model_is_told_as_such_where_cuda_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend_providers(monkeypatch, "cuda", "cpu", starts=("cuda",))
-    (tmp_path / "model.onnx").write_bytes(b"text")
+    (tmp_path / "model.onnx").write_bytes(b"\x08\x0a")  # a version and no graph
     with pytest.raises(ModelFileError, match="a file that ONNX Runtime cannot load"):
         load_backend(tmp_path / "model.onnx")
 

@@ -82,6 +82,7 @@ def test_json_prints_the_summary(
         "errors",
         "kinds",
         "resumed",
+        "finished",
         "seconds",
         "images_per_second",
         "left_out",
@@ -205,7 +206,7 @@ def model_without_manifest(folder: Path, model: Path) -> Path:
     [
         (missing_model, r"none\.onnx: found no such file; expected a model written by"),
         (folder_as_model, r"found not a file; expected a model written by `fedapt export`"),
-        (text_as_model, r"text\.onnx: found a file that ONNX Runtime cannot load \(.+\); expected"),
+        (text_as_model, r"text\.onnx: found a file that is no ONNX model \(.+\); expected"),
         (model_without_manifest, r"bare\.onnx: found an ONNX file without a fedapt manifest;"),
     ],
 )

@@ -265,6 +265,8 @@ def test_rows_that_cannot_be_delivered_are_kept(
     assert "--resume goes on" in told
     assert [p.name for p in tmp_path.iterdir()] == [f"{fault}.csv.part"]
     assert classify(tiny_model, f"{bucket}/in", "--out", out, "--resume") == 0
-    assert "3 done before" in capsys.readouterr().err
+    assert "3 images in " in capsys.readouterr().err
+    assert classify(tiny_model, f"{bucket}/in", "--out", out, "--resume") == 0
+    assert "finished before: 3 rows, nothing to do" in capsys.readouterr().err
     assert len(read_remote(out).splitlines()) == 4
     assert list(tmp_path.iterdir()) == []

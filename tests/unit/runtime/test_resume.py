@@ -8,9 +8,12 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from fedapt_runtime import Classifier
+from fedapt_runtime.backends.base import Outputs
 from fedapt_runtime.batch import Summary, classify_files, error_kind
 from fedapt_runtime.errors import InputError, OutputError
 from fedapt_runtime.journal import part_path
@@ -66,8 +69,66 @@ def test_a_resumed_job_writes_what_one_job_writes(
     assert out.read_bytes() == whole.read_bytes()
     assert not part_path(out).exists()
     assert (summary.images, summary.errors, summary.kinds) == (12, 1, once.kinds)
-    assert summary.resumed == n_rows
+    # the bad image, the fifth, is in one batch with the sixth
+    assert summary.resumed == {1: 1, 5: 4, 11: 11}[n_rows]
     assert seen == paths
+
+
+class BatchBackend(FakeBackend):
+    """Its probabilities tell the place in the batch and the batch's size."""
+
+    def run(self, images: NDArray[np.uint8]) -> Outputs:
+        outputs = super().run(images)
+        place = np.arange(1, len(images) + 1, dtype=np.float32)[:, None]
+        outputs.logits[:, :1] = place / 100 + len(images)
+        return outputs
+
+
+@pytest.mark.parametrize("n_rows", range(1, 12))
+def test_a_resumed_job_has_the_batches_of_one_job(
+    paths: list[str], tmp_path: Path, n_rows: int
+) -> None:
+    classifier = Classifier(BatchBackend())
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "rows.jsonl"
+    classify_files(classifier, paths, whole, batch_size=3)
+
+    def stop(summary: Summary) -> None:
+        if summary.images == n_rows:
+            raise Stop
+
+    with pytest.raises(Stop):
+        classify_files(classifier, paths, out, batch_size=3, progress=stop)
+    summary = classify_files(classifier, paths, out, resume=True)  # with the size that it had
+    assert summary.resumed == max(n for n in (0, 3, 7, 10) if n <= n_rows)  # the fifth is bad
+    assert out.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_nothing_is_done_where_the_job_has_ended(
+    classifier: Classifier, paths: list[str], tmp_path: Path, suffix: str
+) -> None:
+    out = tmp_path / f"rows{suffix}"
+    odd = write(tmp_path / "in" / "caf\udce9\n.png")
+    classify_files(classifier, [*paths, odd], out)
+    before = out.stat()
+    summary = classify_files(Classifier(FakeBackend()), iter([*paths, odd]), out, resume=True)
+    assert (summary.images, summary.resumed, summary.finished) == (13, 13, True)
+    assert out.stat() == before
+    # other images make another job, which begins
+    for other in (paths, [*paths, odd, odd], paths[::-1]):
+        summary = classify_files(classifier, iter(other), out, resume=True)
+        assert (summary.images, summary.resumed, summary.finished) == (len(other), 0, False)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+@pytest.mark.parametrize("text", ["", "older", "{}", "[]\n", "path\n", "[" * 99_999])
+def test_an_output_of_something_else_is_replaced(
+    classifier: Classifier, paths: list[str], tmp_path: Path, suffix: str, text: str
+) -> None:
+    out = tmp_path / f"rows{suffix}"
+    out.write_text(text)
+    assert classify_files(classifier, paths, out, resume=True).finished is False
+    assert classify_files(classifier, paths, out, resume=True).finished is True
 
 
 def test_half_a_row_is_written_again(
@@ -78,7 +139,7 @@ def test_half_a_row_is_written_again(
     run_until(classifier, paths, out, 6)
     part = part_path(out)
     part.write_bytes(part.read_bytes()[:-25])  # as a killed process leaves it
-    assert classify_files(classifier, paths, out, resume=True).resumed == 5
+    assert classify_files(classifier, paths, out, resume=True).resumed == 4  # whole batches
     assert out.read_bytes() == whole.read_bytes()
 
 
@@ -142,7 +203,7 @@ def test_a_disk_that_fills_keeps_the_rows(
     with monkeypatch.context() as patch:
         patch.setattr("fedapt_runtime.output.csv.DictWriter.writerow", fail)
         with pytest.raises(OutputError, match=r"No space left on device.*--resume goes on"):
-            classify_files(classifier, paths, out)
+            classify_files(classifier, paths, out, batch_size=1)
     assert not out.exists()
     summary = classify_files(classifier, paths, out, resume=True)
     assert (summary.images, summary.resumed) == (12, 12)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import threading
 import time
 from collections.abc import Sequence
@@ -131,7 +130,7 @@ def test_one_client_alone_is_train_client(method: FedAPT, clients: tuple[Client,
 def test_the_number_of_cores_changes_no_result(
     method: FedAPT, clients: tuple[Client, ...], monkeypatch: pytest.MonkeyPatch, cores: int
 ) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(local, "usable_cores", lambda: cores)
     for index, reply in train_round(method, clients, 1).items():
         assert_same(reply, direct(method, clients[index], 1))
 
@@ -227,14 +226,14 @@ def test_as_many_clients_run_as_there_are_cores(
     cores: int,
     expected: int,
 ) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(local, "usable_cores", lambda: cores)
     assert count_at_once(method, clients, expected) == expected
 
 
 def test_a_method_that_needs_the_machine_for_itself_has_it(
     method: FedAPT, clients: tuple[Client, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(local, "usable_cores", lambda: 8)
     monkeypatch.setattr(FedAPT, "side_by_side", False)
     assert count_at_once(method, clients, 1) == 1
 
@@ -247,15 +246,15 @@ def test_no_more_clients_run_than_half_of_the_memory_takes(
     steps: float,
     expected: int,
 ) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    monkeypatch.setattr(local, "_memory_bytes", lambda: int(steps * method.step_bytes))
+    monkeypatch.setattr(local, "usable_cores", lambda: 8)
+    monkeypatch.setattr(local, "usable_memory", lambda: int(steps * method.step_bytes))
     assert count_at_once(method, clients, expected) == expected
 
 
 def test_replies_that_wait_for_a_slow_client_are_few(
     method: FedAPT, clients: tuple[Client, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(local, "usable_cores", lambda: 2)
     begun, go_on = [], threading.Event()
 
     class Slow(FedAPT):
@@ -288,7 +287,7 @@ def test_torchs_threads_are_set_back_where_replies_are_left(
     method: FedAPT, clients: tuple[Client, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = torch.get_num_threads()
-    monkeypatch.setattr(os, "cpu_count", lambda: 3 * (before + 1))
+    monkeypatch.setattr(local, "usable_cores", lambda: 3 * (before + 1))
     replies = LocalEngine(method, CONFIG).train_clients(START, clients, 0)
     next(iter(replies))
     assert torch.get_num_threads() == before + 1

@@ -1,0 +1,78 @@
+"""What this process may use of its machine: cores by affinity and quota, memory by limit.
+
+A container or a job of a scheduler sees all cores and all memory of its host; what it may use of
+them stands in its affinity and its control groups.
+
+Source: sched_getaffinity(2); Linux kernel, "Control Group v2" (`cpu.max`, `memory.max`) and
+"CFS Bandwidth Control", "Memory Resource Controller" of version 1.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+_ROOT = Path("/sys/fs/cgroup")
+_OWN = Path("/proc/self/cgroup")
+
+
+def usable_cores() -> int:
+    """Cores that this process may keep busy, at least 1; a quota of 1.5 cores counts as 2."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux and some BSDs have it
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    quotas = [math.ceil(quota) for quota in _cpu_quotas()]
+    return max(1, min([cores, *quotas]))
+
+
+def limit_threads(threads: int) -> int:
+    """Threads for a library that takes every core of the machine where it is told 0."""
+    return threads or (usable_cores() if usable_cores() != os.cpu_count() else 0)
+
+
+def usable_memory() -> int | None:
+    """Bytes of memory that this process may use; None where the system does not tell."""
+    if not hasattr(os, "sysconf"):  # Windows
+        return None
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for version_2, folder in _groups("memory"):
+        words = _read(folder / ("memory.max" if version_2 else "memory.limit_in_bytes"))
+        if words and words[0].isdecimal():
+            limits.append(int(words[0]))
+    return min(limits)
+
+
+def _cpu_quotas() -> Iterator[float]:
+    for version_2, folder in _groups("cpu"):
+        if version_2:
+            words = _read(folder / "cpu.max")
+        else:
+            words = _read(folder / "cpu.cfs_quota_us") + _read(folder / "cpu.cfs_period_us")
+        if len(words) == 2 and all(word.isdecimal() for word in words) and int(words[1]):
+            yield int(words[0]) / int(words[1])
+
+
+def _groups(controller: str) -> Iterator[tuple[bool, Path]]:
+    """The folders of this process's groups, each with those around it; True for version 2."""
+    try:
+        lines = _OWN.read_text().splitlines()
+    except OSError:  # not Linux
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        top = _ROOT / controller if controllers else _ROOT
+        group = top / path.lstrip("/")
+        # in a container the path may be that of the host; the group itself is mounted at the top
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(top):
+                yield not controllers, folder
+
+
+def _read(path: Path) -> list[str]:
+    try:
+        return path.read_text().split()
+    except OSError:
+        return []
