@@ -9,7 +9,7 @@ READY_DEV := $(VENV)/.ready-dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz lint types bench bench-flower gpu settings build clean
+.PHONY: help setup demo test kills fuzz lint types bench bench-flower gpu settings build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ demo: $(READY) ## data, train, export, classify; writes demo/report.html
 
 test: $(READY_DEV) ## all tests, one file a core at a time
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+kills: $(READY_DEV) ## 200 jobs killed at random and begun again, half an hour; KILLS=60 for fewer
+	$(BIN)/python tests/kills.py --kills $(or $(KILLS),200)
 
 lint: $(READY_DEV) ## style, formatting and import rules
 	$(BIN)/ruff check .

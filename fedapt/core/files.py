@@ -178,5 +178,33 @@ def cache_folder() -> Path:
     """
     if named := os.environ.get("FEDAPT_CACHE"):
         return Path(named)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "fedapt"
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "fedapt"
+    try:
+        return Path.home() / ".cache" / "fedapt"
+    except RuntimeError as error:
+        raise _no_cache(Path("~"), "no home folder of this user") from error
+
+
+def check_cache() -> None:
+    """Refuse a cache that cannot be written, before the work whose result would go there.
+
+    Raises:
+        FileError: see above; the next step names the variable.
+    """
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic.temporary_folder(folder):
+            pass
+    except OSError as error:
+        raise _no_cache(folder, error.strerror or str(error)) from error
+
+
+def _no_cache(folder: Path, found: str) -> FileError:
+    return FileError(
+        where=f"the cache {folder}",
+        found=found,
+        expected="a folder that can be written",
+        next_step="set FEDAPT_CACHE to one",
+    )

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save, save_file
 
 from fedapt.core.errors import FileError
-from fedapt.core.files import cache_folder, hash_file, replace_file, write_bytes
+from fedapt.core.files import cache_folder, check_cache, hash_file, replace_file, write_bytes
 from fedapt_runtime import Preprocessing
 from fedapt_runtime.errors import ImageError
 from fedapt_runtime.pipeline import decode_ahead, split_batches
@@ -92,6 +92,7 @@ def extract_features(
     Raises:
         FileError: a file cannot be read at all, or the cache cannot be written.
     """
+    is_cache = folder is None
     folder = (folder or cache_folder() / "features") / _cache_key(encoder)
     with ThreadPoolExecutor(workers) as pool:
         digests = list(pool.map(_digest, paths))
@@ -105,6 +106,8 @@ def extract_features(
     for path, digest in zip(paths, digests, strict=True):
         if digest not in store.rows:
             missing.setdefault(digest, path)
+    if missing and is_cache:
+        check_cache()
     errors: dict[str, ImageError] = {}
     done = len(paths) - len(missing)
     progress(done, len(paths))

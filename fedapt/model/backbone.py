@@ -6,9 +6,10 @@ import dataclasses
 import difflib
 import hashlib
 import logging
+import re
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,16 +20,20 @@ from torch import Tensor, nn
 
 from fedapt.core.errors import ModelError, ModelNotSupported
 from fedapt.core.names import is_path
+from fedapt.model.hub import ask_hub_once, describe_cache
 from fedapt.model.lite.load import build_lite
 from fedapt.model.open_clip_import import import_open_clip
 from fedapt.model.text_tower import TextTower, check_tokens
 from fedapt.model.tokens import PromptTokenizer, take_apart
+from fedapt.model.weights import as_open_clip_file, as_open_clip_folder
 from fedapt_runtime import Preprocessing
 from fedapt_runtime.errors import ModelFileError
 
 LITE = "lite"
 RANDOM = "random"  # the one name under which weights may be random
 _RANDOM_SEED = 0
+_HUB, _FOLDER = "hf-hub:", "local-dir:"  # as OpenCLIP writes them
+_MOST_NAMED = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,66 +166,92 @@ def load_backbone(
 
 
 def _build_open_clip(name: str, pretrained: str) -> tuple[nn.Module, Any]:
-    open_clip = import_open_clip()
-    if is_path(name) and not name.startswith("local-dir:"):
-        name = f"local-dir:{_check_folder(Path(name))}"
-    has_schema = name.startswith(("hf-hub:", "local-dir:"))
-    if not has_schema:
-        _check_name(open_clip, name, pretrained)
-    elif pretrained:
-        raise ModelError(
-            where="--pretrained",
-            found=repr(pretrained),
-            expected=f"nothing: {name} brings its own weights",
-            next_step="leave --pretrained out",
-        )
+    with ExitStack() as stack:
+        is_folder = name.startswith(_FOLDER) or is_path(name)
+        source = name
+        if is_folder:
+            folder = Path(name.removeprefix(_FOLDER))
+            source = f"{_FOLDER}{stack.enter_context(as_open_clip_folder(folder))}"
+        elif not name.startswith(_HUB):
+            _check_name(import_open_clip(), name, pretrained)
+        if source.startswith((_HUB, _FOLDER)) and pretrained:
+            raise ModelError(
+                where="--pretrained",
+                found=repr(pretrained),
+                expected=f"nothing: {name} brings its own weights",
+                next_step="leave --pretrained out",
+            )
+        weights = pretrained
+        if pretrained and Path(pretrained).is_file():
+            weights = str(stack.enter_context(as_open_clip_file(Path(pretrained))))
+        # a folder, a file and random weights take no hub; a tokenizer may all the same
+        silent = stack.enter_context(ask_hub_once()) if _takes_hub(source, weights) else ""
+        stack.enter_context(_quiet())
+        where = f"model {name}" + (f", pretrained {pretrained}" if pretrained else "")
+        clip = _load_towers(source, weights, where, silent)
+        try:
+            return clip, import_open_clip().get_tokenizer(source)
+        except Exception as error:  # as below; a tokenizer of Hugging Face's takes transformers too
+            raise ModelError(
+                where=f"model {name}",
+                found=f"no usable tokenizer ({_say(error, silent)})",
+                expected="the files of its tokenizer, and the package transformers that reads them",
+                next_step="pip install 'fedapt[transformers]', and check the network",
+            ) from error
+
+
+def _takes_hub(source: str, weights: str) -> bool:
+    if source.startswith(_HUB):
+        return True
+    return bool(weights) and weights != RANDOM and not Path(weights).is_file()
+
+
+def _load_towers(source: str, weights: str, where: str, silent: str) -> nn.Module:
+    create: Callable[..., nn.Module] = import_open_clip().create_model
     try:
-        with warnings.catch_warnings(), _quiet_logging():
-            warnings.simplefilter("ignore")
-            if pretrained == RANDOM:
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(_RANDOM_SEED)
-                    clip = open_clip.create_model(name, pretrained=None, load_weights=False)
-            else:
-                clip = open_clip.create_model(
-                    name, pretrained=pretrained or None, require_pretrained=True
-                )
+        if weights == RANDOM:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(_RANDOM_SEED)
+                return create(source, pretrained=None, load_weights=False)
+        return create(source, pretrained=weights or None, require_pretrained=True)
     except Exception as error:
         # the hub, the file system, torch and OpenCLIP raise a dozen kinds here: all mean no weights
+        offline = f"; the hub is {describe_cache()}" if silent else ""
         raise ModelError(
-            where=f"model {name}" + (f", pretrained {pretrained}" if pretrained else ""),
-            found=f"no usable weights ({_say(error)})",
+            where=where,
+            found=f"no usable weights ({_say(error, silent)})",
             expected="weights that the hub serves, or a local file or folder of this model",
             next_step="check the network, or download the weights elsewhere and pass "
-            "--pretrained FILE; the default model lite needs no download",
-        ) from error
-    try:
-        with warnings.catch_warnings(), _quiet_logging():
-            warnings.simplefilter("ignore")
-            return clip, open_clip.get_tokenizer(name)
-    except Exception as error:  # as above; a tokenizer of Hugging Face's takes transformers too
-        raise ModelError(
-            where=f"model {name}",
-            found=f"no usable tokenizer ({_say(error)})",
-            expected="the files of its tokenizer, and the package transformers that reads them",
-            next_step="pip install 'fedapt[transformers]', and check the network",
+            f"--pretrained FILE; the default model lite needs no download{offline}",
         ) from error
 
 
-def _say(error: Exception) -> str:
-    reason = " ".join(str(error).split())[:300]
-    return f"{type(error).__name__}: {reason}" if reason else type(error).__name__
+def _say(error: Exception, silent: str = "") -> str:
+    """A foreign error in a few words, without advice that would be wrong here."""
+    text = " ".join(str(error).split())
+    if silent:
+        return f"{silent}, and its cache has no such files"
+    if "weights_only" in text:
+        return "a pickled file that holds more than tensors, which is not read"
+    if wrong := _count_keys(text):
+        return wrong
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
 
-def _check_folder(folder: Path) -> Path:
-    if not (folder / "open_clip_config.json").is_file():
-        raise ModelError(
-            where=folder,
-            found="no open_clip_config.json",
-            expected="a folder with open_clip_config.json and weights",
-            next_step="check the path, or write the folder with OpenCLIP's push_to_hf_hub",
-        )
-    return folder
+def _count_keys(text: str) -> str:
+    """How many tensors torch misses, does not know or finds of another shape, and which."""
+    found = []
+    for what, title in (("missing", "Missing key"), ("unknown", "Unexpected key")):
+        listed = re.search(rf"{title}\(s\) in state_dict: ((?:\"[^\"]+\"(?:, )?)+)", text)
+        names = re.findall(r'"([^"]+)"', listed[1]) if listed else []
+        if names:
+            more = ", ..." if len(names) > _MOST_NAMED else ""
+            found.append(f"{len(names)} {what}: {', '.join(names[:_MOST_NAMED])}{more}")
+    shapes = re.findall(r"size mismatch for (\S+):", text)
+    if shapes:
+        more = ", ..." if len(shapes) > _MOST_NAMED else ""
+        found.append(f"{len(shapes)} of another shape: {', '.join(shapes[:_MOST_NAMED])}{more}")
+    return f"tensors that do not fit the model, {'; '.join(found)}" if found else ""
 
 
 def _check_name(open_clip: Any, name: str, pretrained: str) -> None:
@@ -268,12 +299,14 @@ def _check_name(open_clip: Any, name: str, pretrained: str) -> None:
 
 
 @contextmanager
-def _quiet_logging() -> Iterator[None]:
-    """OpenCLIP logs what the errors above say again."""
+def _quiet() -> Iterator[None]:
+    """OpenCLIP logs, and others warn of, what the errors above say again."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logging.disable(level)
 

@@ -153,6 +153,6 @@ def _refuse(path: Path, found: str) -> ModelFileError:
     return ModelFileError(
         where=path,
         found=found,
-        expected="a whole model written by `fedapt export`, in one file",
+        expected="a model written by `fedapt export`, whole and in one file",
         next_step="check the path, copy the file again, or export the model again",
     )

@@ -25,6 +25,7 @@ from fedapt_runtime.backends.engine_file import read_engine_file
 from fedapt_runtime.backends.engine_plan import MODULES, EnginePlan, import_library
 from fedapt_runtime.cli import main as runtime_main
 from fedapt_runtime.errors import ModelFileError
+from tests.support.fusing import save_changed
 
 needs_rtx = pytest.mark.skipif(
     engine_module.find_spec(MODULES["rtx"]) is None, reason="needs TensorRT-RTX (the extra `rtx`)"
@@ -69,7 +70,7 @@ def test_a_graph_that_the_parser_refuses_leaves_the_older_engine(
 ) -> None:
     model = onnx.load(tiny_model)
     model.graph.node[0].op_type = "NoSuchOperator"
-    onnx.save(model, tmp_path / "strange.onnx")
+    save_changed(model, tmp_path / "strange.onnx")
     out = tmp_path / "model.engine"
     out.write_bytes(b"older")
     with pytest.raises(ExportError, match="found a builder that failed"):

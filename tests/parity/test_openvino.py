@@ -11,8 +11,7 @@ import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 from torch.nn.functional import normalize
 
 from fedapt.model.backbone import load_backbone
@@ -23,6 +22,8 @@ from fedapt_runtime import Classifier
 from fedapt_runtime.backends.base import Backend, Outputs
 from fedapt_runtime.backends.choose import load_backend
 from fedapt_runtime.errors import MissingDependency, ModelFileError
+from fedapt_runtime.head import read_head
+from tests.support.fusing import save_changed, save_head
 
 pytest.importorskip("openvino", reason="OpenVINO is not installed")
 
@@ -120,7 +121,7 @@ def test_foreign_models_are_refused(
 ) -> None:
     model = onnx.load(tiny_model)
     change(model)  # type: ignore[operator]
-    onnx.save(model, tmp_path / "other.onnx")
+    save_changed(model, tmp_path / "other.onnx")
     with pytest.raises(ModelFileError, match=text):
         load_backend(tmp_path / "other.onnx", "openvino")
 
@@ -139,7 +140,7 @@ def test_a_head_of_another_clip_is_refused(tiny_model: Path, head: Path, tmp_pat
     model = onnx.load(tiny_model)
     (entry,) = model.metadata_props
     entry.value = entry.value.replace('"sha256": "', '"sha256": "0')
-    onnx.save(model, tmp_path / "other.onnx")
+    save_changed(model, tmp_path / "other.onnx")
     with pytest.raises(ModelFileError, match="found a head of a CLIP with hash"):
         load_backend(tmp_path / "other.onnx", "openvino", head=head)
 
@@ -148,8 +149,7 @@ def test_a_head_of_another_width_is_refused(tiny_model: Path, head: Path, tmp_pa
     tensors = load_file(head)
     tensors["text_banks"] = tensors["text_banks"][:30].copy()
     tensors["adaptive_network"] = tensors["adaptive_network"][:30].copy()
-    with safe_open(head, "numpy") as stream:
-        save_file(tensors, tmp_path / "narrow.safetensors", stream.metadata())
+    save_head(tensors, read_head(head).manifest, tmp_path / "narrow.safetensors")
     for backend in ("openvino", "onnxruntime"):
         with pytest.raises(ModelFileError, match=r"found .+; expected a model"):
             load_backend(tiny_model, backend, head=tmp_path / "narrow.safetensors")
@@ -164,7 +164,7 @@ def test_a_graph_without_a_swappable_head_is_refused(
             named.name = "scale"
     for node in model.graph.node:
         node.input[:] = ["scale" if name == "logit_scale" else name for name in node.input]
-    onnx.save(model, tmp_path / "fixed.onnx")
+    save_changed(model, tmp_path / "fixed.onnx")
     with pytest.raises(ModelFileError, match="found a graph without logit_scale; expected a model"):
         load_backend(tmp_path / "fixed.onnx", "openvino", head=head)
 

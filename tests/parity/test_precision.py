@@ -19,6 +19,7 @@ from fedapt_export.export import ExportSettings
 from fedapt_export.fuse import read_manifest
 from fedapt_export.precision import MOST_FEATURE_DIFFERENCE, PrecisionReport
 from fedapt_runtime.errors import ModelFileError, ReportedError
+from tests.support.fusing import save_changed
 
 GOOD = PrecisionReport(
     precision="fp16",
@@ -352,10 +353,10 @@ def test_verify_refuses_a_precision_that_it_does_not_know(
     assert fields["precision"] == "fp32"
     entry.value = json.dumps(fields | {"precision": "fp4"})
     out = tmp_path / "model.onnx"
-    onnx.save(model, out)
+    save_changed(model, out)
     assert main(["verify", str(out), str(tiny_run / "checkpoint.safetensors")]) == 6
     assert "found the precision 'fp4'; expected fp32, fp16, bf16, int8" in capsys.readouterr().err
-    entry.value = "{}"
+    model.metadata_props[0].value = "{}"
     onnx.save(model, out)
     with pytest.raises(ModelFileError, match="a damaged manifest"):
         describe(out)

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from fedapt.cli.app import main
 from fedapt_runtime import Classifier, Prediction
 from fedapt_runtime.errors import ModelFileError
 from fedapt_runtime.head import read_head
+from tests.support.fusing import save_head
 from tests.support.tiny import write_tiny_clip, write_tiny_images
 
 
@@ -108,8 +109,7 @@ def test_swap_head_refuses_what_is_no_model(
 
 
 def rewrite(head: Path, out: Path, **changes: np.ndarray) -> Path:
-    manifest = read_head(head).manifest.to_json()
-    save_file(load_file(str(head)) | changes, str(out), {"fedapt": manifest})
+    save_head(load_file(str(head)) | changes, read_head(head).manifest, out)
     return out
 
 

@@ -9,6 +9,8 @@ import onnx
 import pytest
 
 from fedapt.cli.app import main
+from fedapt.model.checkpoint import load_checkpoint
+from tests.support.fusing import save_changed
 
 
 def verify(model: Path, run: Path, *more: str) -> int:
@@ -39,15 +41,9 @@ def test_another_checkpoint_is_7(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from safetensors import safe_open
-    from safetensors.torch import load_file, save_file
-
-    source = tiny_run / "checkpoint.safetensors"
-    with safe_open(str(source), "pt") as stream:
-        metadata = stream.metadata()
-    tensors = load_file(str(source))
-    tensors["meta_prompt"] += 1
-    save_file(tensors, str(tmp_path / "checkpoint.safetensors"), metadata)
+    other = load_checkpoint(tiny_run / "checkpoint.safetensors")
+    other.learned["meta_prompt"] += 1
+    other.save(tmp_path / "checkpoint.safetensors")
     assert verify(tiny_model, tmp_path) == 7
     assert "found a model of checkpoint" in capsys.readouterr().err
 
@@ -60,6 +56,6 @@ def test_a_model_that_was_changed_is_7(
         if initializer.name == "text_banks":
             changed = -onnx.numpy_helper.to_array(initializer)
             initializer.CopyFrom(onnx.numpy_helper.from_array(changed, "text_banks"))
-    onnx.save(model, tmp_path / "changed.onnx")
+    save_changed(model, tmp_path / "changed.onnx")
     assert verify(tmp_path / "changed.onnx", tiny_run, "--min-agreement", "0") == 7
     assert "probabilities differ by" in capsys.readouterr().err

@@ -13,7 +13,14 @@ import pytest
 
 from fedapt.core import files
 from fedapt.core.errors import FileError
-from fedapt.core.files import cache_folder, hash_file, replace_file, write_bytes, write_text
+from fedapt.core.files import (
+    cache_folder,
+    check_cache,
+    hash_file,
+    replace_file,
+    write_bytes,
+    write_text,
+)
 
 
 @pytest.fixture
@@ -151,3 +158,26 @@ def test_where_the_cache_is(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert cache_folder() == Path(expected)
+
+
+def test_a_cache_that_cannot_be_written_is_told_with_its_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDAPT_CACHE", str(tmp_path / "new" / "cache"))
+    check_cache()
+    assert names(tmp_path / "new" / "cache") == []
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FEDAPT_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(FileError, match=r"the cache .*/file/cache: .*To do: set FEDAPT_CACHE to"):
+        check_cache()
+
+
+def test_a_user_without_a_home_is_told_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("FEDAPT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", home)
+    with pytest.raises(FileError, match=r"no home folder of this user; .*set FEDAPT_CACHE to"):
+        cache_folder()

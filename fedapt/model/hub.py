@@ -1,0 +1,62 @@
+"""Weights from a hub: what cannot be reached is said within seconds, and the cache is used at once.
+
+Hugging Face's client asks the hub before it takes a file from its cache, and tries again and again
+where the hub does not answer: a minute for each file. So the hub is asked once, here; where it does
+not answer, the client is offline inside the block and takes what the cache has.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_ANSWER_S = 5.0
+_RESOLVE_S = 3.0  # in addition: a name server that is silent knows no limit of ours
+
+
+@contextmanager
+def ask_hub_once() -> Iterator[str]:
+    """Inside, files are downloaded; or taken from the cache alone, where the hub does not answer.
+
+    Yields:
+        Why the hub does not answer; empty where it does.
+    """
+    # not public: the client reads it for each request, and has no other switch after its import
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    silent = "HF_HUB_OFFLINE is set" if before else _find_silence(constants.ENDPOINT)
+    constants.HF_HUB_OFFLINE = before or bool(silent)
+    try:
+        yield silent
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def describe_cache() -> str:
+    """Where the client keeps files, and the hub that it asks."""
+    from huggingface_hub import constants
+
+    return f"{constants.ENDPOINT} (HF_ENDPOINT), cache {constants.HF_HUB_CACHE} (HF_HUB_CACHE)"
+
+
+def _find_silence(endpoint: str) -> str:
+    from huggingface_hub import get_session
+
+    found: list[str] = []
+
+    def ask() -> None:
+        try:
+            get_session().head(endpoint, timeout=_ANSWER_S)  # any answer is one
+            found.append("")
+        except Exception as error:  # the client's library is not ours: any failure is no answer
+            reason = " ".join(str(error).split())[:200]
+            found.append(f"{endpoint} does not answer ({reason or type(error).__name__})")
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_ANSWER_S + _RESOLVE_S)
+    return (
+        found[0] if found else f"{endpoint} does not answer within {_ANSWER_S + _RESOLVE_S:.0f} s"
+    )

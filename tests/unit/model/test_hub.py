@@ -1,0 +1,71 @@
+"""Weights from a hub, through Hugging Face's client, against a server on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedapt.model.backbone import Backbone
+
+_CLIENT = Path(__file__).parents[2] / "support" / "hub_client.py"
+
+
+def load(folder: Path, cache: Path, *cases: str) -> list[dict[str, Any]]:
+    """What came of each case, in a process with an endpoint and a cache of its own."""
+    kept = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
+    done = subprocess.run(
+        [sys.executable, str(_CLIENT), str(folder), *cases],
+        env=kept | {"HF_HUB_CACHE": str(cache), "HF_HUB_DISABLE_XET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    results: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return results
+
+
+def test_first_use_then_the_cache_without_the_hub(
+    tiny_clip: Path, tiny_backbone: Backbone, tmp_path: Path
+) -> None:
+    cases = ("org/good", "org/none", "stop", "org/good", "org/none")
+    first, absent, cached, unreachable = load(tiny_clip, tmp_path / "cache", *cases)
+    assert first["sha256"] == tiny_backbone.sha256
+    assert absent["exit_code"] == 4
+    assert "model hf-hub:org/none: found " in absent["error"]
+    assert cached["sha256"] == tiny_backbone.sha256
+    assert unreachable["exit_code"] == 4
+    assert "does not answer (" in unreachable["error"]
+    assert "and its cache has no such files" in unreachable["error"]
+    assert f"cache {tmp_path / 'cache'} (HF_HUB_CACHE)" in unreachable["error"]
+
+
+def test_a_hub_that_is_silent_is_asked_once(tiny_clip: Path, tmp_path: Path) -> None:
+    (result,) = load(tiny_clip, tmp_path / "cache", "hang", "org/good")
+    assert result["requests"] == ["HEAD /"]
+    assert "does not answer" in result["error"]
+
+
+def test_a_download_that_breaks_off_goes_on(
+    tiny_clip: Path, tiny_backbone: Backbone, tmp_path: Path
+) -> None:
+    (result,) = load(tiny_clip, tmp_path / "cache", "org/cut")
+    assert result["sha256"] == tiny_backbone.sha256
+    assert any("bytes=" in request for request in result["requests"])
+
+
+@pytest.mark.parametrize("cache", ["file", "file/cache"])
+def test_a_cache_that_cannot_be_written_is_told(
+    tiny_clip: Path, tmp_path: Path, cache: str
+) -> None:
+    (tmp_path / "file").touch()
+    (result,) = load(tiny_clip, tmp_path / cache, "org/good")
+    assert result["exit_code"] == 4
+    assert "found no usable weights (" in result["error"]
