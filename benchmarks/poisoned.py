@@ -2,7 +2,7 @@
 
     python benchmarks/poisoned.py [--quick]
 
-Office-Caltech10, `lite`, two nodes a domain, 10 rounds, settings of configs/office_caltech10.toml,
+Office-Caltech10, `lite`, two nodes a domain, 6 rounds, settings of configs/office_caltech10.toml,
 federation.faulty = 2, federation.trimmed = 0.25. Messages are serialised and replies checked as in
 a deployment; nodes answer in this process.
 """
@@ -17,7 +17,7 @@ from figures import is_quick, publish
 from flwr.app import Array, ArrayRecord, Message
 from photos import ROOT, photos_root
 
-from fedapt.core.config import FederationConfig, read_config, remove_paths
+from fedapt.core.config import read_config, remove_paths
 from fedapt.core.report import Reporter
 from fedapt.data.domains import load_domains
 from fedapt.data.folders import scan_folders
@@ -35,12 +35,11 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from support.grid import DirectGrid
 
-ATTACKERS, NODES, ROUNDS = (3, 4), 8, 10
-REFUSED = ("x 1000", "NaN")
-PASSED = ("sign flipped", "same vector", "inner product", "below the cap")
+ATTACKERS, NODES, ROUNDS = (3, 4), 8, 6
+PASSED = ("sign flipped", "inner product")
 # what is refused before any aggregate is tried with the mean alone
 CELLS = (
-    *(("mean", attack) for attack in ("none", *REFUSED, *PASSED)),
+    *(("mean", attack) for attack in ("none", "x 1000", *PASSED)),
     *(
         (name, attack)
         for name in ("median", "trimmed-mean", "krum", "multi-krum")
@@ -54,20 +53,13 @@ def poison(attack: str, reply: Message, sent: Message) -> Message:
     before = {n: a.numpy() for n, a in sent.content.array_records["learned"].items()}
     learned = {n: a.numpy() for n, a in reply.content.array_records["learned"].items()}
     update = {name: learned[name] - before[name] for name in before}
-    if attack == "same vector":  # both the same, as long as the update
-        update = {n: np.full_like(u, np.sqrt(np.mean(u**2))) for n, u in update.items()}
-    elif attack == "NaN":
-        update = {n: np.full_like(u, np.nan) for n, u in update.items()}
-    else:
-        length = np.sqrt(sum(float((u.astype(np.float64) ** 2).sum()) for u in update.values()))
-        factor = {
-            "x 1000": 1000.0,
-            "sign flipped": -10.0,
-            # the mean of all has a negative inner product with that of the honest
-            "inner product": -1.1 * (NODES - len(ATTACKERS)) / len(ATTACKERS),
-            "below the cap": -0.999 * FederationConfig().max_update / length,
-        }[attack]
-        update = {n: (factor * u).astype(np.float32) for n, u in update.items()}
+    factor = {
+        "x 1000": 1000.0,
+        "sign flipped": -10.0,
+        # the mean of all has a negative inner product with that of the honest
+        "inner product": -1.1 * (NODES - len(ATTACKERS)) / len(ATTACKERS),
+    }[attack]
+    update = {n: (factor * u).astype(np.float32) for n, u in update.items()}
     reply.content["learned"] = ArrayRecord({n: Array(before[n] + u) for n, u in update.items()})
     return reply
 
