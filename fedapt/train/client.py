@@ -103,6 +103,7 @@ def train_client(
     if broken or not is_finite:
         raise FederationError(
             where=f"round {round_number + 1}, client {name or client}",
+            shareable=True,
             found=f"{broken[0]} with NaN or infinity" if is_finite else f"a loss of {mean:g}",
             expected="finite numbers",
             next_step="lower train.lr; the checkpoint of the round before is kept",

@@ -14,6 +14,8 @@ The command lines alone turn an error into an exit code.
 
 from __future__ import annotations
 
+from typing import Any
+
 from fedapt_runtime.printable import printable
 
 EXIT_INTERRUPTED = 130
@@ -27,26 +29,33 @@ class ReportedError(Exception):
         found: what stands there.
         expected: what should stand there.
         next_step: what the user can do about it, as an imperative.
+        shareable: whether another party may be told all of it: it names no file and no image.
     """
 
     exit_code = 1
 
-    def __init__(self, *, where: object, found: str, expected: str, next_step: str) -> None:
-        self.where, self.found = str(where), found
+    def __init__(
+        self,
+        *,
+        where: object,
+        found: str,
+        expected: str,
+        next_step: str,
+        shareable: bool = False,
+    ) -> None:
+        self.where, self.found, self.shareable = str(where), found, shareable
         self.expected, self.next_step = expected, next_step
         text = f"{where}: found {found}; expected {expected}. To do: {next_step}."
         super().__init__(printable(text))
 
     def __reduce__(self) -> tuple[object, ...]:
         # exceptions with keyword arguments do not pickle by themselves, and workers pickle them
-        parts = (self.where, self.found, self.expected, self.next_step)
-        return _rebuild, (type(self), *parts)
+        names = ("where", "found", "expected", "next_step", "shareable")
+        return _rebuild, (type(self), {name: getattr(self, name) for name in names})
 
 
-def _rebuild(
-    kind: type[ReportedError], where: str, found: str, expected: str, next_step: str
-) -> ReportedError:
-    return kind(where=where, found=found, expected=expected, next_step=next_step)
+def _rebuild(kind: type[ReportedError], parts: dict[str, Any]) -> ReportedError:
+    return kind(**parts)
 
 
 class ParityError(ReportedError):

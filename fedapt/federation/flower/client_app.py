@@ -34,9 +34,6 @@ from fedapt.federation.flower.task import (
 )
 from fedapt.federation.flower.tensors import to_arrays
 
-# these begin with a phrase of ours; any other may name a file or folder of the node
-_SAYABLE = ("version", "the node's ", "client ", "round ", "the server's message")
-
 # which party answers a message: a node's own, or one that a simulation plays
 FindNode = Callable[[ConfigRecord, Context], Node]
 
@@ -84,6 +81,7 @@ def build_client_app(find_node: FindNode, reporter: Reporter | None = None) -> C
             if plan.config.federation.secure:
                 raise FederationError(
                     where="the server's message",
+                    shareable=True,
                     found="a round whose replies can be read",
                     expected="the stages of a secure one (federation.secure)",
                     next_step="this node gives nothing away in this round; see to the server",
@@ -115,7 +113,7 @@ def build_client_app(find_node: FindNode, reporter: Reporter | None = None) -> C
 def _tell(error: ReportedError) -> ConfigRecord:
     """An error for the server, without a path."""
     reason = f"{type(error).__name__}; the node's log says more"
-    if error.where.startswith(_SAYABLE):
+    if error.shareable:
         reason = f"{error.where}: found {error.found}; expected {error.expected}"
     return ConfigRecord({"reason": reason, "protocol": PROTOCOL, "version": fedapt.__version__})
 
@@ -131,13 +129,13 @@ def read_party(context: Context) -> Party:
         if not isinstance(config.get(name), str) or not config[name]:
             raise UsageError(
                 where="the node's configuration",
+                shareable=True,
                 found=f"no {name}",
                 expected='--node-config \'data="ROOT" domain="NAME"\'',
                 next_step="start the node with both",
             )
     others = ("domain", "name", "model", "pretrained", "device")
     named = {n: str(config[n]) for n in others if n in config}
-    # in full, so that no error begins with the folder's own name (`_SAYABLE`)
     root = Path(str(config["data"])).resolve()
     values: list[object] = [config.get(name, 0.0) for name in ("max_clip", "min_noise")]
     # NaN: `Party` refuses it

@@ -52,6 +52,7 @@ class Memory:
         if known != total.hex():
             raise FederationError(
                 where="the node's memory",
+                shareable=True,
                 found="a second sum of the same start, over other clients or another update",
                 expected="one: two sums that differ in one client tell that client's update",
                 next_step="train with the clients that took part before, with the same images and"

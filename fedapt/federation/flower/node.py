@@ -89,6 +89,7 @@ class Node:
         if place.share >= len(shares):
             raise FederationError(
                 where=f"client {place.client}",
+                shareable=True,
                 found=f"part {place.share + 1} of a folder of {len(shares)}",
                 expected="a part that there is",
                 next_step="install the same version of fedapt on server and nodes",
@@ -164,6 +165,7 @@ class Node:
         if found:
             raise FederationError(
                 where="the node's configuration",
+                shareable=True,
                 found=found,
                 expected=expected,
                 next_step="have the server's operator change the settings, or change node.toml",
@@ -194,6 +196,7 @@ class Node:
         if not (name := party.model or model.name):
             raise UsageError(
                 where="the node's CLIP",
+                shareable=True,
                 found="no name, because the server's CLIP is a folder of its own",
                 expected=f"the folder of the CLIP of hash {plan.clip_sha256[:12]} on this machine",
                 next_step="name it in the node's configuration: model=FOLDER",
@@ -207,6 +210,7 @@ class Node:
         if backbone.sha256 != plan.clip_sha256:
             raise CheckpointError(
                 where="the node's CLIP",
+                shareable=True,
                 found=f"weights of hash {backbone.sha256[:12]}",
                 expected=f"those of the federation, {plan.clip_sha256[:12]}",
                 next_step="use the same weights on server and nodes",
@@ -221,6 +225,7 @@ class Node:
         if unknown or (missing and not config.data.allow_missing_classes):
             raise DataError(
                 where="the node's classes",
+                shareable=True,
                 found=", ".join(images.classes),
                 expected=f"those of the federation: {', '.join(plan.classes)}",
                 next_step="name the class folders alike, or under [data.class_names]",

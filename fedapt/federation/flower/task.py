@@ -101,6 +101,7 @@ def read_plan(record: ConfigRecord) -> Plan:
         found = error.found if isinstance(error, ConfigError) else f"{type(error).__name__}"
         raise FederationError(
             where="the server's message",
+            shareable=True,
             found=found,
             expected="a task of this version of fedapt",
             next_step="install the same version of fedapt on server and nodes",
@@ -117,6 +118,7 @@ def read_place(record: ConfigRecord) -> Place:
     if wrong := [name for name, value in values.items() if type(value) is not int or value < 0]:
         raise FederationError(
             where="the server's message",
+            shareable=True,
             found=f"{wrong[0]} = {values[wrong[0]]!r}",
             expected="a task of this version of fedapt",
             next_step="install the same version of fedapt on server and nodes",
@@ -145,6 +147,7 @@ def check_protocol(record: ConfigRecord) -> None:
     if record.get("protocol") != PROTOCOL:
         raise FederationError(
             where="version",
+            shareable=True,
             found=f"protocol {record.get('protocol')!r} of fedapt {record.get('version')!r}",
             expected=f"protocol {PROTOCOL} of fedapt {fedapt.__version__}",
             next_step="install the same version of fedapt on server and nodes",

@@ -74,3 +74,11 @@ def test_no_part_can_be_left_out(missing: str) -> None:
     del parts[missing]
     with pytest.raises(TypeError, match=missing):
         errors.DataError(**parts)
+
+
+def test_what_another_party_may_be_told_is_said_by_the_error() -> None:
+    parts = {"where": "client 3", "found": "a", "expected": "b", "next_step": "c"}
+    assert not FederationError(**parts).shareable
+    told = FederationError(**parts, shareable=True)
+    assert told.shareable
+    assert pickle.loads(pickle.dumps(told)).shareable

@@ -10,7 +10,7 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict, UserConfig
 
 from fedapt.core.config import Config, ModelConfig, read_config, remove_paths
-from fedapt.core.errors import FederationError, UsageError
+from fedapt.core.errors import DataError, FederationError, UsageError
 from fedapt.federation.flower.client_app import build_client_app, read_party
 from fedapt.federation.flower.node import Node, Party
 from fedapt.federation.flower.task import Plan, read_place, read_plan, task_to_record
@@ -124,6 +124,24 @@ def test_a_folder_is_not_named_to_the_server(
     told, said = refused(lost, task_to_record(plan), capsys).split("|")
     assert told == "DataError; the node's log says more"
     assert str(tmp_path) in said
+
+
+def test_no_name_of_a_folder_is_a_phrase_of_ours(
+    party: Party, plan: Plan, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path may begin as our own messages do; the error alone says what may leave the node."""
+    error = DataError(where="client photos/a.png", found="a", expected="b", next_step="c")
+
+    def fail(self: Node, plan: Plan) -> int:
+        raise error
+
+    monkeypatch.setattr(Node, "look_up", fail)
+    told, said = refused(party, task_to_record(plan), capsys).split("|")
+    assert told == "DataError; the node's log says more"
+    assert "client photos/a.png" in said
+    error.shareable = True
+    told, _ = refused(party, task_to_record(plan), capsys).split("|")
+    assert told == "client photos/a.png: found a; expected b"
 
 
 def test_only_the_own_domain_is_looked_at(party: Party, plan: Plan, tiny_images: Path) -> None:

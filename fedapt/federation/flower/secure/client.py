@@ -134,6 +134,7 @@ def _texts(record: ConfigRecord, name: str) -> list[bytes]:
 def _complain(name: str, value: object) -> Any:
     raise FederationError(
         where="the server's message",
+        shareable=True,
         found=f"{name} of {type(value).__name__}",
         expected="a stage of this version of fedapt",
         next_step="install the same version of fedapt on server and nodes",

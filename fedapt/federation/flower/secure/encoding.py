@@ -131,6 +131,7 @@ def _check(update: ClientUpdate) -> None:
     if found:
         raise FederationError(
             where=f"client {update.client}",
+            shareable=True,
             found=found,
             expected=expected,
             next_step="lower train.lr, or set train.images_per_round",

@@ -273,6 +273,7 @@ def find_participant(state: RecordDict, client: int, round_number: int) -> Parti
 def _refuse(found: str, expected: str) -> FederationError:
     return FederationError(
         where="the server's message",
+        shareable=True,
         found=found,
         expected=expected,
         next_step="this node gives nothing away in this round; see to the server",
