@@ -78,7 +78,7 @@ def test_no_part_can_be_left_out(missing: str) -> None:
 
 def test_what_another_party_may_be_told_is_said_by_the_error() -> None:
     parts = {"where": "client 3", "found": "a", "expected": "b", "next_step": "c"}
-    assert not FederationError(**parts).shareable
-    told = FederationError(**parts, shareable=True)
+    assert not errors.FederationError(**parts).shareable
+    told = errors.FederationError(**parts, shareable=True)
     assert told.shareable
     assert pickle.loads(pickle.dumps(told)).shareable
