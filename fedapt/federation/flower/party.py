@@ -39,6 +39,7 @@ class Party:
             if not 0 <= (value := getattr(self, name)) < math.inf:  # NaN would refuse nothing
                 raise UsageError(
                     where="the node's configuration",
+                    shareable=True,
                     found=f"{name} = {value}",
                     expected="a number of 0 or more",
                     next_step="correct it",
