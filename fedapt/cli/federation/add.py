@@ -23,12 +23,9 @@ def add(
         from fedapt.federation.flower import require_flower
 
         require_flower()
-        from fedapt.core.config import read_config
         from fedapt.federation.flower.files import write_node
         from fedapt.federation.flower.settings import read_server
 
         name, domain = read_node_name(node)
-        server = read_server(folder / "server")
-        run = read_config(folder / "server" / server.settings).federation
-        write_node(folder, name, domain, server.address, data, run)
+        write_node(folder, name, domain, read_server(folder / "server").address, data)
     print(f"written: {folder / 'nodes' / name}; copy it to its machine")

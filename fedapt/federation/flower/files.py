@@ -17,7 +17,7 @@ from pathlib import Path
 import tomli_w
 
 import fedapt
-from fedapt.core.config import Config, FederationConfig, config_to_toml
+from fedapt.core.config import Config, config_to_toml
 from fedapt.core.errors import UsageError
 from fedapt.core.files import write_secret, write_text
 from fedapt.federation.flower.certificates import draw_node_key, issue_certificates
@@ -77,19 +77,13 @@ def write_deployment(folder: Path, deployment: Deployment) -> None:
     write_secret(server / "server.key", certificates.key)
     write_text(server / APP / "pyproject.toml", _APP.format(version=fedapt.__version__))
     for name, domain in deployment.nodes.items():
-        federation = deployment.config.federation
-        write_node(folder, name, domain, deployment.address, deployment.data, federation)
+        write_node(folder, name, domain, deployment.address, deployment.data)
     write_text(folder / "compose.yaml", _write_compose(list(deployment.nodes)))
     write_text(folder / "README.md", _write_readme(deployment))
 
 
-def write_node(
-    folder: Path, name: str, domain: str, address: str, data: str, run: FederationConfig
-) -> None:
+def write_node(folder: Path, name: str, domain: str, address: str, data: str) -> None:
     """A node's folder, and its public key in the server's.
-
-    Args:
-        run: whose privacy the node asks for from now on, whatever the server's settings become.
 
     Raises:
         UsageError: there is such a node, or the server would turn its name or domain away.
@@ -100,9 +94,7 @@ def write_node(
     if node.exists():
         raise _refuse(name, "a node of that name")
     private, public = draw_node_key()
-    table: dict[str, object] = {"server": address, "data": data, "domain": domain, "name": name}
-    asked = {"secure": run.secure, "max_clip": run.node_clip, "min_noise": run.node_noise}
-    table |= {name: value for name, value in asked.items() if value}
+    table = {"server": address, "data": data, "domain": domain, "name": name}
     write_text(node / "node.toml", tomli_w.dumps(table))
     write_text(node / "authority.pem", (folder / "server" / "authority.pem").read_text("utf-8"))
     write_secret(node / "node.key", private)

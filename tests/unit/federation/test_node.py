@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict, Us
 
 from fedapt.core.config import Config, ModelConfig, read_config, remove_paths
 from fedapt.core.errors import DataError, FederationError, UsageError
+from fedapt.core.report import Reporter
 from fedapt.federation.flower.client_app import build_client_app, read_party
 from fedapt.federation.flower.node import Node, Party
 from fedapt.federation.flower.task import Plan, read_place, read_plan, task_to_record
@@ -31,9 +33,16 @@ def plan(tiny_backbone: Backbone) -> Plan:
     return Plan(Config(), NAMES, tiny_backbone.sha256, 2)
 
 
+class Told(Reporter):
+    """Prints what the node's operator is told as it is said on a terminal."""
+
+    def event(self, level: str, text: str, **values: object) -> None:
+        print(f"{level}: {text}", file=sys.stderr)
+
+
 def ask(party: Party, task: ConfigRecord) -> RecordDict:
     """What a node answers when it is to introduce itself."""
-    grid = DirectGrid({1: build_client_app(lambda task, context: Node(party))})
+    grid = DirectGrid({1: build_client_app(lambda task, context: Node(party), Told())})
     ids = grid.push_messages([Message(RecordDict({"task": task}), 1, MessageType.QUERY)])
     (reply,) = grid.pull_messages(ids)
     return reply.content

@@ -176,24 +176,6 @@ def test_unencrypted_is_for_loopback(
     assert read(place).insecure
 
 
-def test_nodes_ask_for_the_privacy_that_the_run_was_made_with(tmp_path: Path) -> None:
-    run = ["federation.secure=true", "federation.node_clip=2.0", "federation.node_noise=0.5"]
-    new = [part for setting in run for part in ("-o", setting)]
-    assert main(["federation", "init", str(tmp_path / "new"), *INIT, *CLASSES, *new]) == 0
-    assert main(["federation", "add", str(tmp_path / "new"), "later=webcam"]) == 0
-    for name in ("amazon", "clinic", "later"):
-        node = read_node(tmp_path / "new" / "nodes" / name)
-        assert (node.secure, node.max_clip, node.min_noise) == (True, 2.0, 0.5)
-        assert "secure = true" in (tmp_path / "new" / "nodes" / name / "node.toml").read_text()
-
-
-def test_nodes_of_an_open_run_ask_for_nothing(folder: Path) -> None:
-    node = read_node(folder / "nodes" / "clinic")
-    assert (node.secure, node.max_clip, node.min_noise) == (False, 0.0, 0.0)
-    text = (folder / "nodes" / "clinic" / "node.toml").read_text()
-    assert tomllib.loads(text).keys() == {"server", "data", "domain", "name"}
-
-
 def test_wrong_settings(folder: Path) -> None:
     path = folder / "server" / "server.toml"
     good = path.read_text()
