@@ -1,10 +1,9 @@
-"""Two of eight nodes collude and poison the model: accuracy by attack and aggregate.
+"""One node of eight sends poisoned updates: what becomes of the accuracy, by attack and aggregate.
 
     python benchmarks/poisoned.py [--quick]
 
-Office-Caltech10, `lite`, two nodes a domain, 6 rounds, settings of configs/office_caltech10.toml,
-federation.faulty = 2, federation.trimmed = 0.25. Messages are serialised and replies checked as in
-a deployment; nodes answer in this process.
+Office-Caltech10, `lite`, two nodes a domain, 10 rounds, settings of configs/office_caltech10.toml.
+Messages are serialised and replies checked as in a deployment; nodes answer in this process.
 """
 
 from __future__ import annotations
@@ -35,16 +34,11 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from support.grid import DirectGrid
 
-ATTACKERS, NODES, ROUNDS = (3, 4), 8, 6
-PASSED = ("sign flipped", "inner product")
+ATTACKERS, ROUNDS = (3,), 10
 # what is refused before any aggregate is tried with the mean alone
 CELLS = (
-    *(("mean", attack) for attack in ("none", "x 1000", *PASSED)),
-    *(
-        (name, attack)
-        for name in ("median", "trimmed-mean", "krum", "multi-krum")
-        for attack in ("none", *PASSED)
-    ),
+    *(("mean", attack) for attack in ("none", "x 1000", "NaN", "sign flipped")),
+    *((name, a) for name in ("median", "trimmed-mean", "krum") for a in ("none", "sign flipped")),
 )
 
 
@@ -53,12 +47,8 @@ def poison(attack: str, reply: Message, sent: Message) -> Message:
     before = {n: a.numpy() for n, a in sent.content.array_records["learned"].items()}
     learned = {n: a.numpy() for n, a in reply.content.array_records["learned"].items()}
     update = {name: learned[name] - before[name] for name in before}
-    factor = {
-        "x 1000": 1000.0,
-        "sign flipped": -10.0,
-        # the mean of all has a negative inner product with that of the honest
-        "inner product": -1.1 * (NODES - len(ATTACKERS)) / len(ATTACKERS),
-    }[attack]
+    # ten times as long is enough to undo what the seven others do
+    factor = {"x 1000": 1000.0, "NaN": np.nan, "sign flipped": -10.0}[attack]
     update = {n: (factor * u).astype(np.float32) for n, u in update.items()}
     reply.content["learned"] = ArrayRecord({n: Array(before[n] + u) for n, u in update.items()})
     return reply
@@ -66,8 +56,7 @@ def poison(attack: str, reply: Message, sent: Message) -> Message:
 
 def train(root: Path, attack: str, aggregation: str, rounds: int) -> dict[str, object]:
     settings = ("federation.clients_per_domain=2", "federation.alpha=100.0")
-    outvote = ("federation.faulty=2", "federation.trimmed=0.25")
-    more = (*outvote, f"train.rounds={rounds}", f"federation.aggregation={aggregation}")
+    more = (f"train.rounds={rounds}", f"federation.aggregation={aggregation}")
     config = read_config(
         ROOT / "configs" / "office_caltech10.toml", [*settings, *more], {"data.root": str(root)}
     )
