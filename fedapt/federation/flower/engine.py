@@ -141,7 +141,8 @@ class FlowerEngine:
         def refuse(index: int, reason: str) -> None:
             self._refuse(by_index[index], reason, traffic)
 
-        hashed = hash_work(self._plan, traffic.round, start, self._method.frozen())
+        task = task_to_record(self._plan)
+        hashed = hash_work(task, traffic.round, start, self._method.frozen())
         secret = SecureRound(ask, refuse, traffic.round, self._plan.config, hashed)
         work = self._work(start)
         try:

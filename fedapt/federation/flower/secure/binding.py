@@ -12,8 +12,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable, Mapping
 
-from fedapt.federation.flower.task import Plan, task_to_record
 from fedapt.train.methods.base import Learned
+
+# what a task says of the run, and not of one client or of the sender
+_OF_THE_RUN = ("protocol", "config", "classes", "clip_sha256", "n_keys")
 
 
 def hash_parts(*parts: bytes) -> bytes:
@@ -30,14 +32,17 @@ def hash_tensors(tensors: Learned) -> bytes:
     return hash_parts(*_list_tensors(tensors))
 
 
-def hash_work(plan: Plan, round_number: int, start: Learned, frozen: Learned) -> bytes:
+def hash_work(
+    task: Mapping[str, object], round_number: int, start: Learned, frozen: Learned
+) -> bytes:
     """Of all that a client's training depends on, besides its images.
 
     Args:
+        task: the record of the run as it is sent, which clients of other versions read alike.
         start: what the client was sent.
         frozen: `Method.frozen`.
     """
-    settings = repr(sorted(task_to_record(plan).items())).encode()
+    settings = repr([(name, task.get(name)) for name in _OF_THE_RUN]).encode()
     number = round_number.to_bytes(8, "little")
     return hash_parts(settings, number, hash_tensors(start), hash_tensors(frozen))
 

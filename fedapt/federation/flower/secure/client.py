@@ -80,7 +80,12 @@ def add_stages(app: ClientApp, answer: Answer) -> None:
             encoding = Encoding.of(plan.config, participant.n_clients)
             words = participant.mask(
                 encoding.encode(update, start),
-                hash_work(plan, place.round, start, {} if known is None else {"keys": known}),
+                hash_work(
+                    message.content.config_records[TASK],
+                    place.round,
+                    start,
+                    {} if known is None else {"keys": known},
+                ),
                 hash_parts(hash_tensors(start), place.share.to_bytes(8, "little")),
             )
             keep(participant, context.state)
