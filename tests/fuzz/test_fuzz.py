@@ -75,26 +75,26 @@ def test_damaged_files(targets: dict[str, Target], tmp_path: Path, name: str) ->
         last[:] = [(suffix, data)]
         use(target, tmp_path, f"x{suffix}", data)
 
+    if not SECONDS:
+        once = settings(
+            max_examples=40,
+            deadline=None,
+            database=None,
+            derandomize=True,
+            phases=(Phase.generate,),
+            suppress_health_check=_QUIET,
+        )
+        once(attack)()
+        return
+    many = settings(max_examples=200, deadline=None, database=None, suppress_health_check=_QUIET)
+    many(attack)
+    deadline = time.monotonic() + SECONDS / len(NAMES)
     try:
-        if not SECONDS:
-            settings(
-                max_examples=40,
-                deadline=None,
-                database=None,
-                derandomize=True,
-                phases=(Phase.generate,),
-                suppress_health_check=_QUIET,
-            )(attack)()
-            return
-        deadline = time.monotonic() + SECONDS / len(NAMES)
         while time.monotonic() < deadline:
-            settings(max_examples=200, deadline=None, database=None, suppress_health_check=_QUIET)(
-                attack
-            )()
-    except BaseException:
-        if last and SECONDS:  # Hypothesis ends with the smallest that fails
-            ((suffix, data),) = last
-            path = CORPUS / name / f"{hashlib.sha256(data).hexdigest()[:12]}{suffix}"
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(data)
+            attack()
+    except Exception:
+        ((suffix, data),) = last  # Hypothesis ends with the smallest that fails
+        path = CORPUS / name / f"{hashlib.sha256(data).hexdigest()[:12]}.{suffix.lstrip('.')}"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
         raise
