@@ -1,3 +1,71 @@
-"""Federated adaptive prompt tuning of CLIP, from training to a deployed classifier."""
+"""Federated adaptive prompt tuning of CLIP, from training to a deployed classifier.
+
+Example:
+    >>> run = fedapt.train("images", out="new", model="./clip", rounds=1, context_length=4)
+    >>> delivered = run.export("model.onnx")
+    >>> classifier = fedapt.Classifier.load("model.onnx")
+    >>> (prediction,) = classifier(["images/photo/stripes/000.png"])
+    >>> prediction.domain in ("photo", "sketch")
+    True
+
+Names are imported when they are first used: `import fedapt` alone loads neither torch nor any other
+heavy package.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# public name -> module that has it; None for a module itself
+_PLACES = {
+    "Classifier": "fedapt_runtime",
+    "Config": "fedapt.core.config",
+    "Method": "fedapt.train.methods",
+    "Reporter": "fedapt.core.report",
+    "Run": "fedapt.api",
+    "load": "fedapt.api",
+    "register_method": "fedapt.train.methods",
+}
+_MODULES = {
+    "compare": "fedapt.compare",
+    "errors": "fedapt.core.errors",
+    "train": "fedapt.train",
+}
+
+__all__ = [
+    "Classifier",
+    "Config",
+    "Method",
+    "Reporter",
+    "Run",
+    "__version__",
+    "compare",
+    "errors",
+    "load",
+    "register_method",
+    "train",
+]
+
+if TYPE_CHECKING:
+    from fedapt.api import Run, compare, load, train
+    from fedapt.core import errors
+    from fedapt.core.config import Config
+    from fedapt.core.report import Reporter
+    from fedapt.train.methods import Method, register_method
+    from fedapt_runtime import Classifier
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported now."""
+    if name in _MODULES:
+        return import_module(_MODULES[name])
+    if name in _PLACES:
+        return getattr(import_module(_PLACES[name]), name)
+    raise AttributeError(f"module 'fedapt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedapt.core.config import read_config
 from fedapt.core.errors import DataError
 from fedapt.core.seeds import child_seed
 from fedapt.data.collection import Collection, open_collection
@@ -100,8 +99,4 @@ def _collect(
 
 def root_of_run(checkpoint_path: Path) -> Path | None:
     """The images that the run folder of a checkpoint names, where they are still there."""
-    run = RunFolder(checkpoint_path.parent)
-    if not run.config.is_file():
-        return None
-    root = Path(read_config(run.config).data.root)
-    return root if root.is_dir() else None
+    return RunFolder(checkpoint_path.parent).find_images()

@@ -26,7 +26,6 @@ from fedapt.cli import (
 )
 from fedapt.cli.options import option_of
 from fedapt.cli.show import Interrupted
-from fedapt.core.settings import Config, declarations
 from fedapt_runtime.errors import EXIT_INTERRUPTED, ReportedError
 from fedapt_runtime.streams import fail_stdout, open_standard_streams
 
@@ -91,20 +90,22 @@ def _run(given: Sequence[str]) -> int:
     except ReportedError as error:
         print(f"error: {_name_option(error, given)}", file=sys.stderr)
         return error.exit_code
-    except Interrupted:
-        print("interrupted: finished files are whole; `train --resume` goes on", file=sys.stderr)
+    except Interrupted as stop:
+        print("; ".join(filter(None, ("interrupted", str(stop)))), file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
 
 
 def _name_option(error: ReportedError, arguments: Sequence[str]) -> str:
-    """The error with the command's option where the library names a setting or an override."""
+    """The error with the command's option where the library names a setting or a parameter."""
     if ("-o", error.where) in pairwise(arguments):
         return f"-o {error}"
     command = typer.main.get_command(app)
     for argument in arguments:
         command = getattr(command, "commands", {}).get(argument, command)
     options = {option for parameter in command.params for option in parameter.opts}
-    if error.where in declarations(Config) and (option := option_of(error.where)) in options:
-        return str(error).replace(error.where, option, 1)
+    places = error.where.split(" and ")
+    given = [option_of(place) for place in places]
+    if set(given) <= options:
+        return str(error).replace(error.where, " and ".join(given), 1)
     return str(error)

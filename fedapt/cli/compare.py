@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import fedapt
 from fedapt.cli.options import (
     DeviceOption,
     JsonOption,
     OverrideOption,
-    resolve_name,
     setting_option,
 )
 from fedapt.cli.show import console_reporter, percent, print_json, print_table
-from fedapt.core.config import read_config
-from fedapt.core.errors import DependencyError, UsageError
-from fedapt.core.files import claim_folder, write_text
-from fedapt.core.names import METHODS
+from fedapt.core.errors import UsageError
 
 if TYPE_CHECKING:
     from fedapt.compare.table import Row, Spread
-
-_VALIDATION = 0.2
 
 
 def compare(
@@ -55,49 +49,29 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Train methods under one budget; writes results.json, results.csv and report.html."""
-    named = {
-        "data.root": str(data.resolve()),
-        "data.validation_fraction": validation,
-        "model.name": resolve_name(model),
-        "model.pretrained": resolve_name(pretrained),
-        "train.rounds": rounds,
-    }
-    settings = read_config(config, override or (), named)
-    if validation is None and not settings.data.validation_fraction:
-        data_config = dataclasses.replace(settings.data, validation_fraction=_VALIDATION)
-        settings = dataclasses.replace(settings, data=data_config)
-    rates = (settings.train.lr,) if lr is None else _parse_rates(lr)
-    with console_reporter() as reporter, claim_folder(out):
-        from fedapt.compare.plan import PROTOCOLS, Plan, shared_settings
-        from fedapt.compare.run import compare as run_comparison
-        from fedapt.compare.table import build_rows, to_csv, to_json
-
-        try:
-            from fedapt.compare.report import write_report
-        except ImportError as error:
-            raise DependencyError(
-                where="fedapt compare",
-                found=f"no module {error.name}",
-                expected="the packages of the extra `pages`",
-                next_step="pip install 'fedapt[cpu,pages]'",
-            ) from error
-        plan = Plan(
-            methods=tuple(METHODS) if methods == "all" else _split(methods),
-            protocols=PROTOCOLS if protocols == "all" else _split(protocols),
-            seeds=tuple(range(seeds)),
-            rates=rates,
+    with console_reporter("finished cells are kept; the same command continues") as reporter:
+        comparison = fedapt.compare(
+            data,
+            out,
+            methods=_split(methods),
+            protocols=_split(protocols),
+            seeds=seeds,
+            lrs=() if lr is None else _parse_rates(lr),
+            settings=config,
+            overrides=override or (),
+            device=device,
+            reporter=reporter,
+            validation=validation,
+            model=model,
+            pretrained=pretrained,
+            rounds=rounds,
         )
-        comparison = run_comparison(settings, plan, out, device, reporter)
-        rows = build_rows(comparison)
-        results = to_json(comparison, rows, shared_settings(settings))
-        write_text(out / "results.json", json.dumps(results) + "\n")
-        write_text(out / "results.csv", to_csv(comparison))
-        write_report(comparison, rows, settings, out / "report.html")
-        reporter.message(f"written: {out / 'report.html'}, results.csv, results.json")
+        from fedapt.compare.table import build_rows
     if as_json:
-        print_json(results["rows"])
+        print_json(json.loads((out / "results.json").read_text("utf-8"))["rows"])
         return
-    for protocol in plan.protocols:
+    rows = build_rows(comparison)
+    for protocol in comparison.plan.protocols:
         _show([row for row in rows if row.protocol == protocol], protocol, comparison.domains)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import fedapt
 from fedapt.cli.options import CheckpointArgument, DeviceOption, JsonOption
 from fedapt.cli.show import console_reporter, percent, print_json, print_table
 
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
 
 def evaluate(
     checkpoint: CheckpointArgument,
-    data: Annotated[Path, typer.Option(help="ROOT of ROOT/<domain>/<class>/<images>.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="ROOT of ROOT/<domain>/<class>/<images> (that of the training run)."),
+    ] = None,
     exact: Annotated[
         bool, typer.Option("--exact", help="Encode every image's own prompts: exact and slow.")
     ] = False,
@@ -25,11 +29,8 @@ def evaluate(
 ) -> None:
     """Measure a checkpoint on each domain's test images, zero-shot CLIP beside it."""
     with console_reporter() as reporter:
-        from fedapt.run.evaluate import evaluate_checkpoint
-
-        evaluation = evaluate_checkpoint(
-            checkpoint, data, exact=exact, device=device, reporter=reporter
-        )
+        run = fedapt.Run(checkpoint)
+        evaluation = run.evaluate(data, exact=exact, device=device, reporter=reporter)
     if as_json:
         print_json(evaluation.to_dict())
     else:

@@ -100,30 +100,14 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Fuse a checkpoint with its CLIP into one ONNX file, and prove that it computes the same."""
-    if head_only and (trt or triton):
-        raise UsageError(
-            where="--head-only and " + ("--trt" if trt else "--triton"),
-            found="both",
-            expected="one of them: an engine or a server needs the whole graph",
-            next_step="leave one out",
-        )
     if not trt:
         _check_no_engine(context, triton is not None)
     with console_reporter() as reporter:
-        from fedapt_export.build_script import write_build_script
-        from fedapt_export.engine import EngineSettings, build_engine
+        from fedapt_export.deliver import deliver
+        from fedapt_export.engine import EngineSettings
         from fedapt_export.export import ExportSettings
-        from fedapt_export.export import export as run_export
-        from fedapt_export.triton import write_repository
 
         targets = tuple(name.strip().lower() for name in compute_capability.split(",") if name)
-        engine_settings = EngineSettings(
-            trt_flavour, targets, min_batch, opt_batch, max_batch, timing_cache, refit
-        )
-        engine_settings.check()  # what cannot work is refused before the work
-        obstacle = engine_settings.find_obstacle() if trt else ""
-        if trt and not obstacle:
-            engine_settings = engine_settings.resolve(precision)
         settings = ExportSettings(
             data=data,
             parity_images=parity_images,
@@ -134,36 +118,16 @@ def export(
             precision=precision,
             calibration=calibration,
             calibration_images=calibration_images,
-            symmetric=trt,
             most_disagreement=max_disagreement,
             force=force,
         )
-        exported = run_export(checkpoint, out, settings, reporter)
-        reporter.message(f"written: {out} ({out.stat().st_size / 1e6:.1f} MB)")
-        served = out
-        if obstacle:
-            script = write_build_script(out, exported.manifest, engine_settings)
-            reporter.message(
-                f"written: {script}; no engine is built here ({obstacle}): run it with the model"
-                " on the machine with the GPU"
-            )
-        elif trt:
-            served = out.with_suffix(".engine")
-            sidecar = build_engine(out, served, engine_settings, exported.images)
-            library = " ".join(sidecar["library"].values())
-            verified = sidecar["verified"]
-            run = "not run, which takes its GPU"
-            if verified:
-                run = f"run here, probabilities within {verified['probability_difference']:.1e}"
-            reporter.message(
-                f"written: {served} ({served.stat().st_size / 1e6:.1f} MB, {library},"
-                f" {', '.join(sidecar['compute_capabilities'])}); {run}"
-            )
-            if engine_settings.flavour == "rtx":
-                served = out  # Triton has no backend for TensorRT-RTX
-        if triton is not None:
-            repository = write_repository(served, triton, exported.manifest, engine_settings)
-            reporter.message(f"written: {repository}, which serves {served.name} in Triton")
+        engine = EngineSettings(
+            trt_flavour, targets, min_batch, opt_batch, max_batch, timing_cache, refit
+        )
+        delivered = deliver(
+            checkpoint, out, settings, reporter, engine=engine, trt=trt, triton=triton
+        )
+    exported = delivered.exported
     if as_json:
         print_json(exported.to_dict())
         return

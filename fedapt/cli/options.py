@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from fedapt.core.names import is_path
 from fedapt.core.settings import Config, declarations
 from fedapt.core.settings_page import say_default
 
@@ -40,10 +39,3 @@ def setting_option(name: str) -> Any:
     default = say_default(setting.default)
     note = f" ({default})" if setting.default not in ("", "lite", "fedapt") else ""
     return typer.Option(option_of(name), help=f"{text}{note}.")
-
-
-def resolve_name(name: str | None) -> str | None:
-    """A folder or file by its full path, so that the checkpoint finds it from anywhere."""
-    if name is None or not is_path(name) or not Path(name).exists():
-        return name
-    return str(Path(name).resolve())

@@ -38,12 +38,18 @@ class ConsoleReporter(Reporter):
 
 
 class Interrupted(Exception):
-    """Ctrl-C, under a name that Typer leaves alone: its own way loses the exit code."""
+    """Ctrl-C, under a name that Typer leaves alone: its own way loses the exit code.
+
+    Its text is how to continue, where the command can.
+    """
 
 
 @contextmanager
-def console_reporter() -> Iterator[Reporter]:
+def console_reporter(to_continue: str = "") -> Iterator[Reporter]:
     """Bars on stderr for as long as the block runs.
+
+    Args:
+        to_continue: what Ctrl-C says about continuing; empty where the command starts afresh.
 
     Raises:
         Interrupted: Ctrl-C was pressed inside the block.
@@ -62,7 +68,7 @@ def console_reporter() -> Iterator[Reporter]:
         with bars:
             yield ConsoleReporter(bars)
     except KeyboardInterrupt as stop:
-        raise Interrupted from stop
+        raise Interrupted(to_continue) from stop
 
 
 def print_json(value: Any) -> None:

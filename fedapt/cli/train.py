@@ -7,16 +7,17 @@ from typing import Annotated
 
 import typer
 
+import fedapt
 from fedapt.cli.evaluate import show_evaluation
 from fedapt.cli.options import (
     DeviceOption,
     JsonOption,
     OverrideOption,
-    resolve_name,
     setting_option,
 )
 from fedapt.cli.show import console_reporter, print_json
-from fedapt.core.config import read_config
+
+_RESUME = "`fedapt train --resume` continues"
 
 
 def train(
@@ -52,38 +53,35 @@ def train(
 ) -> None:
     """Train one prompt together: one client per domain folder."""
     named = {
-        "data.root": None if data is None else str(data.resolve()),
-        "model.name": resolve_name(model),
-        "model.pretrained": resolve_name(pretrained),
-        "data.validation_fraction": validation,
-        "data.preprocess": preprocess,
-        "federation.join": None if join is None else str(join.resolve()),
-        "train.method": method,
-        "train.rounds": rounds,
-        "train.lr": lr,
-        "train.batch_size": batch_size,
-        "prompt.context_length": context_length,
-        "prompt.temperature": temperature,
-        "train.seed": seed,
+        "model": model,
+        "pretrained": pretrained,
+        "method": method,
+        "rounds": rounds,
+        "lr": lr,
+        "batch_size": batch_size,
+        "context_length": context_length,
+        "temperature": temperature,
+        "seed": seed,
+        "validation": validation,
+        "preprocess": preprocess,
+        "join": join,
     }
-    written = out / "config.toml"
-    if resume and config is None and written.is_file():
-        config = written  # a run goes on with the settings that it began with
-    settings = read_config(config, override or (), named)
-    with console_reporter() as reporter:
-        from fedapt.run.train import train as run_training
-
-        evaluation = run_training(
-            settings,
+    with console_reporter(_RESUME) as reporter:
+        run = fedapt.train(
+            data,
             out,
+            settings=config,
+            overrides=override or (),
             resume=resume,
             device=device,
-            reporter=reporter,
-            trackers=tuple(tracker or ()),
             engine=engine,
+            trackers=tracker or (),
+            reporter=reporter,
+            **named,
         )
-        reporter.message(f"written: {out / 'checkpoint.safetensors'}")
+        reporter.message(f"written: {run.checkpoint}")
+    assert run.evaluation is not None  # every training ends with one
     if as_json:
-        print_json(evaluation.to_dict())
+        print_json(run.evaluation.to_dict())
     else:
-        show_evaluation(evaluation, str(out))
+        show_evaluation(run.evaluation, str(out))

@@ -12,6 +12,13 @@ ReportedError (fedapt_runtime.errors): told as where, found, expected, what to d
 |- ExportError          6  a graph cannot be exported
 |- ParityError          7  an exported graph does not compute what the checkpoint computes
 `- DependencyError      9  a package has to be installed
+
+Example:
+    >>> try:
+    ...     fedapt.train("images", rounds=0)
+    ... except fedapt.errors.ConfigError as error:
+    ...     print(error.where, error.expected, sep=": ")
+    train.rounds: an integer from 1 to 1 000 000
 """
 
 from __future__ import annotations

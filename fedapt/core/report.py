@@ -7,7 +7,15 @@ from typing import Any
 
 
 class Reporter:
-    """Takes messages and progress; this one drops them. The command line shows them."""
+    """Takes messages and progress; this one drops them. The command line shows them.
+
+    Example:
+        >>> class Printer(fedapt.Reporter):
+        ...     def message(self, text: str) -> None:
+        ...         print(text)
+        >>> Printer().message("model: lite on cpu")
+        model: lite on cpu
+    """
 
     def message(self, text: str) -> None:
         """One line that the user should see."""

@@ -337,7 +337,12 @@ class UnsupervisedConfig(Strict):
 
 @dataclass(frozen=True)
 class Config(Strict):
-    """All settings of a run, written to `RUN/config.toml` before training begins."""
+    """All settings of a run, written to `RUN/config.toml` before training begins.
+
+    Example:
+        >>> fedapt.Config().train.rounds
+        50
+    """
 
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()

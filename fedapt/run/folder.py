@@ -56,6 +56,17 @@ class RunFolder:
         write_text(self.images, f"{digest}\n")
         return True
 
+    def find_images(self) -> Path | None:
+        """The images that the run was trained on, where they are still there.
+
+        Raises:
+            ConfigError: the run's configuration is damaged.
+        """
+        if not self.config.is_file():
+            return None
+        root = read_config(self.config).data.root
+        return Path(root) if root and Path(root).exists() else None
+
     def check(self, config: Config, resume: bool) -> None:
         """Refuse a folder that a run cannot be written into; writes nothing.
 

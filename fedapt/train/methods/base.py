@@ -147,6 +147,11 @@ class Method(ABC):
         side_by_side: whether clients of this process may train at the same time.
         source: the paper.
         not_fused: why its global model is no tower and head; empty where it is.
+
+    Example:
+        >>> from fedapt.train.methods import METHODS
+        >>> issubclass(METHODS["promptfl"], fedapt.Method)
+        True
     """
 
     title: ClassVar[str]

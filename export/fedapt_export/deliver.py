@@ -1,0 +1,104 @@
+"""Checkpoint -> model.onnx -> TensorRT engine -> Triton model repository, as far as asked."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedapt.core.errors import UsageError
+from fedapt.core.report import Reporter
+from fedapt_export.build_script import write_build_script
+from fedapt_export.engine import EngineSettings, build_engine
+from fedapt_export.export import Exported, ExportSettings, export
+from fedapt_export.triton import write_repository
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """What was written.
+
+    Attributes:
+        exported: the manifest and the reports.
+        model: the .onnx file, or the head's .safetensors.
+        engine: the TensorRT engine beside it; None where none was built.
+        script: builds the engine elsewhere; None where the engine was built here, or not wanted.
+        repository: the model's folder in the Triton repository; None where none was written.
+    """
+
+    exported: Exported
+    model: Path
+    engine: Path | None = None
+    script: Path | None = None
+    repository: Path | None = None
+
+
+def deliver(
+    checkpoint: Path,
+    out: Path,
+    settings: ExportSettings,
+    reporter: Reporter,
+    *,
+    engine: EngineSettings | None = None,
+    trt: bool = False,
+    triton: Path | None = None,
+) -> Delivered:
+    """Export a checkpoint; then build its TensorRT engine and write a Triton repository.
+
+    Args:
+        checkpoint: of a method that can be fused.
+        out: the .onnx file to write, or the head's .safetensors.
+        settings: of the export; `symmetric` follows from `trt`.
+        engine: of the TensorRT engine; its batch sizes are those of the Triton repository too.
+        trt: whether to build the engine, beside `out` with the suffix .engine.
+        triton: the folder of a Triton model repository.
+
+    Raises:
+        UsageError: settings that do not go together.
+        ReportedError: see `fedapt.core.errors`; files of earlier steps stay.
+    """
+    if settings.head_only and (trt or triton):
+        raise UsageError(
+            where="head_only and " + ("trt" if trt else "triton"),
+            found="both",
+            expected="one of them: a TensorRT engine or a server needs the whole graph",
+            next_step="leave one out",
+        )
+    engine = engine or EngineSettings()
+    engine.check()  # what cannot work is refused before the work
+    obstacle = engine.find_obstacle() if trt else ""
+    if trt and not obstacle:
+        engine = engine.resolve(settings.precision)
+    settings = dataclasses.replace(settings, symmetric=trt)
+    exported = export(checkpoint, out, settings, reporter)
+    reporter.message(f"written: {out} ({_megabytes(out)})")
+    plan, script, served, repository = None, None, out, None
+    if obstacle:
+        script = write_build_script(out, exported.manifest, engine)
+        reporter.message(
+            f"written: {script}; no engine is built here ({obstacle}): run it with the model on the"
+            " machine with the GPU"
+        )
+    elif trt:
+        plan = out.with_suffix(".engine")
+        sidecar = build_engine(out, plan, engine, exported.images)
+        reporter.message(f"written: {plan} ({_megabytes(plan)}, {_describe_engine(sidecar)}")
+        if engine.flavour != "rtx":  # Triton has no backend for TensorRT-RTX
+            served = plan
+    if triton is not None:
+        repository = write_repository(served, triton, exported.manifest, engine)
+        reporter.message(f"written: {repository}, which serves {served.name} in Triton")
+    return Delivered(exported, out, plan, script, repository)
+
+
+def _megabytes(path: Path) -> str:
+    return f"{path.stat().st_size / 1e6:.1f} MB"
+
+
+def _describe_engine(sidecar: dict[str, Any]) -> str:
+    library = " ".join(sidecar["library"].values())
+    run = "not run, which takes its GPU"
+    if verified := sidecar["verified"]:
+        run = f"run here, probabilities within {verified['probability_difference']:.1e}"
+    return f"{library}, {', '.join(sidecar['compute_capabilities'])}); {run}"

@@ -1,0 +1,351 @@
+"""The Python API: what the commands do, as functions. `import fedapt` offers it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedapt.core.config import Config, flatten, read_config
+from fedapt.core.errors import UsageError
+from fedapt.core.names import METHODS, is_path
+from fedapt.core.records import Record, read_records
+from fedapt.core.report import Reporter
+from fedapt.run.folder import RunFolder
+
+if TYPE_CHECKING:
+    from fedapt.compare.run import Comparison
+    from fedapt.train.evaluate import Evaluation
+    from fedapt_export.deliver import Delivered
+    from fedapt_export.engine import EngineSettings
+
+AnyPath = str | Path
+Settings = Config | Mapping[str, Any] | AnyPath | None
+
+# share of training images that choose round and learning rate in a comparison
+VALIDATION = 0.2
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained checkpoint and the folder that it is in.
+
+    Attributes:
+        checkpoint: the .safetensors file.
+        evaluation: of the end of the training; None for a run that was loaded.
+
+    Example:
+        >>> run = fedapt.load("run")
+        >>> run.config.train.rounds
+        3
+        >>> [record["round"] for record in run.records]
+        [1, 2, 3]
+    """
+
+    checkpoint: Path
+    evaluation: Evaluation | None = None
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run folder: names of its files."""
+        return RunFolder(self.checkpoint.parent)
+
+    @cached_property
+    def config(self) -> Config:
+        """The settings that it was trained with.
+
+        Raises:
+            CheckpointError: the checkpoint is missing or damaged.
+        """
+        from fedapt.model.checkpoint import load_checkpoint
+
+        return load_checkpoint(self.checkpoint).info.config
+
+    @property
+    def records(self) -> list[Record]:
+        """One record for each round, with losses and accuracies."""
+        return read_records(self.folder.records)
+
+    def images(self, part: str = "test") -> list[Path]:
+        """The run's own images of a part: `train`, `validation` or `test`.
+
+        Raises:
+            DataError: they are not there any more, or the folders are wrong.
+
+        Example:
+            >>> len(fedapt.load("run").images("test"))
+            12
+        """
+        from fedapt.data.collection import open_collection
+
+        return open_collection(read_config(self.folder.config).data).paths(part)
+
+    def evaluate(
+        self,
+        data: AnyPath | None = None,
+        *,
+        exact: bool = False,
+        device: str = "auto",
+        reporter: Reporter | None = None,
+    ) -> Evaluation:
+        """Measure the checkpoint on each domain's test images, with zero-shot CLIP beside it.
+
+        Args:
+            data: ROOT of ROOT/<domain>/<class>/<images>; None takes the run's own images.
+            exact: encode every image's own prompts; exact and slow.
+            device: `auto`, `cpu` or `cuda`.
+
+        Raises:
+            UsageError: the run's own images are not there, or its method has no exact prompts.
+            ReportedError: see `fedapt.errors`.
+
+        Example:
+            >>> evaluation = fedapt.load("run").evaluate()
+            >>> sorted(evaluation.domains)
+            ['photo', 'sketch']
+            >>> 0 <= evaluation.mean <= 1
+            True
+        """
+        from fedapt.run.evaluate import evaluate_checkpoint
+
+        root = self.folder.find_images() if data is None else Path(data)
+        if root is None:
+            raise UsageError(
+                where="data",
+                found="nothing, and the run folder names no images that are here",
+                expected="the folder with the domains",
+                next_step="name the folder",
+            )
+        return evaluate_checkpoint(
+            self.checkpoint, root, exact=exact, device=device, reporter=reporter or Reporter()
+        )
+
+    def export(
+        self,
+        out: AnyPath,
+        *,
+        trt: bool | EngineSettings = False,
+        triton: AnyPath | None = None,
+        reporter: Reporter | None = None,
+        **settings: Any,
+    ) -> Delivered:
+        """Fuse the checkpoint with its CLIP into one ONNX file; every export is verified.
+
+        Args:
+            out: the .onnx file to write, or the head's .safetensors.
+            trt: also build a TensorRT engine beside it; its settings, or True for the defaults.
+            triton: also write a Triton model repository into this folder.
+            settings: fields of `fedapt_export.export.ExportSettings`, such as `precision="fp16"`.
+
+        Raises:
+            ParityError: the graph does not compute what the checkpoint computes.
+            UsageError: an unknown field, or settings that do not go together.
+            ReportedError: see `fedapt.errors`.
+
+        Example:
+            >>> delivered = fedapt.load("run").export("model.onnx")
+            >>> delivered.exported.manifest.domains
+            ('photo', 'sketch')
+        """
+        from fedapt_export.deliver import deliver
+        from fedapt_export.engine import EngineSettings
+        from fedapt_export.export import ExportSettings
+
+        known = [field.name for field in dataclasses.fields(ExportSettings)]
+        if unknown := [name for name in settings if name not in known]:
+            raise UsageError(
+                where="export",
+                found=f"the unknown setting {unknown[0]!r}",
+                expected=f"one of {', '.join(known)}",
+                next_step="check the spelling",
+            )
+        return deliver(
+            self.checkpoint,
+            Path(out),
+            ExportSettings(**settings),
+            reporter or Reporter(),
+            engine=trt if isinstance(trt, EngineSettings) else None,
+            trt=bool(trt),
+            triton=None if triton is None else Path(triton),
+        )
+
+
+def train(
+    data: AnyPath | None = None,
+    out: AnyPath = "run",
+    *,
+    settings: Settings = None,
+    overrides: Sequence[str] = (),
+    resume: bool = False,
+    device: str = "auto",
+    engine: str = "local",
+    trackers: Sequence[str] = (),
+    reporter: Reporter | None = None,
+    **named: Any,
+) -> Run:
+    """Train one prompt together: one client per domain folder.
+
+    Args:
+        data: ROOT of ROOT/<domain>/<class>/<images>, or a CSV or Parquet table of path, class and
+            domain; None takes `data.root` of the settings.
+        out: the run folder to write.
+        settings: a TOML file, a `fedapt.Config`, or `section.key` -> value.
+        overrides: `section.key=value`, after the settings.
+        resume: continue from the checkpoint in `out`, with its settings.
+        device: `auto`, `cpu` or `cuda`.
+        engine: who runs the clients, `local`, or `flower` for its simulation.
+        trackers: `tensorboard`, `mlflow`, `wandb`.
+        reporter: told of messages and progress.
+        named: settings by their short names, such as `rounds=10`, `lr=0.1`, `method="promptfl"`.
+
+    Raises:
+        ConfigError: an unknown setting, or a wrong value.
+        ReportedError: see `fedapt.errors`; every file in `out` is whole at any moment.
+
+    Example:
+        >>> run = fedapt.train("images", out="new", model="./clip", rounds=1, context_length=4)
+        >>> run.checkpoint.name
+        'checkpoint.safetensors'
+        >>> sorted(run.evaluation.domains)
+        ['photo', 'sketch']
+    """
+    from fedapt.run.train import train as run_training
+
+    folder = RunFolder(Path(out))
+    if resume and settings is None and folder.config.is_file():
+        settings = folder.config  # a run goes on with the settings that it began with
+    evaluation = run_training(
+        read_run_settings(settings, data, named, overrides),
+        folder.path,
+        resume=resume,
+        device=device,
+        reporter=reporter or Reporter(),
+        trackers=tuple(trackers),
+        engine=engine,
+    )
+    return Run(folder.checkpoint, evaluation)
+
+
+def compare(
+    data: AnyPath | None = None,
+    out: AnyPath = "comparison",
+    *,
+    methods: Sequence[str] = ("zero-shot", "local", "promptfl", "fedapt"),
+    protocols: Sequence[str] = ("in-domain",),
+    seeds: int = 3,
+    lrs: Sequence[float] = (),
+    settings: Settings = None,
+    overrides: Sequence[str] = (),
+    device: str = "auto",
+    reporter: Reporter | None = None,
+    **named: Any,
+) -> Comparison:
+    """Train methods under one budget; writes results.json, results.csv and report.html.
+
+    Args:
+        data, settings, overrides, device, named: see `train`. A fifth of the training images
+            chooses rounds and learning rates, unless `data.validation_fraction` says otherwise.
+        out: the folder to write; finished cells in it are kept.
+        methods: names, see `fedapt methods`, or `["all"]`.
+        protocols: of `in-domain`, `leave-one-out`, `dirichlet`, `few-shot`, or `["all"]`.
+        seeds: how many, from 0.
+        lrs: learning rates to choose from; none for `train.lr` alone.
+
+    Raises:
+        ReportedError: see `fedapt.errors`.
+
+    Example:
+        >>> comparison = fedapt.compare(
+        ...     "images", "cmp", model="./clip", methods=["zero-shot"], seeds=1, rounds=1
+        ... )
+        >>> comparison.domains
+        ('photo', 'sketch')
+    """
+    from fedapt.compare.plan import PROTOCOLS, Plan
+    from fedapt.compare.write import write_comparison
+
+    config = read_run_settings(settings, data, named, overrides)
+    if named.get("validation") is None and not config.data.validation_fraction:
+        images = dataclasses.replace(config.data, validation_fraction=VALIDATION)
+        config = dataclasses.replace(config, data=images)
+    plan = Plan(
+        methods=tuple(METHODS) if list(methods) == ["all"] else tuple(methods),
+        protocols=PROTOCOLS if list(protocols) == ["all"] else tuple(protocols),
+        seeds=tuple(range(seeds)),
+        rates=tuple(lrs) or (config.train.lr,),
+    )
+    comparison, _, _ = write_comparison(config, plan, Path(out), device, reporter or Reporter())
+    return comparison
+
+
+def load(path: AnyPath) -> Run:
+    """A run from its folder or checkpoint.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+
+    Example:
+        >>> fedapt.load("run") == fedapt.load("run/checkpoint.safetensors")
+        True
+    """
+    path = Path(path)
+    run = Run(RunFolder(path).checkpoint if path.is_dir() else path)
+    _ = run.config  # read once: a damaged file is refused here
+    return run
+
+
+def read_run_settings(
+    settings: Settings,
+    data: AnyPath | None,
+    named: Mapping[str, Any],
+    overrides: Sequence[str] = (),
+) -> Config:
+    """Settings of a run from all that may give them; later ones win.
+
+    Args:
+        settings: a TOML file, a `Config`, or `section.key` -> value.
+        data: the images, relative to the working folder.
+        named: short name -> value, such as `rounds`; `section.key` is allowed too.
+        overrides: `section.key=value`, see `read_config`.
+
+    Raises:
+        ConfigError: an unknown setting, or a wrong value.
+    """
+    base = Path(settings) if isinstance(settings, str | Path) else None
+    values: dict[str, Any] = {}
+    if isinstance(settings, Config):
+        values = flatten(settings)
+    elif isinstance(settings, Mapping):
+        values = dict(settings)
+    values |= {_SHORT.get(name, name): value for name, value in named.items() if value is not None}
+    if data is not None:
+        values["data.root"] = str(Path(data).resolve())
+    # a folder or file by its full path, so that the checkpoint finds it from anywhere
+    for name in ("model.name", "model.pretrained"):
+        if is_path(str(values.get(name, ""))) and Path(values[name]).exists():
+            values[name] = str(Path(values[name]).resolve())
+    if values.get("federation.join"):
+        values["federation.join"] = str(Path(values["federation.join"]).resolve())
+    return read_config(base, overrides, values)
+
+
+def _short_names() -> dict[str, str]:
+    """Short name -> setting: the key alone where one section has it, and a few of their own."""
+    short: dict[str, str] = {}
+    seen: set[str] = set()
+    for name in flatten(Config()):
+        key = name.partition(".")[2]
+        if key not in seen:
+            short[key] = name
+        elif key in short:
+            del short[key]
+        seen.add(key)
+    for name in ("name", "root"):
+        short.pop(name, None)
+    return short | {"model": "model.name", "validation": "data.validation_fraction"}
+
+
+_SHORT = _short_names()
