@@ -6,10 +6,13 @@ import json
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from fedapt import api
 from fedapt.core import names
+from fedapt.core.config import Config
 from fedapt.train import methods
 from tests.support.paths import ROOT
 
@@ -22,11 +25,18 @@ EXPECTED = {
 
 
 @pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_images: Path) -> Path:
+def workplace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_images: Path, tiny_clip: Path
+) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["example", str(tiny_images)])
     monkeypatch.setenv("ROOT", str(tiny_images))
-    monkeypatch.setattr(names, "METHODS", names.METHODS)
+    read = api.read_run_settings
+
+    def read_quickly(settings: Any, data: Any, named: Any, overrides: Any = ()) -> Config:
+        return read(settings, data, {"model": str(tiny_clip), **named}, overrides)
+
+    monkeypatch.setattr(api, "read_run_settings", read_quickly)  # lite takes a minute here
     return tmp_path
 
 
@@ -56,9 +66,8 @@ def test_training_and_shipping_takes_at_most_fifteen_lines() -> None:
 def test_the_notebook_runs_and_holds_no_output(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("matplotlib", reason="no matplotlib: pip install 'fedapt[pages]'").use(
-        "Agg"
-    )
+    matplotlib = pytest.importorskip("matplotlib", reason="no matplotlib")
+    matplotlib.use("Agg")
     from matplotlib import pyplot
 
     notebook = json.loads((EXAMPLES / "what_happens.ipynb").read_text("utf-8"))
