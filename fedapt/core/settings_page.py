@@ -69,6 +69,7 @@ def to_schema() -> dict[str, Any]:
     from pydantic import TypeAdapter
 
     schema = TypeAdapter(Config).json_schema()
+    schema["description"] = schema["description"].partition("\n")[0]  # without the example
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
