@@ -18,6 +18,7 @@ from pathlib import Path
 
 FOLDER = Path(sys.argv[1])
 REQUESTS: list[str] = []
+CUT: list[str] = []
 STATE = {"hang": False, "stop": False}
 
 
@@ -64,7 +65,8 @@ class Hub(BaseHTTPRequestHandler):
         if not with_body:
             return
         is_weights = path.suffix == ".safetensors"
-        if is_weights and (repository == "org/short" or (repository == "org/cut" and not begin)):
+        if is_weights and (repository == "org/short" or (repository == "org/cut" and not CUT)):
+            CUT.append(repository)
             self.wfile.write(data[begin : begin + (len(data) - begin) // 2])
             self.close_connection = True
             return

@@ -56,9 +56,12 @@ def test_a_hub_that_is_silent_is_asked_once(tiny_clip: Path, tmp_path: Path) -> 
 def test_a_download_that_breaks_off_goes_on(
     tiny_clip: Path, tiny_backbone: Backbone, tmp_path: Path
 ) -> None:
-    (result,) = load(tiny_clip, tmp_path / "cache", "org/cut")
-    assert result["sha256"] == tiny_backbone.sha256
-    assert any("bytes=" in request for request in result["requests"])
+    cut, short = load(tiny_clip, tmp_path / "cache", "org/cut", "org/short")
+    assert cut["sha256"] == tiny_backbone.sha256
+    sent = [request for request in cut["requests"] if "GET" in request and "model.saf" in request]
+    assert len(sent) == 2
+    assert short["exit_code"] == 4  # it breaks off again and again
+    assert "model hf-hub:org/short: found no usable weights (" in short["error"]
 
 
 @pytest.mark.parametrize("cache", ["file", "file/cache"])
