@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 from photos import ROOT
 
@@ -34,11 +35,15 @@ def publish(name: str, figures: Mapping[str, object], *, keep: bool = True) -> N
 
 
 def machine() -> dict[str, str | int]:
-    """What the figures were measured on."""
-    names = ("torch", "open_clip_torch", "onnxruntime", "numpy", "pillow")
+    """What the figures were measured on; packages that are not installed are left out."""
+    names = ("torch", "open_clip_torch", "onnxruntime", "onnxruntime-gpu", "numpy", "pillow")
+    versions: dict[str, str | int] = {}
+    for name in names:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
     return {
         "python": platform.python_version(),
         "cores": os.cpu_count() or 0,
         "processor": platform.machine(),
-        **{name: version(name) for name in names},
+        **versions,
     }

@@ -123,6 +123,18 @@ class Gpu:
         taken.callback(self._give_back, "StreamDestroy", stream)
         return stream
 
+    def open_event(self, taken: ExitStack) -> Any:
+        """A mark that `order` puts into streams."""
+        flag = self._cuda.cudaEventDisableTiming
+        event = self._call("EventCreateWithFlags", flag)
+        taken.callback(self._give_back, "EventDestroy", event)
+        return event
+
+    def order(self, first: int, second: int, event: Any) -> None:
+        """What enters `second` from now on waits for what `first` holds now."""
+        self._call("EventRecord", event, first)
+        self._call("StreamWaitEvent", second, event, 0)
+
     def copy_in(self, device: int, host: NDArray[np.uint8], n_bytes: int, stream: int) -> None:
         """Begin to copy from pinned memory to the GPU."""
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice

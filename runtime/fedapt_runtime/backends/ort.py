@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedapt_runtime.backends.base import USUAL_BATCH, Outputs
+from fedapt_runtime.backends.base import Outputs
 from fedapt_runtime.backends.border import (
     Slot,
     check_model_file,
@@ -17,6 +20,14 @@ from fedapt_runtime.backends.border import (
     probe,
 )
 from fedapt_runtime.backends.cpu_plan import plan_cpu_work
+from fedapt_runtime.backends.ort_cuda import (
+    DEFAULT_BATCH,
+    STREAMS,
+    ComputeStream,
+    open_compute_stream,
+    open_streams,
+)
+from fedapt_runtime.backends.streams import StreamPool
 from fedapt_runtime.errors import MissingDependency, ModelFileError, RuntimeFailure, first_line
 from fedapt_runtime.head import Tensor, read_head
 from fedapt_runtime.manifest import METADATA_KEY, parse_manifest
@@ -27,21 +38,29 @@ PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt-ep": "TensorrtExecutionProvider",
 }
-_GPU_IN_FLIGHT = 2  # while one batch is copied, the other computes
+# float32 means float32; cuDNN may not try every algorithm for minutes at each new size of batch
+CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+_NEXT_STEPS = {
+    "cpu": "report this with the model",
+    "cuda": "check the driver, pip install 'onnxruntime-gpu[cuda,cudnn]', or choose device cpu",
+    "tensorrt-ep": "pip install 'tensorrt<11', whose libnvinfer.so.10 this provider loads,"
+    " or choose device cuda",
+}
 _VARIANTS = ("onnxruntime", "onnxruntime-gpu")
 
 
 def import_onnxruntime() -> Any:
-    """Return the module `onnxruntime`, after making sure that exactly one variant is installed.
+    """Return the module `onnxruntime`, after making sure that one variant alone is in its folder.
 
-    onnxruntime and onnxruntime-gpu write to the same folder: with both installed, which one works
-    depends on the order of installation, so both is refused rather than guessed.
+    onnxruntime and onnxruntime-gpu write the same files: with both in one folder, which one works
+    depends on the order of installation, so both is refused rather than guessed. In two folders,
+    the first on the path counts, as with every package.
 
     Raises:
-        MissingDependency: none is installed, or both are.
+        MissingDependency: none is installed, or both are, in one folder.
     """
-    installed = [name for name in _VARIANTS if _is_installed(name)]
-    if len(installed) > 1:
+    folders = [folder for name in _VARIANTS if (folder := _find_folder(name)) is not None]
+    if len(folders) > len(set(folders)):
         raise MissingDependency(
             where="onnxruntime",
             found="both onnxruntime and onnxruntime-gpu, which overwrite each other's files",
@@ -61,12 +80,11 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
-def _is_installed(name: str) -> bool:
+def _find_folder(name: str) -> str | None:
     try:
-        distribution(name)
+        return str(distribution(name).locate_file(""))
     except PackageNotFoundError:
-        return False
-    return True
+        return None
 
 
 def check_device(device: str, available: list[str]) -> None:
@@ -92,7 +110,12 @@ def check_device(device: str, available: list[str]) -> None:
 
 
 def open_session(
-    onnxruntime: Any, model: str | bytes, device: str, where: object, threads: int = 0
+    onnxruntime: Any,
+    model: str | bytes,
+    device: str,
+    where: object,
+    threads: int = 0,
+    cuda: Mapping[str, str] | None = None,
 ) -> Any:
     """An InferenceSession on one device, without a silent fallback.
 
@@ -101,6 +124,7 @@ def open_session(
         device: `cpu`, `cuda`, or `tensorrt-ep`: TensorRT, with CUDA for what it does not know.
         where: what to call the model in messages.
         threads: threads of one operator on the CPU; 0 takes every core.
+        cuda: further options of the CUDA provider.
 
     Raises:
         ModelFileError: ONNX Runtime cannot read the model.
@@ -111,9 +135,11 @@ def open_session(
     options.intra_op_num_threads = threads
     # threads that wait for work by spinning take the processor from those that decode
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    providers = [PROVIDERS[device]]
-    if device == "tensorrt-ep":
-        providers.append(PROVIDERS["cuda"])
+    providers: list[Any] = [PROVIDERS[device]]
+    if device != "cpu":
+        _load_cuda_libraries(onnxruntime)
+        on_cuda = (PROVIDERS["cuda"], {**CUDA_OPTIONS, **(cuda or {})})
+        providers = [on_cuda] if device == "cuda" else [*providers, on_cuda]
     try:
         session = onnxruntime.InferenceSession(model, options, providers=providers)
     except Exception as error:  # ONNX Runtime's exceptions share no public base class
@@ -128,9 +154,15 @@ def open_session(
             where=f"device {device}",
             found=f"ONNX Runtime running on {', '.join(session.get_providers())}",
             expected=PROVIDERS[device],
-            next_step="check the driver and CUDA libraries, or choose device cpu",
+            next_step=_NEXT_STEPS[device],
         )
     return session
+
+
+def _load_cuda_libraries(onnxruntime: Any) -> None:
+    """Load CUDA and cuDNN from NVIDIA's packages, where ONNX Runtime would look in the system."""
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+        onnxruntime.preload_dlls()
 
 
 class OrtBackend:
@@ -163,14 +195,15 @@ class OrtBackend:
         check_one_file(path)
         onnxruntime = import_onnxruntime()
         plan = plan_cpu_work(threads, throughput)
-        self._session, device, why = _open_on(onnxruntime, path, device, plan.threads)
-        self.in_flight, self.usual_batch = _GPU_IN_FLIGHT, USUAL_BATCH
-        if device == "cpu":
-            self.in_flight, self.usual_batch = plan.in_flight, plan.usual_batch
+        opened = _open_on(onnxruntime, path, device, plan.threads)
+        self._session = opened.session
+        self.in_flight, self.usual_batch = plan.in_flight, plan.usual_batch
+        if opened.device != "cpu":
+            self.in_flight, self.usual_batch = STREAMS, DEFAULT_BATCH
         self.manifest = parse_manifest(
             self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), path
         )
-        self.description = f"ONNX Runtime {onnxruntime.__version__} on {device}{why}"
+        self.description = f"ONNX Runtime {onnxruntime.__version__} on {opened.device}{opened.why}"
         inputs, outputs = _slots(self._session.get_inputs()), _slots(self._session.get_outputs())
         check_signature(inputs, outputs, self.manifest, path)
         self._head: dict[str, Tensor] = {}
@@ -179,30 +212,62 @@ class OrtBackend:
             head_file.check_fits(self.manifest, head)
             self.manifest = head_file.manifest_on(self.manifest)
             self._head = head_file.feeds()
+        self._streams: StreamPool | None = None
+        if opened.compute is not None:
+            shape = (*self.manifest.preprocessing.size, 3)
+            self._streams = open_streams(
+                onnxruntime, self._session, opened.compute, self._head, shape, path
+            )
         probe(self, path if head is None else head)
         check_content(path, METADATA_KEY)
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
         """See `base.Backend.run`."""
+        if self._streams is not None:
+            return self._streams.run(images)
         return Outputs(*self._session.run(Outputs._fields, {"images": images, **self._head}))
 
 
-def _open_on(onnxruntime: Any, path: Path, device: str, threads: int) -> tuple[Any, str, str]:
-    """A session, the device that it is on, and how that came where it was not asked for."""
+class _Opened(NamedTuple):
+    """A session, the device that it is on, how that came where it was not asked for, its stream."""
+
+    session: Any
+    device: str
+    why: str = ""
+    compute: ComputeStream | None = None
+
+
+def _open_on(onnxruntime: Any, path: Path, device: str, threads: int) -> _Opened:
     available = onnxruntime.get_available_providers()
     if device != "auto":
         check_device(device, available)
-        return open_session(onnxruntime, str(path), device, path, threads), device, ""
+        if device == "cuda":
+            return _open_on_cuda(onnxruntime, path)
+        return _Opened(open_session(onnxruntime, str(path), device, path, threads), device)
     why = "no CUDA provider"
     if PROVIDERS["cuda"] in available:
         try:
-            session = open_session(onnxruntime, str(path), "cuda", path)
+            return _open_on_cuda(onnxruntime, path, " (auto: CUDA is there)")
+        except MissingDependency as error:
+            why = f"CUDA is there, {error.where} is not"
         except RuntimeFailure:  # of a damaged model too: then the CPU says so as well
             why = "CUDA did not start"
-        else:
-            return session, "cuda", " (auto: CUDA is there)"
     session = open_session(onnxruntime, str(path), "cpu", path, threads)
-    return session, "cpu", f" (auto: {why})"
+    return _Opened(session, "cpu", f" (auto: {why})")
+
+
+def _open_on_cuda(onnxruntime: Any, path: Path, why: str = "") -> _Opened:
+    """With CUDA graphs; without, where a part of the model computes on the CPU, and says so."""
+    compute = open_compute_stream()
+    try:
+        session = open_session(
+            onnxruntime, str(path), "cuda", path, cuda=compute.options(graphs=True)
+        )
+    except ModelFileError:
+        options = compute.options(graphs=False)
+        session = open_session(onnxruntime, str(path), "cuda", path, cuda=options)
+        why += ", without CUDA graphs"
+    return _Opened(session, "cuda", why, compute)
 
 
 def _slots(nodes: Any) -> dict[str, Slot]:

@@ -304,7 +304,7 @@ def test_both_variants_of_onnxruntime_are_9(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(ort, "_is_installed", lambda name: True)
+    monkeypatch.setattr(ort, "_find_folder", lambda name: "site-packages")
     code, out, err = run(capsys, "classify", tiny_model, images)
     assert (code, out) == (9, "")
     assert "error: onnxruntime: found both onnxruntime and onnxruntime-gpu" in err
@@ -317,7 +317,7 @@ def test_no_onnxruntime_is_9(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(ort, "_is_installed", lambda name: False)
+    monkeypatch.setattr(ort, "_find_folder", lambda name: None)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     monkeypatch.setitem(sys.modules, "openvino", None)
     code, out, err = run(capsys, "classify", tiny_model, images)
@@ -334,7 +334,8 @@ def test_either_variant_alone_is_enough(
     capsys: pytest.CaptureFixture[str],
     name: str,
 ) -> None:
-    monkeypatch.setattr(ort, "_is_installed", lambda asked: asked == name)
+    folder = {name: "site-packages"}
+    monkeypatch.setattr(ort, "_find_folder", folder.get)
     assert run(capsys, "classify", tiny_model, images, "--device", "cpu")[0] == 0
 
 
