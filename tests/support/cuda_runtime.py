@@ -113,6 +113,7 @@ class FakeCuda:
     cudaStreamCaptureMode = cudaStreamCaptureMode
     cudaStreamCaptureStatus = cudaStreamCaptureStatus
     cudaStreamNonBlocking = 1
+    cudaEventDisableTiming = 2
 
     def __init__(self, devices: int = 1, memory: int = 1 << 30) -> None:
         self._devices, self._free = devices, {"device": memory, "host": memory}
@@ -120,11 +121,13 @@ class FakeCuda:
         self._streams: dict[int, _Stream] = {}
         self._graphs: dict[int, list[Work]] = {}
         self._executables: dict[int, list[Work]] = {}
+        self._events: dict[int, int | None] = {}  # the stream whose work an event stands for
         self._handles = itertools.count(1)
         self._device = threading.local()
         self._lock = threading.RLock()
         self.users: list[Callable[[], tuple[Address, ...]]] = []  # of what stands on memory
         self.broken: list[str] = []
+        self.kept_streams: set[int] = set()  # that a process keeps until it ends
         self.calls: list[str] = []
 
     def break_rule(self, text: str) -> BrokenRule:
@@ -135,7 +138,8 @@ class FakeCuda:
     def assert_empty(self) -> None:
         """Nothing is left of what was taken, and no rule was broken."""
         assert self.broken == []
-        assert (self._memory, self._streams, self._graphs, self._executables) == ({}, {}, {}, {})
+        assert (self._memory, self._graphs, self._executables, self._events) == ({}, {}, {}, {})
+        assert self._streams.keys() == self.kept_streams
 
     # the device
 
@@ -266,11 +270,46 @@ class FakeCuda:
 
     def _drain(self, stream: _Stream) -> None:
         queue, stream.queue = stream.queue, []
+        self._run(queue)
+
+    def _run(self, queue: list[Work]) -> None:
         for work in queue:
             for address in work.memory:
                 if self._find(address) is None:
                     raise self.break_rule("work on memory that was freed")
             work.run()
+
+    # events
+
+    def cudaEventCreateWithFlags(self, flags: int) -> tuple[Any, ...]:
+        if flags != self.cudaEventDisableTiming:
+            raise self.break_rule("an event that takes the time")
+        handle = next(self._handles)
+        self._events[handle] = None
+        return _OK, handle
+
+    def cudaEventDestroy(self, event: int) -> tuple[Any, ...]:
+        del self._events[event]
+        return (_OK,)
+
+    def cudaEventRecord(self, event: int, stream: int) -> tuple[Any, ...]:
+        self._events[event] = stream
+        return (_OK,)
+
+    def cudaStreamWaitEvent(self, stream: int, event: int, flags: int) -> tuple[Any, ...]:
+        first = self._events[event]
+        if first is None or flags:
+            raise self.break_rule("waiting for an event that was never recorded")
+        before = self._streams[first].queue[:]
+
+        def finish() -> None:
+            # work of the first stream up to the event; what came later stays where it is
+            waiting = self._streams[first].queue
+            done = [work for work in waiting if any(work is one for one in before)]
+            self._streams[first].queue = [w for w in waiting if not any(w is d for d in done)]
+            self._run(done)
+
+        return (self.put(stream, Work(finish, ())),)
 
     # stream capture and graphs
 
