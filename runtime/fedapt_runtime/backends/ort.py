@@ -40,6 +40,7 @@ PROVIDERS = {
 }
 # float32 means float32; cuDNN may not try every algorithm for minutes at each new size of batch
 CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+_FATAL = 4  # of ONNX Runtime's levels
 _NEXT_STEPS = {
     "cpu": "report this with the model",
     "cuda": "check the driver, pip install 'onnxruntime-gpu[cuda,cudnn]', or choose device cpu",
@@ -163,6 +164,8 @@ def _load_cuda_libraries(onnxruntime: Any) -> None:
     """Load CUDA and cuDNN from NVIDIA's packages, where ONNX Runtime would look in the system."""
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
         onnxruntime.preload_dlls()
+    # a line for each algorithm that cuDNN passes over; what fails in the end is raised
+    onnxruntime.set_default_logger_severity(_FATAL)
 
 
 class OrtBackend:

@@ -7,7 +7,8 @@ One session computes in one CUDA stream. Each batch stream has buffers and a cop
 
 so that one batch is copied while another is computed. Images cross the bus once, as uint8. A size
 of batch that has been recorded as a CUDA graph is launched as a whole; below about 64 images that
-decides the speed (`benchmarks/gpu.py`).
+decides the speed (`benchmarks/gpu.py`). The first run of a size takes seconds, because cuDNN plans
+it and a graph records it: so batches are filled up to the next power of two, and there are nine.
 
 Source: ONNX Runtime documentation, "CUDA Execution Provider" (I/O binding, CUDA graphs,
 `user_compute_stream`, `use_tf32`).
@@ -34,7 +35,6 @@ from fedapt_runtime.head import Tensor
 MAX_BATCH = 256  # images of one run; more are cut, and copied while others are computed
 DEFAULT_BATCH = 64
 STREAMS = 2
-MAX_GRAPHS = 8  # of each stream: the sizes of batch that come first
 _NO_GRAPH = "-1"
 
 
@@ -143,13 +143,15 @@ class OrtCudaStream:
         """See `streams.BatchStream.start`."""
         gpu, flat = self._gpu, images.reshape(-1)
         self._batch = len(images)
+        # the rows beyond the batch are computed from what the buffer holds, and are not read
+        size = min(1 << (self._batch - 1).bit_length(), MAX_BATCH)
         with gpu.current():
             self._pinned[0][: flat.size] = flat
             gpu.copy_in(self._device[0], self._pinned[0], flat.size, self._stream)
             # one run at a time: ONNX Runtime records a graph for the whole process
             with self._compute.lock:
                 gpu.order(self._stream, self._compute.stream, self._event)
-                binding, options = self._bind(self._batch)
+                binding, options = self._bind(size)
                 try:
                     self._session.run_with_iobinding(binding, options)
                 except Exception as error:
@@ -161,7 +163,7 @@ class OrtCudaStream:
                 gpu.copy_out(host, device, 4 * width * self._batch, self._stream)
 
     def _bind(self, batch: int) -> tuple[Any, Any]:
-        """The buffers as inputs and outputs of a batch, and whether it is kept as a graph."""
+        """The buffers as inputs and outputs of a size of batch, and its graph."""
         if batch in self._bindings:
             return self._bindings[batch]
         binding, options = self._session.io_binding(), self._ort.RunOptions()
@@ -173,13 +175,10 @@ class OrtCudaStream:
         outputs = zip(Outputs._fields, self._widths, self._device[1:], strict=True)
         for name, width, address in outputs:
             binding.bind_output(name, "cuda", 0, np.float32, (batch, width), address)
-        is_kept = len(self._bindings) < MAX_GRAPHS
-        graph = str(1 + batch * STREAMS + self._number) if is_kept else _NO_GRAPH
-        options.add_run_config_entry("gpu_graph_id", graph)
+        options.add_run_config_entry("gpu_graph_id", str(1 + batch * STREAMS + self._number))
         # what follows in the stream waits for the run; this thread does not
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        if is_kept:
-            self._bindings[batch] = binding, options
+        self._bindings[batch] = binding, options
         return binding, options
 
     def finish(self) -> Outputs:

@@ -21,7 +21,7 @@ from fedapt_runtime.backends import cuda as cuda_module
 from fedapt_runtime.backends import ort_cuda
 from fedapt_runtime.backends.base import Outputs
 from fedapt_runtime.backends.ort import import_onnxruntime, open_session
-from fedapt_runtime.backends.ort_cuda import MAX_GRAPHS, ComputeStream, open_compute_stream
+from fedapt_runtime.backends.ort_cuda import ComputeStream, open_compute_stream
 from fedapt_runtime.backends.streams import StreamPool
 from fedapt_runtime.errors import RuntimeFailure
 from tests.support.cuda_runtime import FakeCuda, Work
@@ -149,21 +149,22 @@ def test_threads_share_the_streams(session: FakeSession, monkeypatch: pytest.Mon
             assert_rows(session, found, images)
 
 
-def test_each_size_and_stream_has_a_graph_of_its_own_up_to_a_number(
+def test_sizes_are_powers_of_two_with_a_graph_each(
     session: FakeSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ort_cuda, "STREAMS", 1)
-    monkeypatch.setattr(ort_cuda, "MAX_BATCH", 16)
+    monkeypatch.setattr(ort_cuda, "MAX_BATCH", 12)
     pool = open_pool(session)
-    for batch in [*range(1, MAX_GRAPHS + 2), 1]:
-        pool.run(noise(batch))
-    kept, beyond, again = (
-        session.graphs[:MAX_GRAPHS],
-        session.graphs[MAX_GRAPHS],
-        session.graphs[-1],
-    )
-    assert len(set(kept)) == MAX_GRAPHS
-    assert (beyond, again) == ("-1", kept[0])
+    for batch in (1, 2, 3, 4, 5, 8, 9, 12):
+        assert_rows(session, pool.run(noise(batch, batch)), noise(batch, batch))
+    one, two, four, full = (str(1 + size) for size in (1, 2, 4, 8))
+    assert session.graphs == [one, two, four, four, full, full, "13", "13"]
+
+
+def test_streams_share_no_graph(session: FakeSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort_cuda, "MAX_BATCH", 4)
+    open_pool(session).run(noise(8))
+    assert len(set(session.graphs)) == 2
 
 
 def test_a_run_that_fails_is_an_error_and_the_streams_go_on(session: FakeSession) -> None:
