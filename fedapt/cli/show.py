@@ -16,9 +16,12 @@ from rich.table import Table
 from fedapt.core.report import Reporter
 from fedapt_runtime.printable import printable, printable_json
 
+# each of their steps is worth a line where there is no terminal; of others, one line at the end
+_STEPS = ("rounds", "cells")
+
 
 class ConsoleReporter(Reporter):
-    """Progress bars on a terminal; elsewhere, a line per finished task."""
+    """Progress bars on a terminal; elsewhere a line per round or cell, and per finished task."""
 
     def __init__(self, progress: RichProgress) -> None:
         self._progress = progress
@@ -33,8 +36,11 @@ class ConsoleReporter(Reporter):
         if task not in self._tasks:
             self._tasks[task] = self._progress.add_task(task, total=total, note=note)
         self._progress.update(self._tasks[task], completed=done, total=total, note=note)
-        if done == total and not self._progress.console.is_terminal:
-            self.message(f"{task}: {total}" + (f", {note}" if note else ""))
+        if self._progress.console.is_terminal:
+            return
+        if done == total or task in _STEPS:
+            count = f"{done} of {total}" if task in _STEPS else f"{total}"
+            self.message(f"{task}: {count}" + (f", {note}" if note else ""))
 
 
 class Interrupted(Exception):

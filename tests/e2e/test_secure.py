@@ -1,4 +1,4 @@
-"""Secure rounds between real processes: the result is the mean that everybody could see."""
+"""Secure rounds in Flower's simulation: the result is the mean that everybody could see."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from fedapt.core.records import read_records
 from fedapt.core.report import Reporter
 from fedapt.model.checkpoint import load_checkpoint
 from fedapt.run.train import train
-from tests.support.federation import FEDAPT, deploy
-from tests.support.tiny import CLASSES, write_tiny_images
+from tests.support.federation import FEDAPT
+from tests.support.tiny import write_tiny_images
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
 
 DOMAINS = ("cartoon", "painting", "photo", "sketch")
-NAMES = tuple(name.replace("_", " ") for name in CLASSES)
 SETTINGS = ("train.lr=0.1", "train.batch_size=8", "prompt.context_length=4", "train.seed=3")
 
 
@@ -42,22 +41,6 @@ def assert_plain_mean(run: Path, out: Path, images: Path, clip: Path, *settings:
     assert other["loss"] == pytest.approx(last["loss"], abs=1e-5)
 
 
-def test_a_deployment_adds_up_in_secret(tmp_path: Path, images: Path, tiny_clip: Path) -> None:
-    rounds = "train.rounds=1"
-    settings = (*SETTINGS, rounds, "federation.secure=true")
-    with deploy(tmp_path / "d", DOMAINS, NAMES, images, tiny_clip, *settings) as deployment:
-        deployment.start_server()
-        for name in DOMAINS:
-            deployment.start_node(name)
-        deployment.start_training()
-        assert deployment.wait_for_end("train") == 0
-        events = deployment.events()
-    records = read_records(deployment.run / "records.jsonl")
-    assert [r["replies"] for r in records] == [4]
-    assert {e["images"] for e in events if e["event"] == "replied"} == {None}
-    assert_plain_mean(deployment.run, tmp_path / "local", images, tiny_clip, rounds)
-
-
 def test_flowers_simulation_adds_up_in_secret(
     tmp_path: Path, images: Path, tiny_clip: Path
 ) -> None:
@@ -66,7 +49,7 @@ def test_flowers_simulation_adds_up_in_secret(
     command += ["--engine", "flower", "--out", str(out), "--rounds", "3"]
     for setting in (*SETTINGS, "federation.secure=true"):
         command += ["-o", setting]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3600)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert [r["replies"] for r in read_records(out / "records.jsonl")] == [4, 4, 4]

@@ -24,8 +24,10 @@ def add(
 
         require_flower()
         from fedapt.federation.flower.files import write_node
-        from fedapt.federation.flower.settings import read_server
+        from fedapt.run.deployment import read_deployment
 
         name, domain = read_node_name(node)
-        write_node(folder, name, domain, read_server(folder / "server").address, data)
+        server, config = read_deployment(folder / "server")
+        secure = config.federation.secure
+        write_node(folder, name, domain, server.address, data, secure=secure)
     print(f"written: {folder / 'nodes' / name}; copy it to its machine")

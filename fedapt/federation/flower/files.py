@@ -3,14 +3,12 @@
 DIR/server/            server.toml settings.toml authority.pem server.pem server.key nodes/*.pub
 DIR/server/app/        the Flower app: it names fedapt's ServerApp and ClientApp, and no more
 DIR/nodes/NAME/        node.toml authority.pem node.key
-DIR/compose.yaml       all of it in containers
-DIR/README.md          the commands
+DIR/README.md          the commands; Dockerfile compose.yaml systemd/ nginx.conf (`services`)
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from fedapt.core.config import Config, config_to_toml
 from fedapt.core.errors import UsageError
 from fedapt.core.files import write_secret, write_text
 from fedapt.federation.flower.certificates import draw_node_key, issue_certificates
+from fedapt.federation.flower.services import write_services
 from fedapt.federation.flower.settings import (
     NAME,
     check_classes,
@@ -77,13 +76,24 @@ def write_deployment(folder: Path, deployment: Deployment) -> None:
     write_secret(server / "server.key", certificates.key)
     write_text(server / APP / "pyproject.toml", _APP.format(version=fedapt.__version__))
     for name, domain in deployment.nodes.items():
-        write_node(folder, name, domain, deployment.address, deployment.data)
-    write_text(folder / "compose.yaml", _write_compose(list(deployment.nodes)))
-    write_text(folder / "README.md", _write_readme(deployment))
+        write_node(
+            folder,
+            name,
+            domain,
+            deployment.address,
+            deployment.data,
+            secure=deployment.config.federation.secure,
+        )
+    write_services(folder, deployment.address, deployment.nodes, deployment.classes)
 
 
-def write_node(folder: Path, name: str, domain: str, address: str, data: str) -> None:
+def write_node(
+    folder: Path, name: str, domain: str, address: str, data: str, *, secure: bool = False
+) -> None:
     """A node's folder, and its public key in the server's.
+
+    Args:
+        secure: the node takes part in secure runs alone, whatever the server's settings become.
 
     Raises:
         UsageError: there is such a node, or the server would turn its name or domain away.
@@ -94,7 +104,9 @@ def write_node(folder: Path, name: str, domain: str, address: str, data: str) ->
     if node.exists():
         raise _refuse(name, "a node of that name")
     private, public = draw_node_key()
-    table = {"server": address, "data": data, "domain": domain, "name": name}
+    table: dict[str, object] = {"server": address, "data": data, "domain": domain, "name": name}
+    if secure:
+        table["secure"] = True
     write_text(node / "node.toml", tomli_w.dumps(table))
     write_text(node / "authority.pem", (folder / "server" / "authority.pem").read_text("utf-8"))
     write_secret(node / "node.key", private)
@@ -139,66 +151,4 @@ serverapp = "fedapt.run.deployment:server_app"
 clientapp = "fedapt.federation.flower.supernode_app:client_app"
 
 [tool.flwr.app.config]
-"""
-
-
-def _write_compose(nodes: Sequence[str]) -> str:
-    services = {"server"}
-    text = _COMPOSE + _SERVICE.format(name="server", command="server", folder="server")
-    for name in nodes:
-        # the names of services and variables have fewer characters than those of nodes
-        service = re.sub(r"[^a-z0-9]", "-", name.lower(), flags=re.ASCII)
-        while service in services:
-            service += "-node"
-        services.add(service)
-        variable = "IMAGES_" + service.replace("-", "_").upper()
-        command, folder = "node --data /images", f"nodes/{name}"
-        text += _SERVICE.format(name=service, command=command, folder=folder)
-        text += f"      - ${{{variable}:?the folder of the images}}:/images:ro\n"
-    return text
-
-
-_COMPOSE = """\
-# One machine, every party in a container of its own; `image` is any that has fedapt[flower,cpu].
-services:
-"""
-_SERVICE = """\
-  "{name}":
-    image: ${{FEDAPT_IMAGE:?an image with fedapt installed}}
-    entrypoint: [fedapt, federation]
-    command: {command} /federation
-    network_mode: host
-    restart: unless-stopped
-    volumes:
-      - "./{folder}:/federation"
-"""
-
-
-def _write_readme(deployment: Deployment) -> str:
-    nodes = "\n".join(
-        f"    fedapt federation node nodes/{name}        # domain {domain}"
-        for name, domain in deployment.nodes.items()
-    )
-    return f"""\
-# A federation of {len(deployment.nodes)} nodes
-
-Every machine has fedapt installed, in the same version: `pip install 'fedapt[flower,cpu]'`.
-
-On the server, `{deployment.address}`, with the folder `server`:
-
-    fedapt federation server server           # runs until it is stopped
-    fedapt federation train server            # in another terminal: trains, and shows how it goes
-
-On each node, with its own folder of `nodes` and nobody else's:
-
-{nodes}
-
-`data` in a node's `node.toml` is the folder that holds DOMAIN/CLASS/IMAGES, with the classes
-
-    {", ".join(deployment.classes)}
-
-The certificates are for a trial and valid for a year. `server.key` and every `node.key` are secret:
-copy each to its machine and delete it here. A further node, also while training goes on:
-
-    fedapt federation add . NAME=DOMAIN
 """
