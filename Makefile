@@ -9,7 +9,7 @@ READY_DEV := $(VENV)/.ready-dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test kills fuzz lint types bench bench-flower gpu settings build clean
+.PHONY: help setup demo test kills fuzz lint types bench bench-flower flower-versions gpu settings build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ bench-flower: $(READY_DEV) ## the benchmarks of federations over Flower
 	$(BIN)/python benchmarks/privacy.py
 	$(BIN)/python benchmarks/secure.py
 	$(BIN)/python benchmarks/many_simulated.py
+
+flower-versions: $(READY_DEV) ## the federation's tests on the oldest, middle and newest version of Flower
+	$(BIN)/python tests/flower_versions.py
 
 gpu: ## tests and figures that need an NVIDIA GPU, in an environment of their own
 	bash benchmarks/gpu.sh

@@ -103,10 +103,6 @@ def test_a_stranger_gets_nothing(live: Deployment) -> None:
                 for method in ("GET", "POST"):
                     answer = client.request(method, path)
                     assert (answer.status_code, answer.content) == (403, b""), path
-    for name, status in ask_for_control(
-        live.address, (live.folder / "server/authority.pem").read_bytes()
-    ):
-        assert status == 403, name
     # whoever has a key may be a node, and no more
     key = read_private_key(live.folder / "nodes/photo/node.key")
     with httpx.Client(base_url=f"https://{live.address}", verify=authority) as client:
@@ -114,6 +110,13 @@ def test_a_stranger_gets_nothing(live: Deployment) -> None:
             answer = client.post(path, headers=sign(key, path, "00", b""))
             assert answer.status_code in (403, 404), path
     assert not live.run.exists()
+
+
+def test_flowers_own_control_client_gets_nothing(live: Deployment) -> None:
+    for name, status in ask_for_control(
+        live.address, (live.folder / "server/authority.pem").read_bytes()
+    ):
+        assert status == 403, name
 
 
 def test_killed_processes_change_nothing(

@@ -88,22 +88,26 @@ def _watch(
     """Events to the end of the run, each of them added to the federation.
 
     Raises:
-        FederationError: the server is gone, which writes no last line.
+        FederationError: the server is gone, or has broken off, and wrote no last line.
     """
-    from fedapt.federation.flower.operator import is_running, withdraw_request
+    from fedapt.federation.flower.operator import is_at_work, is_running, withdraw_request
 
     while not federation.end:
+        is_over = not is_at_work(folder)  # before the last lines are looked for
         line = next(lines)
         if line is not None:
             federation.add(line)
             yield line
-        elif not is_running(folder):
+        elif is_over:
             withdraw_request(folder)
+            gone = not is_running(folder)
             raise FederationError(
                 where=f"the server {address}",
-                found="no answer: its process has ended",
+                found="no answer: its process has ended" if gone else "a training that broke off",
                 expected="a run that says how it ended",
-                next_step="start it again, and run this command again: it goes on where it was",
+                next_step="start it again, and run this command again: it goes on where it was"
+                if gone
+                else "see the server's log",
             )
 
 

@@ -1,25 +1,37 @@
 """Everything of Flower that is not public, each part with its reason.
 
-| part | why |
-|---|---|
-| flwr.supercore.task_identity.TaskIdentity | a Message asks it for the run and the node that send it; Flower's own programs set it when they start an app, which the server of a deployment does itself |
-| the attribute `_message_id` of a Message's metadata | the number of a message is given by whoever sends it, and has no public setter; Flower's own Grids set it so |
-"""  # noqa: E501
+flwr.supercore.task_identity.TaskIdentity
+    A Message asks it for the run and the node that send it. Flower's own programs set it when they
+    start an app, which server and nodes of a deployment do themselves. Versions before 1.38 have
+    none and need none.
+the attribute `_message_id` of a Message's metadata
+    Whoever sends a message gives it its number, which has no public setter. Flower's own Grids set
+    it so.
+flwr.common.constant.ErrorCode
+    Flower's SuperLink answers for a node that has gone with an error of this code.
+flwr.common.secure_aggregation.crypto.shamir
+    Shamir's secret sharing, on which secure rounds stand.
+"""
 
 from __future__ import annotations
 
-from flwr.app import Message, Metadata, RecordDict
+from flwr.app import Message, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.common.secure_aggregation.crypto.shamir import combine_shares, create_shares
 
-SERVER_NODE = 1
+try:
+    from flwr.supercore.task_identity import TaskIdentity
+except ModuleNotFoundError:
+    TaskIdentity = None  # type: ignore[assignment,misc]
+
+NODE_UNAVAILABLE = int(ErrorCode.NODE_UNAVAILABLE)
+_SERVER_NODE = 1
 
 
 def set_identity(run_id: int) -> None:
     """Let this process make messages of this run."""
-    from flwr.supercore.task_identity import TaskIdentity
-
-    TaskIdentity.run_id = run_id
-    TaskIdentity.node_id = SERVER_NODE
-    TaskIdentity.task_id = 1
+    if TaskIdentity is not None:
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, _SERVER_NODE, 1
 
 
 def set_message_id(message: Message, number: str) -> None:
@@ -37,4 +49,11 @@ def build_message(
     return message
 
 
-__all__ = ["Metadata", "build_message", "set_identity", "set_message_id"]
+__all__ = [
+    "NODE_UNAVAILABLE",
+    "build_message",
+    "combine_shares",
+    "create_shares",
+    "set_identity",
+    "set_message_id",
+]

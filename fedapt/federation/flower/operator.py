@@ -17,7 +17,7 @@ from fedapt.core.errors import FederationError
 from fedapt.core.files import write_text
 from fedapt.federation.flower.event_log import STATE
 
-_LOCK, _REQUEST = "server.lock", "train.request"
+_LOCK, _REQUEST, _TRAINING = "server.lock", "train.request", "training"
 # `is_running` holds the lock for a moment
 _TRY_S = 2.0
 
@@ -43,6 +43,7 @@ def hold_server(folder: Path) -> Iterator[None]:
                     next_step="stop the other one first",
                 )
             time.sleep(0.05)
+        finish_training(folder)  # what a server before this one has left
         yield
 
 
@@ -65,11 +66,23 @@ def withdraw_request(folder: Path) -> None:
 
 
 def take_request(folder: Path) -> bool:
-    """Whether training has been asked for since the last call."""
+    """Whether training has been asked for since the last call; then it begins."""
     with suppress(FileNotFoundError):
-        (folder / STATE / _REQUEST).unlink()
+        (folder / STATE / _REQUEST).replace(folder / STATE / _TRAINING)
         return True
     return False
+
+
+def finish_training(folder: Path) -> None:
+    """The server trains no longer, for whatever reason."""
+    (folder / STATE / _TRAINING).unlink(missing_ok=True)
+
+
+def is_at_work(folder: Path) -> bool:
+    """Whether the server trains, or is about to."""
+    # in this order: a request becomes a training
+    there = (folder / STATE / _REQUEST).exists() or (folder / STATE / _TRAINING).exists()
+    return there and is_running(folder)
 
 
 @contextmanager

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from fedapt.core.errors import FederationError
 from fedapt.core.files import write_text
 from fedapt.data.partition import ClientInfo
+from fedapt.federation.flower.internals import NODE_UNAVAILABLE
 from fedapt.federation.flower.settings import NAME
 from fedapt.federation.flower.task import REFUSAL, REPLY, TASK, Plan, task_to_record
 from fedapt.federation.flower.watch import Watch
@@ -121,7 +121,7 @@ class NodeRegistry:
         if self._asked:
             for reply in self._grid.pull_messages(list(self._asked)):
                 node = self._asked.pop(reply.metadata.reply_to_message_id)
-                if reply.has_error() and reply.error.code == ErrorCode.NODE_UNAVAILABLE:
+                if reply.has_error() and reply.error.code == NODE_UNAVAILABLE:
                     self._seen.discard(node)  # it went before it read this, and may be back
                     continue
                 admitted_as = names.get(node, "")

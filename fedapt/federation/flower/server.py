@@ -7,6 +7,7 @@ import os
 import signal
 import ssl
 import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from fedapt.federation.flower.network.handshake_log import HandshakeLog
 from fedapt.federation.flower.network.keys import KeyRegistry
 from fedapt.federation.flower.network.listener import Limits, Listener
 from fedapt.federation.flower.network.mailbox import Mailbox
-from fedapt.federation.flower.operator import hold_server, take_request
+from fedapt.federation.flower.operator import finish_training, hold_server, take_request
 from fedapt.federation.flower.settings import ServerSettings, split_address
 
 _LOOK_S = 0.2
@@ -129,8 +130,12 @@ class _Server:
         self._thread.start()
 
     def _work(self) -> None:
-        with self._mailbox.training():
-            try:
+        try:
+            with self._mailbox.training():
                 self._train(MailboxGrid(self._mailbox))
-            except ReportedError as error:
-                self._reporter.event("error", str(error))
+        except ReportedError as error:
+            self._reporter.event("error", str(error))
+        except Exception:  # a mistake of ours ends the training, not the server
+            self._reporter.event("error", traceback.format_exc())
+        finally:
+            finish_training(self._folder)

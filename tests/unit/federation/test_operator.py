@@ -9,7 +9,9 @@ import pytest
 from fedapt.core.errors import FederationError
 from fedapt.federation.flower import operator as operator_module
 from fedapt.federation.flower.operator import (
+    finish_training,
     hold_server,
+    is_at_work,
     is_running,
     request_training,
     take_request,
@@ -38,6 +40,22 @@ def test_a_request_is_taken_once(tmp_path: Path) -> None:
     withdraw_request(tmp_path)
     withdraw_request(tmp_path)
     assert not take_request(tmp_path)
+
+
+def test_whether_the_server_trains(tmp_path: Path) -> None:
+    with hold_server(tmp_path):
+        assert not is_at_work(tmp_path)
+        request_training(tmp_path)
+        assert is_at_work(tmp_path)
+        assert take_request(tmp_path)
+        assert is_at_work(tmp_path)
+        finish_training(tmp_path)
+        assert not is_at_work(tmp_path)
+        request_training(tmp_path)
+        assert take_request(tmp_path)
+    assert not is_at_work(tmp_path)  # nobody trains
+    with hold_server(tmp_path):
+        assert not is_at_work(tmp_path)  # the one before has left it
 
 
 def test_only_the_owner_may_ask(tmp_path: Path) -> None:

@@ -18,13 +18,6 @@ from tests.unit.federation.test_compose import parse
 
 INIT = ["--server", "federation.example.org:8443", "--classes", "mug,bike"]
 INIT += ["--node", "berlin=photo"]
-    "--server",
-    "federation.example.org:8443",
-    "--classes",
-    "mug,bike",
-    "--node",
-    "berlin=photo",
-]
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from flwr.common.secure_aggregation.crypto.shamir import combine_shares, create_shares
 
+from fedapt.federation.flower.internals import combine_shares, create_shares
 from fedapt.federation.flower.secure.masks import KEY_BYTES, agree
 
 _NONCE_BYTES = 12
