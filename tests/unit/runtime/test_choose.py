@@ -15,6 +15,7 @@ import pytest
 
 from fedapt_runtime import Classifier
 from fedapt_runtime.backends import choose, ort
+from fedapt_runtime.backends.base import Outputs
 from fedapt_runtime.backends.choose import AIMS, load_backend
 from fedapt_runtime.cli import main
 from fedapt_runtime.errors import MissingDependency, ModelFileError, RuntimeFailure
@@ -32,9 +33,11 @@ def pretend_providers(monkeypatch: pytest.MonkeyPatch, *names: str, starts: Sequ
     class Session(real.InferenceSession):  # type: ignore[misc,name-defined]
         """On the CPU, whatever it says."""
 
-        def __init__(self, model: object, options: object, providers: list[str]) -> None:
+        def __init__(self, model: object, options: object, providers: list[Any]) -> None:
             super().__init__(model, options, providers=["CPUExecutionProvider"])
-            self.said = [p for p in providers if p in starting] or ["CPUExecutionProvider"]
+            asked = [p if isinstance(p, str) else p[0] for p in providers]
+            self.options = dict(p for p in providers if not isinstance(p, str))
+            self.said = [p for p in asked if p in starting] or ["CPUExecutionProvider"]
 
         def get_providers(self) -> list[str]:
             return self.said
@@ -44,8 +47,19 @@ def pretend_providers(monkeypatch: pytest.MonkeyPatch, *names: str, starts: Sequ
         SessionOptions=real.SessionOptions,
         InferenceSession=Session,
         get_available_providers=lambda: [ort.PROVIDERS[name] for name in names],
+        preload_dlls=lambda: None,
+        set_default_logger_severity=lambda level: None,
     )
+
+    def open_streams(onnxruntime: Any, session: Any, *rest: Any) -> Any:
+        return SimpleNamespace(
+            run=lambda images: Outputs(*session.run(Outputs._fields, {"images": images}))
+        )
+
+    compute = SimpleNamespace(options=lambda graphs: {"enable_cuda_graph": str(int(graphs))})
     monkeypatch.setattr(ort, "import_onnxruntime", lambda: fake)
+    monkeypatch.setattr(ort, "open_compute_stream", lambda: compute)
+    monkeypatch.setattr(ort, "open_streams", open_streams)
 
 
 @pytest.mark.parametrize(
@@ -89,6 +103,52 @@ def test_tensorrt_inside_onnx_runtime_falls_back_to_cuda_alone(
     assert backend.description == "ONNX Runtime 9.9 on tensorrt-ep"
     providers = backend._session.get_providers()  # type: ignore[attr-defined]
     assert providers == ["TensorrtExecutionProvider", "CUDAExecutionProvider"]
+
+
+def test_tensorrt_that_does_not_start_says_which_version_it_takes(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_providers(monkeypatch, "tensorrt-ep", "cuda", "cpu", starts=("cuda",))
+    with pytest.raises(RuntimeFailure, match=r"To do: pip install 'tensorrt<11', whose libnvinfer"):
+        load_backend(tiny_model, "tensorrt-ep")
+
+
+def test_float32_means_float32_on_cuda(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_providers(monkeypatch, "cuda", "cpu", starts=("cuda",))
+    backend = load_backend(tiny_model, device="cuda")
+    options = backend._session.options["CUDAExecutionProvider"]  # type: ignore[attr-defined]
+    assert (options["use_tf32"], options["enable_cuda_graph"]) == ("0", "1")
+
+
+def test_a_model_that_no_graph_holds_runs_without_and_says_so(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_providers(monkeypatch, "cuda", "cpu", starts=("cuda",))
+    real = ort.open_session
+
+    def refuse_graphs(*arguments: Any, cuda: Any = None) -> Any:
+        if cuda and cuda["enable_cuda_graph"] == "1":
+            raise ModelFileError(where="model", found="nodes on the CPU", expected="", next_step="")
+        return real(*arguments, cuda=cuda)
+
+    monkeypatch.setattr(ort, "open_session", refuse_graphs)
+    description = load_backend(tiny_model, device="cuda").description
+    assert description == "ONNX Runtime 9.9 on cuda, without CUDA graphs"
+
+
+def test_auto_without_cuda_bindings_takes_the_cpu_and_says_why(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_providers(monkeypatch, "cuda", "cpu", starts=("cuda",))
+
+    def missing() -> Any:
+        raise MissingDependency(where="cuda-bindings", found="none", expected="", next_step="")
+
+    monkeypatch.setattr(ort, "open_compute_stream", missing)
+    told = "ONNX Runtime 9.9 on cpu (auto: CUDA is there, cuda-bindings is not)"
+    assert load_backend(tiny_model).description == told
+    with pytest.raises(MissingDependency, match="cuda-bindings"):
+        load_backend(tiny_model, device="cuda")
 
 
 def test_a_damaged_model_is_told_as_such_where_cuda_is_there(
@@ -187,7 +247,7 @@ def test_a_gpu_has_two_batches_whatever_the_aim(
     pretend_providers(monkeypatch, "cuda", "cpu", starts=("cuda",))
     for aim in AIMS:
         backend = load_backend(tiny_model, aim=aim)
-        assert (backend.in_flight, backend.usual_batch) == (2, 32)
+        assert (backend.in_flight, backend.usual_batch) == (2, 64)
 
 
 def test_threads_of_a_session(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
