@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fedapt.core.config import Config, flatten, read_config
 from fedapt.core.errors import UsageError
 from fedapt.core.names import METHODS, is_path
+from fedapt.core.presets import PAPER
 from fedapt.core.records import Record, read_records
 from fedapt.core.report import Reporter
 from fedapt.run.folder import RunFolder
@@ -179,6 +180,7 @@ def train(
     *,
     settings: Settings = None,
     overrides: Sequence[str] = (),
+    preset: str = PAPER,
     resume: bool = False,
     device: str = "auto",
     engine: str = "local",
@@ -194,6 +196,7 @@ def train(
         out: the run folder to write.
         settings: a TOML file, a `fedapt.Config`, or `section.key` -> value.
         overrides: `section.key=value`, after the settings.
+        preset: what the settings start from, `paper` or `recommended`.
         resume: continue from the checkpoint in `out`, with its settings.
         device: `auto`, `cpu` or `cuda`.
         engine: who runs the clients, `local`, or `flower` for its simulation.
@@ -218,7 +221,7 @@ def train(
     if resume and settings is None and folder.config.is_file():
         settings = folder.config  # a run goes on with the settings that it began with
     evaluation = run_training(
-        read_run_settings(settings, data, named, overrides),
+        read_run_settings(settings, data, named, overrides, preset),
         folder.path,
         resume=resume,
         device=device,
@@ -239,6 +242,8 @@ def compare(
     lrs: Sequence[float] = (),
     settings: Settings = None,
     overrides: Sequence[str] = (),
+    preset: str = PAPER,
+    processes: int = 1,
     device: str = "auto",
     reporter: Reporter | None = None,
     **named: Any,
@@ -246,12 +251,14 @@ def compare(
     """Train methods under one budget; writes results.json, results.csv and report.html.
 
     Args:
-        data, settings, overrides, device, named: see `train`. A fifth of the training images
+        data, settings, overrides, preset, device, named: see `train`; `data` may also be a bundle
+            of features. A fifth of the training images
             chooses rounds and learning rates, unless `data.validation_fraction` says otherwise.
         out: the folder to write; finished cells in it are kept.
         methods: names, see `fedapt methods`, or `["all"]`.
         protocols: of `in-domain`, `leave-one-out`, `dirichlet`, `few-shot`, or `["all"]`.
         seeds: how many, from 0.
+        processes: that train side by side, each on one core.
         lrs: learning rates to choose from; none for `train.lr` alone.
 
     Raises:
@@ -267,7 +274,7 @@ def compare(
     from fedapt.compare.plan import PROTOCOLS, Plan
     from fedapt.compare.write import write_comparison
 
-    config = read_run_settings(settings, data, named, overrides)
+    config = read_run_settings(settings, data, named, overrides, preset)
     if named.get("validation") is None and not config.data.validation_fraction:
         images = dataclasses.replace(config.data, validation_fraction=VALIDATION)
         config = dataclasses.replace(config, data=images)
@@ -277,7 +284,9 @@ def compare(
         seeds=tuple(range(seeds)),
         rates=tuple(lrs) or (config.train.lr,),
     )
-    comparison, _, _ = write_comparison(config, plan, Path(out), device, reporter or Reporter())
+    comparison, _, _ = write_comparison(
+        config, plan, Path(out), device, reporter or Reporter(), processes
+    )
     return comparison
 
 
@@ -302,6 +311,7 @@ def read_run_settings(
     data: AnyPath | None,
     named: Mapping[str, Any],
     overrides: Sequence[str] = (),
+    preset: str = PAPER,
 ) -> Config:
     """Settings of a run from all that may give them; later ones win.
 
@@ -310,6 +320,7 @@ def read_run_settings(
         data: the images, relative to the working folder.
         named: short name -> value, such as `rounds`; `section.key` is allowed too.
         overrides: `section.key=value`, see `read_config`.
+        preset: what all of them start from.
 
     Raises:
         ConfigError: an unknown setting, or a wrong value.
@@ -329,7 +340,7 @@ def read_run_settings(
             values[name] = str(Path(values[name]).resolve())
     if values.get("federation.join"):
         values["federation.join"] = str(Path(values["federation.join"]).resolve())
-    return read_config(base, overrides, values)
+    return read_config(base, overrides, values, preset)
 
 
 def _short_names() -> dict[str, str]:

@@ -16,6 +16,7 @@ from fedapt.core.files import claim_file, hash_file, write_bytes
 from fedapt.core.report import Reporter
 from fedapt.model.backbone import load_backbone
 from fedapt.model.checkpoint import Checkpoint, load_checkpoint
+from fedapt_export.calibrate import Calibration, calibrate
 from fedapt_export.fuse import (
     attach_manifest,
     build_manifest,
@@ -62,6 +63,7 @@ class ExportSettings:
             moving of bytes (`tensorrt_graph`).
         most_disagreement: share of images that a lower precision may label otherwise than float32;
             None takes `precision.MOST_DISAGREEMENT`.
+        calibrate: fit the logit scale to the run's validation images; no label changes.
         owner: the client whose model is written, of a method that has one for each.
         force: write a lower precision that disagrees, is slower, or does not run on this machine.
     """
@@ -76,6 +78,7 @@ class ExportSettings:
     calibration_images: int = 128
     symmetric: bool = False
     most_disagreement: float | None = None
+    calibrate: bool = False
     owner: str = ""
     force: bool = False
 
@@ -128,13 +131,16 @@ class Exported:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: the parity report, and `against_fp32` for a lower precision."""
-        return report_parity(self.parity, self.precision)
+        return dict(self.manifest.parity)
 
 
-def report_parity(parity: Parity, precision: PrecisionReport | None) -> dict[str, Any]:
-    """What the manifest keeps of both comparisons."""
+def report_parity(
+    parity: Parity, precision: PrecisionReport | None, calibration: Calibration | None = None
+) -> dict[str, Any]:
+    """What the manifest keeps of both comparisons, and of the probabilities' calibration."""
     lower = {} if precision is None else {"against_fp32": precision.to_dict()}
-    return parity.to_dict() | lower
+    fitted = {} if calibration is None else {"calibration": calibration.to_dict()}
+    return parity.to_dict() | lower | fitted
 
 
 def export(
@@ -175,6 +181,14 @@ def _export(
     backbone = load_backbone(info.model, info.pretrained, depth=info.depth)
     reporter.message(f"model: {backbone.label}, {len(info.classes)} classes, {info.rounds} rounds")
     fusable = read_fusable(checkpoint, backbone, settings.mixing, settings.owner)
+    fitted = None
+    if settings.calibrate:
+        fusable, fitted = calibrate(fusable, checkpoint, checkpoint_path, settings.data, backbone)
+        reporter.message(
+            f"calibrated on {fitted.images} validation images: logits times"
+            f" {fitted.factor:.2f}, expected calibration error"
+            f" {100 * fitted.error_before:.1f} -> {100 * fitted.error:.1f} %"
+        )
     head, tower = fusable.head, read_fusable_tower(fusable, backbone)
     reference = fuse(tower, head, backbone.label)
     _check_size(reference, backbone.label)
@@ -197,7 +211,7 @@ def _export(
         checkpoint,
         fusable,
         hash_file(checkpoint_path),
-        report_parity(parity, comparison),
+        report_parity(parity, comparison, fitted),
         mixing=settings.mixing,
         precision=settings.precision,
         opset=read_opset(model),

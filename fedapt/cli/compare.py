@@ -13,10 +13,12 @@ from fedapt.cli.options import (
     DeviceOption,
     JsonOption,
     OverrideOption,
+    PresetOption,
     setting_option,
 )
 from fedapt.cli.show import console_reporter, percent, print_json, print_table
 from fedapt.core.errors import UsageError
+from fedapt.core.presets import PAPER
 
 if TYPE_CHECKING:
     from fedapt.compare.table import Row, Spread
@@ -45,6 +47,10 @@ def compare(
     pretrained: Annotated[str | None, setting_option("model.pretrained")] = None,
     rounds: Annotated[int | None, setting_option("train.rounds")] = None,
     override: OverrideOption = None,
+    preset: PresetOption = PAPER,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Processes that train side by side, each on one core.")
+    ] = 1,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -65,6 +71,8 @@ def compare(
             model=model,
             pretrained=pretrained,
             rounds=rounds,
+            preset=preset,
+            processes=processes,
         )
         from fedapt.compare.table import build_rows
     if as_json:
@@ -80,12 +88,13 @@ def _show(rows: list[Row], protocol: str, domains: tuple[str, ...]) -> None:
 
     print_table(
         f"{protocol}: test accuracy, %",
-        ["method", *domains, "mean", "lr", "trained", "of CLIP", "MB a round", "seconds"],
+        ["method", *domains, "mean", "routed", "lr", "trained", "of CLIP", "MB a round", "seconds"],
         [
             [
                 row.title + (f" ({len(row.errors)} diverged)" if row.errors else ""),
                 *(_show_spread(row.domains[d]) if d in row.domains else "" for d in domains),
                 _show_spread(row.mean) if row.mean else "",
+                percent(row.routed.mean) if row.routed else "",
                 show_rates(row),
                 f"{row.parameters:,}",
                 f"{100 * row.share:.2f} %",

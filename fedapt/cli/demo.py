@@ -31,16 +31,18 @@ def demo(
     with console_reporter() as reporter, claim_folder(out):
         result = run_demo(out, reporter)
         write_report(result, out / "report.html")
-    zero_shot, trained = result.accuracy(result.zero_shot), result.accuracy(result.fedapt)
-    means = {"zero_shot": result.mean(result.zero_shot), "fedapt": result.mean(result.fedapt)}
+    tables = result.tables()
+    names = dict(zip(tables, ("zero_shot", "alone", "fedapt", "adaptive_analytic"), strict=True))
+    shares = {names[title]: result.accuracy(items) for title, items in tables.items()}
+    means = {names[title]: result.mean(items) for title, items in tables.items()}
     if as_json:
-        print_json({"mean": means, "zero_shot": zero_shot, "fedapt": trained})
+        print_json({"mean": means} | shares)
         return
-    rows = [[d, percent(zero_shot[d]), percent(trained[d])] for d in result.domains]
-    rows.append(["mean", percent(means["zero_shot"]), percent(means["fedapt"])])
+    rows = [[d, *(percent(share[d]) for share in shares.values())] for d in result.domains]
+    rows.append(["mean", *map(percent, means.values())])
     print_table(
         f"Accuracy on {len(result.fedapt)} test images, %, as the runtime measured it",
-        ["domain", "zero-shot", "FedAPT"],
+        ["domain", *tables],
         rows,
     )
     print(f"classify your own:  fedapt-runtime classify {result.model} PATH...")

@@ -39,14 +39,20 @@ def evaluate(
 
 def show_evaluation(evaluation: Evaluation, title: str) -> None:
     """Two tables: accuracy per domain, and which key each domain's images took."""
+    routed = evaluation.routed
     rows = [
         [name, *_percents(r.n, r.accuracy, r.zero_shot), str(r.n)]
+        + ([percent(routed[name]) if name in routed else ""] if routed else [])
         for name, r in evaluation.domains.items()
     ]
     n_images = sum(r.n for r in evaluation.domains.values())
     means = _percents(n_images, evaluation.mean, evaluation.zero_shot_mean)
-    rows.append(["mean", *means, str(n_images)])
-    print_table(f"Accuracy, % ({title})", ["domain", evaluation.title, "zero-shot", "images"], rows)
+    mean = ["mean", *means, str(n_images)]
+    columns = ["domain", evaluation.title, "zero-shot", "images"]
+    if routed:
+        mean.append(percent(sum(routed.values()) / len(routed)))
+        columns.append("routed to own")
+    print_table(f"Accuracy, % ({title})", columns, [*rows, mean])
     if not evaluation.routing:
         return
     keys = list(next(iter(evaluation.routing.values())))

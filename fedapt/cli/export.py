@@ -38,6 +38,10 @@ def export(
     client: Annotated[
         str, typer.Option(help="Whose model, of a method that has one for each client.")
     ] = "",
+    calibrate: Annotated[
+        bool,
+        typer.Option("--calibrate", help="Fit the probabilities to the run's validation images."),
+    ] = False,
     mixing: Annotated[
         str, typer.Option(help="Of the text banks: exact, or hard (the likeliest domain alone).")
     ] = "exact",
@@ -114,6 +118,7 @@ def export(
             least_agreement=min_agreement,
             head_only=head_only,
             owner=client,
+            calibrate=calibrate,
             mixing=mixing,
             precision=precision,
             calibration=calibration,

@@ -21,6 +21,9 @@ CheckpointArgument = Annotated[
     Path, typer.Argument(help="A checkpoint.safetensors written by `fedapt train`.")
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+PresetOption = Annotated[
+    str, typer.Option("--preset", help="Settings to start from: paper, or recommended.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 OverrideOption = Annotated[
     list[str] | None, typer.Option("-o", metavar="KEY=VALUE", help="Set section.key=value.")

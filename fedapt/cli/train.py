@@ -13,9 +13,11 @@ from fedapt.cli.options import (
     DeviceOption,
     JsonOption,
     OverrideOption,
+    PresetOption,
     setting_option,
 )
 from fedapt.cli.show import console_reporter, print_json
+from fedapt.core.presets import PAPER
 
 _RESUME = "`fedapt train --resume` continues"
 
@@ -42,6 +44,7 @@ def train(
         list[str] | None, typer.Option(help="Also log to tensorboard, mlflow or wandb.")
     ] = None,
     override: OverrideOption = None,
+    preset: PresetOption = PAPER,
     engine: Annotated[
         str, typer.Option(help="Who runs the clients: local, or flower for its simulation.")
     ] = "local",
@@ -72,6 +75,7 @@ def train(
             out,
             settings=config,
             overrides=override or (),
+            preset=preset,
             resume=resume,
             device=device,
             engine=engine,

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
+
+from fedapt.compare.bundle import SUFFIX, read_bundle
 from fedapt.compare.plan import Cell, Plan, check_settings
 from fedapt.core.config import Config, DataConfig, config_to_toml, read_config
 from fedapt.core.errors import ConfigError, DataError, FederationError, UsageError
@@ -17,13 +23,18 @@ from fedapt.core.files import write_text
 from fedapt.core.report import Reporter
 from fedapt.data.collection import Collection, open_collection
 from fedapt.data.domains import Domain, ImageTable
+from fedapt.data.splits import split_as_configured
 from fedapt.model.backbone import Backbone, hash_tensors, load_backbone
 from fedapt.model.image_encoder import image_encoder
 from fedapt.run.device import choose_device
 from fedapt.run.session import Session
+from fedapt.train.evaluate import share_routed
 from fedapt.train.loop import Progress
 from fedapt.train.methods import METHODS
 from fedapt.train.methods.base import replace_train
+
+if TYPE_CHECKING:
+    from multiprocessing.sharedctypes import Synchronized
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,16 @@ class CellResult:
     error: str = ""
 
     @property
+    def routed(self) -> float | None:
+        """Mean share of a trained domain's images that are routed to it; None without keys."""
+        shares = [
+            share_routed(domain, row)
+            for domain, row in self.routing.items()
+            if domain != self.cell.fold
+        ]
+        return fmean(shares) if shares else None
+
+    @property
     def score(self) -> float:
         """The accuracy that the protocol asks for: of the domain left out, or the mean over all."""
         if self.error:
@@ -83,7 +104,9 @@ class Comparison:
         return [self.results[cell] for cell in self.chosen[protocol, method]]
 
 
-def compare(config: Config, plan: Plan, out: Path, device: str, reporter: Reporter) -> Comparison:
+def compare(
+    config: Config, plan: Plan, out: Path, device: str, reporter: Reporter, processes: int = 1
+) -> Comparison:
     """Run what is not there yet.
 
     What chooses a round and a learning rate are validation images of the domains that train, in
@@ -94,6 +117,8 @@ def compare(config: Config, plan: Plan, out: Path, device: str, reporter: Report
         config: settings that all cells share; a cell sets method, seed, split and learning rate.
         out: the comparison's folder.
         device: `auto`, `cpu` or `cuda`.
+        processes: that run cells side by side, each on a core of its own where it computes on
+            the CPU. A cell's result is the same, but for its seconds.
 
     Raises:
         UsageError: `out` holds a comparison with other settings, images or CLIP, or there is
@@ -101,7 +126,6 @@ def compare(config: Config, plan: Plan, out: Path, device: str, reporter: Report
         ReportedError: see `core.errors`; finished cells are kept.
     """
     check_settings(config, plan.protocols)
-    images = open_collection(config.data)
     if len(plan.rates) > 1 and not config.data.validation_fraction:
         raise UsageError(
             where="--lr",
@@ -114,9 +138,9 @@ def compare(config: Config, plan: Plan, out: Path, device: str, reporter: Report
         config.model.name, config.model.pretrained, choose_device(device), config.data.preprocess
     )
     reporter.message(f"model: {backbone.label} on {backbone.device}")
-    table = images.load_table(image_encoder(backbone), reporter, backbone.device)
+    images, table = open_images(config, backbone, reporter)
     _check_same(out / "origin.json", _describe_origin(backbone, table), "images or another CLIP")
-    bench = _Bench(config, images, backbone, table, out, reporter)
+    bench = _Bench(config, images, table, backbone, out, reporter)
     trials = {
         (protocol, method): plan.trials(
             protocol,
@@ -127,12 +151,73 @@ def compare(config: Config, plan: Plan, out: Path, device: str, reporter: Report
         for method in plan.methods
         for protocol in plan.protocols
     }
-    bench.plan([cell for row in trials.values() for trial in row for cell in trial])
+    cells = [cell for row in trials.values() for trial in row for cell in trial]
+    bench.plan(cells)
+    if processes > 1:
+        _run_side_by_side(bench, config, cells, out, device, processes)
     chosen = {
         key: [_choose([bench.run(cell) for cell in trial]) for trial in row]
         for key, row in trials.items()
     }
     return Comparison(plan, images.domains, bench.results, chosen)
+
+
+def open_images(
+    config: Config, backbone: Backbone, reporter: Reporter
+) -> tuple[Collection, ImageTable]:
+    """The images of a comparison: a folder of domains, or a bundle of their features.
+
+    Raises:
+        ReportedError: they cannot be read.
+    """
+    root = Path(config.data.root)
+    if root.suffix == SUFFIX:
+        folders, table = read_bundle(root, backbone)
+        return Collection(folders, split_as_configured(folders, config.data)), table
+    images = open_collection(config.data)
+    return images, images.load_table(image_encoder(backbone), reporter, backbone.device)
+
+
+def _run_side_by_side(
+    bench: _Bench, config: Config, cells: list[Cell], out: Path, device: str, processes: int
+) -> None:
+    """Let other processes write the cells that are missing; `bench` reads them then."""
+    # seed by seed: one that is interrupted has whole tables of fewer seeds
+    missing = sorted((c for c in cells if not bench.is_finished(c)), key=lambda cell: cell.seed)
+    context = get_context("spawn")
+    with ProcessPoolExecutor(
+        min(processes, max(1, len(missing))),
+        mp_context=context,
+        initializer=_open_bench,
+        initargs=(config, out, device, context.Value("i", 0)),
+    ) as pool:
+        try:
+            for done in as_completed([pool.submit(_run_cell, cell) for cell in missing]):
+                bench.tell(done.result())
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+_bench: _Bench | None = None  # of a process that runs cells for another
+
+
+def _open_bench(config: Config, out: Path, device: str, started: Synchronized[int]) -> None:
+    global _bench
+    with started.get_lock():
+        number = started.value
+        started.value += 1
+    torch.set_num_threads(1)
+    if hasattr(os, "sched_setaffinity"):  # clients of a round then run one after another
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[number % len(cores)]})
+    backbone = load_backbone(config.model.name, config.model.pretrained, choose_device(device))
+    _bench = _Bench(config, *open_images(config, backbone, Reporter()), backbone, out, Reporter())
+
+
+def _run_cell(cell: Cell) -> CellResult:
+    assert _bench is not None  # the initializer has run
+    return _bench.run(cell)
 
 
 def _choose(results: list[CellResult]) -> Cell:
@@ -176,8 +261,8 @@ class _Bench:
         self,
         config: Config,
         images: Collection,
-        backbone: Backbone,
         table: ImageTable,
+        backbone: Backbone,
         out: Path,
         reporter: Reporter,
     ) -> None:
@@ -201,11 +286,20 @@ class _Bench:
             if result is None:
                 result = self._train(cell)
                 write_text(path, json.dumps(dataclasses.asdict(result), indent=1) + "\n")
-            self.results[cell] = result
-            note = f"{cell.method} {cell.protocol} {cell.fold}".rstrip()
-            note += f" seed {cell.seed} lr {cell.lr:g}: {100 * result.score:.1f} %"
-            self._reporter.progress("cells", len(self.results), self._total, note)
+            self.tell(result)
         return self.results[cell]
+
+    def is_finished(self, cell: Cell) -> bool:
+        """Whether its file is there."""
+        return _read_result(self._out / cell.path, cell) is not None
+
+    def tell(self, result: CellResult) -> None:
+        """Take a result, and report that it is there."""
+        cell = result.cell
+        self.results[cell] = result
+        note = f"{cell.method} {cell.protocol} {cell.fold}".rstrip()
+        note += f" seed {cell.seed} lr {cell.lr:g}: {100 * result.score:.1f} %"
+        self._reporter.progress("cells", len(self.results), self._total, note)
 
     def _divide(self, config: DataConfig) -> list[Domain]:
         """The images of each domain and purpose; a split is made once."""

@@ -37,6 +37,8 @@ class Row:
         domains: test accuracy of each domain; under leave-one-out, of the domain left out.
         mean: of the domains' mean, over seeds that have every domain; None without any.
         rounds: the chosen round, mean over seeds.
+        routed: share of the trained domains' images that are routed to their own; None without
+            keys.
         errors: cells without a result.
     """
 
@@ -51,6 +53,7 @@ class Row:
     bytes_per_round: float
     seconds: float
     rounds: float
+    routed: Spread | None
     errors: tuple[str, ...]
 
 
@@ -75,6 +78,7 @@ def _build_row(protocol: str, method: str, results: list[CellResult]) -> Row:
     seeds = sorted({r.cell.seed for r in good} - {r.cell.seed for r in results if r.error})
     means = [fmean(shares[seed] for shares in by_domain.values()) for seed in seeds]
     first = good[0] if good else results[0]
+    routed = [result.routed for result in good if result.routed is not None]
     return Row(
         protocol=protocol,
         method=method,
@@ -87,6 +91,7 @@ def _build_row(protocol: str, method: str, results: list[CellResult]) -> Row:
         bytes_per_round=fmean([r.bytes_sent for r in good] or [0.0]),
         seconds=fmean([r.seconds for r in good] or [0.0]),
         rounds=fmean([r.best_round for r in good] or [0]),
+        routed=spread(routed) if routed else None,
         errors=tuple(result.error for result in results if result.error),
     )
 

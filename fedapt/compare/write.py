@@ -16,7 +16,7 @@ from fedapt.core.report import Reporter
 
 
 def write_comparison(
-    config: Config, plan: Plan, out: Path, device: str, reporter: Reporter
+    config: Config, plan: Plan, out: Path, device: str, reporter: Reporter, processes: int = 1
 ) -> tuple[Comparison, list[Row], dict[str, Any]]:
     """Compare, and write the results; finished cells are kept, see `run.compare`.
 
@@ -37,7 +37,7 @@ def write_comparison(
             next_step="pip install 'fedapt[cpu,pages]'",
         ) from error
     with claim_folder(out):
-        comparison = compare(config, plan, out, device, reporter)
+        comparison = compare(config, plan, out, device, reporter, processes)
         rows = build_rows(comparison)
         results = to_json(comparison, rows, shared_settings(config))
         write_text(out / "results.json", json.dumps(results) + "\n")

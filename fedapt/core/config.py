@@ -18,6 +18,7 @@ import tomli_w
 
 from fedapt.core.errors import ConfigError
 from fedapt.core.names import METHODS, is_path
+from fedapt.core.presets import PAPER, read_preset
 from fedapt.core.settings import (
     RENAMED,
     Config,
@@ -59,6 +60,7 @@ def read_config(
     path: Path | None,
     overrides: Sequence[str] = (),
     values: Mapping[str, Any] | None = None,
+    preset: str = PAPER,
 ) -> Config:
     """Read a TOML file and apply overrides, then single values.
 
@@ -66,6 +68,7 @@ def read_config(
         path: the file; None for the defaults.
         overrides: `section.key=value` with a TOML value, or a bare word for a string.
         values: `section.key` -> value; None means not given.
+        preset: what all of them start from, see `fedapt.core.presets`.
 
     Raises:
         ConfigError: unreadable, not TOML, an unknown name, a wrong type, or out of range; it names
@@ -73,6 +76,11 @@ def read_config(
     """
     tables = _read_toml(path) if path is not None else {}
     sources: dict[str, str] = {}
+    for name, value in read_preset(preset).items():
+        section, _, key = name.partition(".")
+        table = tables.setdefault(section, {})
+        if isinstance(table, dict):  # what is no table is refused below
+            table.setdefault(key, value)
     for override in overrides:
         name, equals, text = override.partition("=")
         parts = name.strip().split(".")

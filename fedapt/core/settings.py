@@ -171,8 +171,21 @@ class PromptConfig(Strict):
         "random", "`random`, or a phrase whose tokens the context ends with at the start"
     )
     temperature: float = setting(0.01, "temperature tau of the domain weights", 1e-6, 1e3)
-    keys: Literal["uniform", "normal", "orthogonal"] = setting(
-        "uniform", "how keys are drawn: uniform in [0, 1), normal, or orthogonal to each other"
+    keys: Literal["uniform", "normal", "signs", "orthogonal"] = setting(
+        "uniform",
+        "how keys are drawn: uniform around 1/2, normal, random signs, or orthogonal to each other",
+    )
+    key_std: float = setting(
+        0.0,
+        "standard deviation of a key's values; 0 for that of uniform in [0, 1), 0.29",
+        0.0,
+        1e3,
+    )
+    mean_key_loss: float = setting(
+        0.0,
+        "weight of the class loss under the mean of all keys, which answers unknown domains better",
+        0.0,
+        1e3,
     )
     n_keys: int = setting(
         0,
@@ -286,6 +299,9 @@ class TrainConfig(Strict):
         1_000_000_000,
     )
     lr: float = setting(0.01, "learning rate of SGD", 1e-9, 1e3)
+    router_lr: float = setting(
+        0.0, "learning rate of the adaptive network; 0 for that of the rest", 0.0, 1e3
+    )
     schedule: Literal["constant", "cosine"] = setting(
         "constant", "schedule of the learning rate over the rounds"
     )

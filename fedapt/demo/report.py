@@ -9,11 +9,12 @@ from pathlib import Path
 from fedapt.core.files import write_text
 from fedapt.data.splits import rank_path
 from fedapt.demo.run import Classified, DemoResult
-from fedapt.pages.figure import FEDAPT_COLOUR, ZERO_SHOT_COLOUR
+from fedapt.pages.figure import COLOURS, FEDAPT_COLOUR, ZERO_SHOT_COLOUR
 from fedapt.pages.plots import plot_bars, plot_rounds, plot_routing
 from fedapt.pages.render import render
 
 _SHOWN_PER_DOMAIN = 10
+_COLOURS = (ZERO_SHOT_COLOUR, COLOURS[2], FEDAPT_COLOUR, COLOURS[1])
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def write_report(result: DemoResult, path: Path) -> None:
     """
     accuracies = {
         name: {domain: (share, 0.0) for domain, share in result.accuracy(items).items()}
-        for name, items in (("zero-shot", result.zero_shot), ("FedAPT", result.fedapt))
+        for name, items in result.tables().items()
     }
     page = render(
         "fedapt.demo",
@@ -45,9 +46,9 @@ def write_report(result: DemoResult, path: Path) -> None:
         rounds=len(result.records),
         bytes_sent=sum(record["bytes_sent"] for record in result.records),
         model_bytes=result.model.stat().st_size,
-        accuracy_plot=plot_bars(
-            accuracies, {"zero-shot": ZERO_SHOT_COLOUR, "FedAPT": FEDAPT_COLOUR}
-        ),
+        alone_mean=100 * result.mean(result.alone),
+        closed_mean=100 * result.mean(result.closed),
+        accuracy_plot=plot_bars(accuracies, dict(zip(accuracies, _COLOURS, strict=True))),
         rounds_plot=plot_rounds(result.records, result.domains),
         routing_plot=plot_routing(result.routing()),
         sheet={domain: _tiles(result, domain) for domain in result.domains},
@@ -68,7 +69,7 @@ def _tiles(result: DemoResult, domain: str) -> list[_Tile]:
             label=item.label,
             guess=item.prediction.label or "unreadable",
             score=f"{100 * (item.prediction.score or 0):.0f} %",
-            domain=item.prediction.domain or "",
+            domain=item.prediction.routed_to or "",
             is_right=item.is_right,
         )
         for item in chosen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from dataclasses import dataclass, field
@@ -13,22 +14,27 @@ from fedapt.core.records import Record, read_records
 from fedapt.core.report import Reporter
 from fedapt.data.collection import Collection, open_collection
 from fedapt.data.emoji import build_emoji_set
-from fedapt.model.backbone import load_backbone
+from fedapt.model.backbone import Backbone, load_backbone
+from fedapt.model.checkpoint import load_checkpoint
 from fedapt.model.image_encoder import read_tower
 from fedapt.run.folder import RunFolder
+from fedapt.run.rebuild import rebuild_method
 from fedapt.run.train import train
+from fedapt.train.methods.analytic import AdaptiveAnalytic
 from fedapt_export.export import ExportSettings, write_model
 from fedapt_export.export import export as export_checkpoint
 from fedapt_export.fuse import build_zero_shot_manifest, fuse
 from fedapt_export.head import zero_shot_head
 from fedapt_export.parity import Parity
-from fedapt_runtime import Classifier, Prediction
+from fedapt_export.swap import write_head
+from fedapt_runtime import Classifier, Manifest, Prediction
 from fedapt_runtime.batch import Summary, classify_files
 
 # what differs from the paper's settings: fewer rounds with larger steps, for a first look
 ROUNDS = 30
-LR = 0.1
+LR = 0.3
 CONTEXT_LENGTH = 16
+KEY_STD = 1.0
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,8 @@ class DemoResult:
     Attributes:
         domains, classes: names.
         fedapt, zero_shot: every test image under the fused model and under zero-shot CLIP.
+        alone: under ridge regression on the images of the party that drew it, and no other's.
+        closed: under the method adaptive-analytic.
         records: one per round.
         parity: of the export.
         summary: of classifying the test images with the fused model.
@@ -64,6 +72,8 @@ class DemoResult:
     classes: tuple[str, ...]
     fedapt: list[Classified]
     zero_shot: list[Classified]
+    alone: list[Classified]
+    closed: list[Classified]
     records: list[Record]
     parity: Parity
     summary: Summary
@@ -77,6 +87,15 @@ class DemoResult:
             for domain in self.domains
         }
 
+    def tables(self) -> dict[str, list[Classified]]:
+        """The results that stand beside each other, by their names."""
+        return {
+            "zero-shot": self.zero_shot,
+            "each party alone": self.alone,
+            "FedAPT": self.fedapt,
+            "adaptive analytic": self.closed,
+        }
+
     def mean(self, results: list[Classified]) -> float:
         """Mean of the domains' shares."""
         shares = self.accuracy(results).values()
@@ -86,7 +105,9 @@ class DemoResult:
         """Domain -> key -> share of the domain's images that the key's weight was largest for."""
         return {
             domain: {
-                key: _share([r.prediction.domain == key for r in self.fedapt if r.domain == domain])
+                key: _share(
+                    [r.prediction.routed_to == key for r in self.fedapt if r.domain == domain]
+                )
                 for key in self.domains
             }
             for domain in self.domains
@@ -137,10 +158,15 @@ def run_demo(out: Path, reporter: Reporter) -> DemoResult:
     config = Config(
         model=ModelConfig(),
         data=DataConfig(root=str(data.resolve())),
-        prompt=PromptConfig(context_length=CONTEXT_LENGTH),
+        prompt=PromptConfig(context_length=CONTEXT_LENGTH, keys="normal", key_std=KEY_STD),
         train=TrainConfig(rounds=ROUNDS, lr=LR, evaluate_every=1),
     )
-    train(config, run.path, resume=True, device="auto", reporter=reporter)
+    closed = RunFolder(out / "closed")
+    closed_config = dataclasses.replace(
+        config, train=TrainConfig(method="adaptive-analytic", rounds=1)
+    )
+    for folder, settings in ((run, config), (closed, closed_config)):
+        train(settings, folder.path, resume=True, device="auto", reporter=reporter)
     lap("train")
     model, zero_shot = out / "model.onnx", out / "zero_shot.onnx"
     exported = export_checkpoint(run.checkpoint, model, ExportSettings(data=data), reporter)
@@ -154,11 +180,18 @@ def run_demo(out: Path, reporter: Reporter) -> DemoResult:
     predicted, summary = _classify(model, samples, out / "predictions.jsonl")
     lap("classify")
     zero_shot_predicted, _ = _classify(zero_shot, samples, out / "zero_shot.jsonl")
+    closed_head = out / "closed.safetensors"
+    asked = ExportSettings(data=data, head_only=True, parity_images=32)
+    manifest = export_checkpoint(closed.checkpoint, closed_head, asked, reporter).manifest
+    closed_predicted, _ = _classify(model, samples, out / "closed.jsonl", closed_head)
+    alone = _classify_alone(closed, model, manifest, samples, out / "alone", backbone)
     return DemoResult(
         domains=images.domains,
         classes=images.classes,
         fedapt=predicted,
         zero_shot=zero_shot_predicted,
+        alone=alone,
+        closed=closed_predicted,
         records=read_records(run.records),
         parity=exported.parity,
         summary=summary,
@@ -181,8 +214,33 @@ def _test_samples(images: Collection) -> list[_TestImage]:
     ]
 
 
-def _classify(model: Path, images: list[_TestImage], out: Path) -> tuple[list[Classified], Summary]:
-    classifier = Classifier.load(model, device="cpu")
+def _classify_alone(
+    closed: RunFolder,
+    model: Path,
+    manifest: Manifest,
+    images: list[_TestImage],
+    folder: Path,
+    backbone: Backbone,
+) -> list[Classified]:
+    """Every party's test images under what it could train without the others."""
+    checkpoint = load_checkpoint(closed.checkpoint)
+    method, learned = rebuild_method(checkpoint, backbone)
+    if not isinstance(method, AdaptiveAnalytic):
+        raise TypeError(f"adaptive-analytic is expected, not {method.title}")
+    found = []
+    for key, domain in enumerate(checkpoint.info.keys):
+        head = folder / f"{domain}.safetensors"
+        own = dataclasses.replace(manifest, domains=(domain,), temperature=1.0, unknown=None)
+        write_head(method.alone(learned, key), own, head)
+        members = [image for image in images if image.domain == domain]
+        found += _classify(model, members, folder / f"{domain}.jsonl", head)[0]
+    return found
+
+
+def _classify(
+    model: Path, images: list[_TestImage], out: Path, head: Path | None = None
+) -> tuple[list[Classified], Summary]:
+    classifier = Classifier.load(model, device="cpu", head=head)
     summary = classify_files(classifier, [str(image.path) for image in images], out)
     # read back what the runtime wrote: the figures are those of the file
     rows = [json.loads(line) for line in out.read_text("utf-8").splitlines()]

@@ -18,6 +18,7 @@ from fedapt.core.seeds import child_seed
 from fedapt.model.backbone import Backbone
 
 CONTEXT_STD = 0.02
+UNIFORM_STD = 1 / math.sqrt(12)
 RANDOM_START = "random"
 
 
@@ -28,6 +29,7 @@ def draw_keys(
     seed: int,
     kind: str = "uniform",
     known: Tensor | None = None,
+    std: float = 0.0,
 ) -> Tensor:
     """Frozen random keys: float32 [N, M, W].
 
@@ -35,14 +37,18 @@ def draw_keys(
 
     Args:
         known: the first of them, of a federation that others join.
-        kind: `uniform` in [0, 1), `normal` of mean 0 and variance 1/12 (that of `uniform`), or
+        kind: `uniform` around 1/2, `normal` of mean 0, `signs`, either of two values, or
             `orthogonal`, normal keys made orthogonal to the ones before them.
+        std: standard deviation of a key's values; 0 for 1 / sqrt(12), that of uniform in [0, 1).
     """
+    std = std or UNIFORM_STD
     keys: list[Tensor] = [] if known is None else [*known]
     for index in range(len(keys), n_keys):
         generator = torch.Generator().manual_seed(child_seed(seed, "key", index))
         if kind == "uniform":
-            keys.append(torch.rand(context_length, width, generator=generator))
+            key = torch.rand(context_length, width, generator=generator)
+            # as drawn where nothing else is asked for: no rounding
+            keys.append(key if std == UNIFORM_STD else 0.5 + (key - 0.5) * (std / UNIFORM_STD))
             continue
         key = torch.randn(context_length, width, generator=generator, dtype=torch.float64)
         if kind == "orthogonal":
@@ -58,7 +64,9 @@ def draw_keys(
                     other = other.double()
                     key = key - other * (key * other).sum() / other.square().sum()
             key = key * math.sqrt(key.numel()) / key.norm()
-        keys.append((key / math.sqrt(12)).float())
+        if kind == "signs":
+            key = key.sign()
+        keys.append((key * std).float())
     return torch.stack(keys)
 
 

@@ -13,7 +13,7 @@ from fedapt.model.checkpoint import load_checkpoint
 from fedapt.model.image_encoder import image_encoder
 from fedapt.run.device import choose_device
 from fedapt.run.rebuild import rebuild_method
-from fedapt.train.evaluate import Evaluation, evaluate, tell_untested
+from fedapt.train.evaluate import Evaluation, evaluate, tell_low_routing, tell_untested
 
 
 def evaluate_checkpoint(
@@ -52,4 +52,5 @@ def evaluate_checkpoint(
     names = method.bank_names(info.keys)
     evaluation = evaluate(method, learned, domains, info.domains, names, predict=predict)
     tell_untested(evaluation, reporter)
+    tell_low_routing(evaluation, reporter)
     return evaluation

@@ -18,7 +18,7 @@ from fedapt.run.folder import RunFolder
 from fedapt.run.session import Session
 from fedapt.run.simulation import check_engine, open_engine
 from fedapt.run.trackers import check_trackers, track
-from fedapt.train.evaluate import Evaluation, tell_untested
+from fedapt.train.evaluate import Evaluation, tell_low_routing, tell_untested
 from fedapt.train.loop import Progress
 from fedapt.train.methods import METHODS
 
@@ -122,6 +122,7 @@ def _train(
         done = Progress(learned, best, done.records[:best])
     evaluation = session.evaluate(done)
     tell_untested(evaluation, reporter)
+    tell_low_routing(evaluation, reporter)
     return evaluation
 
 

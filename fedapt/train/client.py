@@ -15,6 +15,7 @@ import torch
 
 from fedapt.core.config import TrainConfig
 from fedapt.core.errors import FederationError
+from fedapt.core.names import ADAPTIVE_NETWORK
 from fedapt.core.seeds import child_seed
 from fedapt.data.domains import ImageSet, Labelled
 from fedapt.data.partition import Client
@@ -79,9 +80,14 @@ def train_client(
         FederationError: the loss, or what was learned, is not finite.
     """
     learned = {name: tensor.clone().requires_grad_() for name, tensor in start.items()}
+    router = [tensor for name, tensor in learned.items() if name == ADAPTIVE_NETWORK]
+    others = [tensor for name, tensor in learned.items() if name != ADAPTIVE_NETWORK]
+    rate = learning_rate(config, round_number)
+    router_rate = rate * (config.router_lr or config.lr) / config.lr
+    groups = [{"params": others, "lr": rate}, {"params": router, "lr": router_rate}]
     optimizer = torch.optim.SGD(
-        learned.values(),
-        lr=learning_rate(config, round_number),
+        [group for group in groups if group["params"]],
+        lr=rate,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
     )

@@ -13,7 +13,10 @@ from torch.nn.functional import normalize
 from fedapt.core.report import Reporter
 from fedapt.data.domains import Domain, ImageSet
 from fedapt.train.loop import Measured, mean
+from fedapt.train.methods.analytic import POOLED
 from fedapt.train.methods.base import Learned, Method, Predictor
+
+LOW_ROUTING = 0.8
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,18 @@ class Evaluation:
     prompts: str = "banks"
 
     @property
+    def routed(self) -> dict[str, float]:
+        """Share of each trained domain's test images that are routed to a key of their own.
+
+        Of the images that any domain's key takes: a pooled bank takes some for no domain.
+        """
+        return {
+            name: share_routed(name, shares)
+            for name, shares in self.routing.items()
+            if any(name in name_owners(key) for key in shares) and self.domains[name].n
+        }
+
+    @property
     def mean(self) -> float:
         """Mean accuracy over the domains that have test images."""
         return mean({name: d.accuracy for name, d in self.domains.items() if d.n})
@@ -71,6 +86,7 @@ class Evaluation:
             "zero_shot_mean": self.zero_shot_mean if self.untested != list(self.domains) else None,
             "domains": {name: result.to_dict() for name, result in self.domains.items()},
             "routing": self.routing,
+            "routed": self.routed,
             "prompts": self.prompts,
         }
 
@@ -79,6 +95,36 @@ def tell_untested(evaluation: Evaluation, reporter: Reporter) -> None:
     """Say which domains have no test image, whose share of right answers is none and not 0."""
     if evaluation.untested:
         reporter.message(f"no test images, so no accuracy: {', '.join(evaluation.untested)}")
+
+
+def tell_low_routing(evaluation: Evaluation, reporter: Reporter) -> None:
+    """Say where few images are routed to their own domain, what follows, and what to do."""
+    low = {name: share for name, share in evaluation.routed.items() if share < LOW_ROUTING}
+    if not low:
+        return
+    shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in low.items())
+    reporter.message(
+        f"routing: few test images go to their own domain ({shares}; expected"
+        f" {100 * LOW_ROUTING:.0f} %). The others are answered with another domain's prompt, and"
+        " `routed_to` does not say which domain an image is of. Raise train.router_lr or"
+        " train.rounds, or train adaptive-analytic, whose router is solved instead of trained"
+    )
+
+
+def share_routed(domain: str, shares: Mapping[str, float]) -> float:
+    """Of a domain's images that some domain's key takes, the share that its own keys take.
+
+    Args:
+        shares: of all its images, by what a key stands for.
+    """
+    own = sum(share for key, share in shares.items() if domain in name_owners(key))
+    claimed = sum(share for key, share in shares.items() if key != POOLED)
+    return own / claimed if claimed else 0.0
+
+
+def name_owners(key: str) -> list[str]:
+    """The domains of a key, by its name; see `data.partition.name_keys`."""
+    return [part.partition("/")[0] for part in key.split("+")]
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:

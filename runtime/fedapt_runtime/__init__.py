@@ -5,7 +5,7 @@ Example:
 
     classifier = Classifier.load("model.onnx")
     for prediction in classifier(["a.jpg", "b.png"]):
-        print(prediction.path, prediction.label, prediction.score, prediction.domain)
+        print(prediction.path, prediction.label, prediction.score, prediction.routed_to)
 """
 
 import os

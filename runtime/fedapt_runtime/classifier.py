@@ -37,7 +37,8 @@ class Prediction:
         label: the most probable class.
         score: its probability.
         top_k: the k most probable classes with their probabilities, best first.
-        domain: the domain with the largest weight.
+        routed_to: the domain whose prompt has the largest weight; it says which domain the image
+            is of only as well as the routing does (the manifest's `parity.routed`).
         domain_weights: weight of every domain's prompt in this image's own, they sum to 1.
         error: why the image could not be read.
         unknown_score: where asked for, how unlike the known domains the image is, in standard
@@ -49,7 +50,7 @@ class Prediction:
     label: str | None = None
     score: float | None = None
     top_k: tuple[tuple[str, float], ...] = ()
-    domain: str | None = None
+    routed_to: str | None = None
     domain_weights: dict[str, float] = dataclasses.field(default_factory=dict)
     error: str | None = None
     unknown_score: float | None = None
@@ -259,7 +260,7 @@ class Classifier:
                 label=classes[indices[0]],
                 score=values[0],
                 top_k=tuple(zip((classes[i] for i in indices), values, strict=True)),
-                domain=domains[domain],
+                routed_to=domains[domain],
                 domain_weights=dict(zip(domains, row, strict=True)),
                 unknown_score=score,
                 unknown=is_unknown,

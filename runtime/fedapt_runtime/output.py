@@ -14,7 +14,7 @@ from fedapt_runtime.errors import MissingDependency, OutputError
 from fedapt_runtime.journal import Journal
 from fedapt_runtime.remote import check_folder
 
-CSV_COLUMNS = ("path", "label", "score", "domain", "top_k", "domain_weights", "error")
+CSV_COLUMNS = ("path", "label", "score", "routed_to", "top_k", "domain_weights", "error")
 UNKNOWN_COLUMNS = ("unknown_score", "unknown")
 _ROW_GROUP = 10_000
 
@@ -46,7 +46,7 @@ def _write_parquet(journal: Journal, path: Path, flag_unknown: bool) -> None:
             "path": pa.string(),
             "label": pa.string(),
             "score": share,
-            "domain": pa.string(),
+            "routed_to": pa.string(),
             "top_k": pa.list_(pa.struct({"label": pa.string(), "score": share})),
             "domain_weights": pa.map_(pa.string(), share),
             "error": pa.string(),

@@ -246,10 +246,10 @@ def test_heads_of_one_clip_go_into_each_others_models(
         return
     assert code == 0
     paths = sorted(tiny_images.glob("*/*/00[01].png"))
-    expected = [(p.label, p.domain) for p in Classifier.load(own)(paths)]
-    assert [(p.label, p.domain) for p in Classifier.load(swapped)(paths)] == expected
+    expected = [(p.label, p.routed_to) for p in Classifier.load(own)(paths)]
+    assert [(p.label, p.routed_to) for p in Classifier.load(swapped)(paths)] == expected
     beside = Classifier.load(other, head=head)
-    assert [(p.label, p.domain) for p in beside(paths)] == expected
+    assert [(p.label, p.routed_to) for p in beside(paths)] == expected
 
 
 def test_a_method_without_banks_says_why_it_is_not_exported(
@@ -335,3 +335,33 @@ def test_a_federation_is_joined(
     assert str(tmp_path) not in (second / CHECKPOINT).read_bytes().decode("latin-1")
     evaluated = read_json(capsys, "evaluate", str(second / CHECKPOINT), "--data", str(tiny_images))
     assert list(evaluated["routing"]["photo"]) == ["sketch", "photo"]
+
+
+def test_probabilities_are_calibrated_on_validation_images_and_labels_stay(
+    tmp_path: Path, train: Any, tiny_images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, checkpoint = tmp_path / "run", tmp_path / "run" / CHECKPOINT
+    assert train("linear-probe", run, "--validation", "0.3") == 0
+    plain, fitted = tmp_path / "plain.onnx", tmp_path / "fitted.onnx"
+    report = {
+        path: read_json(capsys, "export", str(checkpoint), "--out", str(path), *more)
+        for path, more in ((plain, []), (fitted, ["--calibrate"]))
+    }
+    assert "calibration" not in report[plain]
+    found = report[fitted]["calibration"]
+    assert found["images"] == 2 * 3 * 2  # of eight training images of each class, 0.3
+    assert found["factor"] > 0
+    assert found["factor"] != pytest.approx(1.0, abs=1e-3)
+    paths = sorted(tiny_images.glob("*/*/00[01].png"))
+    before, after = (Classifier.load(path)(paths) for path in (plain, fitted))
+    assert [p.label for p in before] == [p.label for p in after]
+    assert [p.score for p in before] != [p.score for p in after]
+
+
+def test_without_validation_images_nothing_is_calibrated(
+    tmp_path: Path, runs: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, out = str(runs("promptfl") / CHECKPOINT), tmp_path / "model.onnx"
+    assert main(["export", checkpoint, "--out", str(out), "--calibrate"]) == 4
+    assert "calibrating the probabilities: found no validation images" in capsys.readouterr().err
+    assert not out.exists()

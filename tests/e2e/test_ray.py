@@ -75,7 +75,7 @@ def run_on_ray(
 def assert_same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
     assert [row["path"] for row in found] == [row["path"] for row in expected]
     for a, b in zip(found, expected, strict=True):
-        assert (a["label"], a["domain"], a["error"]) == (b["label"], b["domain"], b["error"])
+        assert (a["label"], a["routed_to"], a["error"]) == (b["label"], b["routed_to"], b["error"])
         assert dict(a["top_k"]) == pytest.approx(dict(b["top_k"]), abs=1e-6)
         assert a["domain_weights"] == pytest.approx(b["domain_weights"], abs=1e-6)
 

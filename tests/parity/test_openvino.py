@@ -92,7 +92,7 @@ def test_the_same_labels_through_the_classifier(tiny_model: Path, tiny_images: P
         Classifier.load(tiny_model, name)(paths, batch_size=7) for name in ("openvino", "auto")
     )
     assert [p.label for p in found] == [p.label for p in expected]
-    assert [p.domain for p in found] == [p.domain for p in expected]
+    assert [p.routed_to for p in found] == [p.routed_to for p in expected]
 
 
 def without_manifest(model: onnx.ModelProto) -> None:

@@ -58,7 +58,7 @@ def test_the_runtime_takes_a_head_with_another_number_of_classes_and_domains(
     assert swapped.manifest.classes == ("bars", "blue disc", "red square", "stripes")
     whole = classify(Classifier.load(grown["model"]), grown["images"])
     for a, b in zip(classify(swapped, grown["images"]), whole, strict=True):
-        assert (a.label, a.domain) == (b.label, b.domain)
+        assert (a.label, a.routed_to) == (b.label, b.routed_to)
         assert a.score == pytest.approx(b.score, abs=1e-6)
 
 

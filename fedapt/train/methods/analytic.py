@@ -171,6 +171,12 @@ class AdaptiveAnalytic(Analytic):
             router_standardised=False,
         )
 
+    @torch.inference_mode()
+    def alone(self, learned: Learned, key: int) -> Head:
+        """What the party of one key has without the others: ridge regression on its own sums."""
+        vectors, bias = split_solution(self._solve_pooled([self.read_sums(learned)[key]]))
+        return single_bank(vectors, LOGIT_SCALE, bias, renormalised=False)
+
 
 def write_sums(sums: Sums) -> Learned:
     """Sums as what is sent and kept, float32."""

@@ -93,7 +93,13 @@ class Setting:
         prompt, width = self.config.prompt, self.backbone.text_tower.width
         seed = self.config.train.seed
         keys = draw_keys(
-            self.n_keys, prompt.context_length, width, seed, prompt.keys, self.known_keys
+            self.n_keys,
+            prompt.context_length,
+            width,
+            seed,
+            prompt.keys,
+            self.known_keys,
+            prompt.key_std,
         )
         return keys.to(self.backbone.device)
 

@@ -42,20 +42,29 @@ class FedAPT(Method):
         return {META_PROMPT: begin_context(s), ADAPTIVE_NETWORK: network.to(s.backbone.device)}
 
     def objective(self, start: Learned, client: Client, round_number: int) -> Objective:
-        """CE of the class under the client's key, and CE of its domain."""
+        """CE of the class under the client's key, CE of its domain, and what a mean key costs."""
+        share = self.setting.config.prompt.mean_key_loss
 
         def loss(learned: Learned, batch: Labelled) -> Tensor:
             logits = self.client_logits(learned, client.key, batch.features)
-            return cross_entropy(logits, batch.labels) + self.domain_loss(
+            total = cross_entropy(logits, batch.labels) + self.domain_loss(
                 learned, client.key, batch.features
             )
+            if share:
+                generic = self.prompt_logits(learned, self.setting.keys.mean(0), batch.features)
+                total = total + share * cross_entropy(generic, batch.labels)
+            return total
 
         return loss
 
     def client_logits(self, learned: Learned, key: int, features: Tensor) -> Tensor:
         """Class logits float32 [n, C] of features float32 [n, D] under one key alone."""
         # personalise() with a one-hot w
-        prompt = learned[META_PROMPT] * (1 + self.setting.keys[key])
+        return self.prompt_logits(learned, self.setting.keys[key], features)
+
+    def prompt_logits(self, learned: Learned, key: Tensor, features: Tensor) -> Tensor:
+        """Class logits float32 [n, C] under a key float32 [M, W], or a mixture of keys."""
+        prompt = learned[META_PROMPT] * (1 + key)
         return text_logits(self.setting, features, self.setting.training_text(prompt))
 
     def domain_loss(self, learned: Learned, key: int, features: Tensor) -> Tensor:

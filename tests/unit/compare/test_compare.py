@@ -410,3 +410,22 @@ def test_json_holds_everything() -> None:
     assert len(found["cells"]) == 6
     assert found["rows"][0]["mean"]["mean"] == pytest.approx(0.7)
     assert not any(math.isnan(row["mean"]["std"]) for row in found["rows"])
+
+
+def test_cells_run_side_by_side_are_the_same(config: Config, tmp_path: Path) -> None:
+    plan = Plan(("zero-shot", "analytic", "linear-probe"), (IN_DOMAIN,), (0, 1), (0.1,))
+    alone = compare(config, plan, tmp_path / "alone", "cpu", Reporter())
+    lines: list[str] = []
+
+    class Told(Reporter):
+        def progress(self, what: str, done: int, total: int, note: str = "") -> None:
+            if what == "cells":
+                lines.append(note)
+
+    beside = compare(config, plan, tmp_path / "beside", "cpu", Told(), processes=2)
+    assert cells_of(tmp_path / "beside").keys() == cells_of(tmp_path / "alone").keys()
+    assert len(lines) == len(beside.results) == 6
+    for cell, result in alone.results.items():
+        found = dataclasses.replace(beside.results[cell], seconds=result.seconds)
+        assert found == result
+    assert beside.chosen == alone.chosen

@@ -232,3 +232,36 @@ def test_drawing_leaves_torchs_own_generator_alone(kind: str) -> None:
     draw_keys(2, 3, 4, 0, kind)
     draw_context(2, 3, 4, 0)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+# how far keys lie apart
+
+
+@pytest.mark.parametrize("kind", ["uniform", "normal", "signs", "orthogonal"])
+def test_keys_have_the_spread_that_is_asked_for(kind: str) -> None:
+    centre = 0.5 if kind == "uniform" else 0.0
+    for std in (0.1, 1.0, 2.0):
+        keys = draw_keys(3, 24, 64, 0, kind, std=std)
+        assert float((keys - centre).square().mean().sqrt()) == pytest.approx(std, rel=0.03)
+        assert float(keys.mean()) == pytest.approx(centre, abs=0.05 * std)
+        # the same draw, wider
+        base = draw_keys(3, 24, 64, 0, kind)
+        torch.testing.assert_close((keys - centre) / std, (base - centre) * 12**0.5)
+    assert torch.equal(draw_keys(3, 24, 64, 0, kind, std=12**-0.5), draw_keys(3, 24, 64, 0, kind))
+
+
+def test_signs_have_two_values() -> None:
+    keys = draw_keys(2, 24, 64, 0, "signs", std=1.5)
+    assert set(keys.unique().tolist()) == {-1.5, 1.5}
+
+
+def test_contexts_of_two_domains_correlate_as_far_as_their_keys_lie_together() -> None:
+    context = torch.randn(24, 512, generator=torch.Generator().manual_seed(3))
+    for kind, std, expected in (
+        ("uniform", 0.0, 0.964),
+        ("normal", 1.0, 0.5),
+        ("normal", 2.0, 0.2),
+    ):
+        first, second = (context * (1 + key) for key in draw_keys(2, 24, 512, 0, kind, std=std))
+        cosine = (first * second).sum() / (first.norm() * second.norm())
+        assert float(cosine) == pytest.approx(expected, abs=0.03)

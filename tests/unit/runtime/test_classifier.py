@@ -78,7 +78,7 @@ def classifier(backend: FakeBackend) -> Classifier:
 
 def test_one_prediction_by_hand(classifier: Classifier) -> None:
     (found,) = classifier([plain(CAT)])
-    assert (found.path, found.label, found.domain, found.error) == ("#0", "cat", "night", None)
+    assert (found.path, found.label, found.routed_to, found.error) == ("#0", "cat", "night", None)
     assert found.score == pytest.approx(0.5, abs=1e-6)
     assert [name for name, _ in found.top_k] == ["cat", "dog", "eel"]
     assert [p for _, p in found.top_k] == pytest.approx([0.5, 0.3, 0.2], abs=1e-6)
@@ -100,7 +100,7 @@ def test_top_k_is_best_first_and_ties_keep_the_order_of_classes(
 def test_a_tie_for_the_first_place_goes_to_the_first_class(classifier: Classifier) -> None:
     (found,) = classifier([plain(EVEN)])
     assert [name for name, _ in found.top_k] == ["cat", "eel", "dog"]
-    assert (found.label, found.domain) == ("cat", "day")
+    assert (found.label, found.routed_to) == ("cat", "day")
 
 
 def test_softmax_by_hand() -> None:
@@ -123,7 +123,7 @@ def test_to_dict_has_plain_values() -> None:
         "label": "cat",
         "score": 0.5,
         "top_k": (("cat", 0.5),),
-        "domain": "day",
+        "routed_to": "day",
         "domain_weights": {"day": 1.0},
         "error": None,
     }
@@ -154,7 +154,7 @@ def test_bad_files_keep_their_places(
     assert f"{paths[3]}: found no such file; expected" in str(texts[3])
     assert f"{paths[4]}: found an empty file; expected" in str(texts[4])
     for bad in (found[1], found[3], found[4]):
-        assert (bad.score, bad.top_k, bad.domain, bad.domain_weights) == (None, (), None, {})
+        assert (bad.score, bad.top_k, bad.routed_to, bad.domain_weights) == (None, (), None, {})
     assert sum(backend.batches) == 4
     assert max(backend.batches) == min(batch_size, 4)
 
@@ -307,7 +307,7 @@ def test_batch_sizes_of_a_real_model_agree(tiny_model: Path) -> None:
     for batch_size in (2, 5, 32):
         found = classifier(images, batch_size=batch_size)
         for a, b in zip(found, expected, strict=True):
-            assert (a.path, a.label, a.domain) == (b.path, b.label, b.domain)
+            assert (a.path, a.label, a.routed_to) == (b.path, b.label, b.routed_to)
             assert dict(a.top_k) == pytest.approx(dict(b.top_k), abs=1e-6)
             assert a.domain_weights == pytest.approx(b.domain_weights, abs=1e-6)
 
@@ -321,7 +321,7 @@ def test_rows_of_a_real_model_are_distributions(tiny_model: Path) -> None:
         assert prediction.score == scores[0]
         assert sum(prediction.domain_weights.values()) == pytest.approx(1.0, abs=1e-5)
         weights = prediction.domain_weights
-        assert prediction.domain == max(weights, key=weights.__getitem__)
+        assert prediction.routed_to == max(weights, key=weights.__getitem__)
 
 
 def test_manifest_of_a_real_model(tiny_model: Path, tiny_run: Path) -> None:

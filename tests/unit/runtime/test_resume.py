@@ -238,7 +238,7 @@ def test_parquet_by_hand(classifier: Classifier, paths: list[str], tmp_path: Pat
         "path": paths[0],
         "label": "dark, very",
         "score": pytest.approx(0.75),
-        "domain": "nacht",
+        "routed_to": "nacht",
         "top_k": [{"label": "dark, very", "score": pytest.approx(0.75)}],
         "domain_weights": [("nacht", 1.0), ("täglich", 0.0)],
         "error": None,

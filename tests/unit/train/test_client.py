@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from fedapt.core.config import TrainConfig
+from fedapt.core.config import Config, TrainConfig
 from fedapt.core.errors import FederationError
 from fedapt.data.domains import ImageSet, ImageTable, Labelled
 from fedapt.data.partition import Client
@@ -51,6 +51,7 @@ BATCHES = [labelled(3 * draw(n, W, seed=10 + n), torch.arange(n) % C) for n in (
 def method(keys: Tensor = KEYS, text: nn.Module | None = None, scale: float = SCALE) -> FedAPT:
     """FedAPT on a text tower alone."""
     setting: Any = SimpleNamespace(
+        config=Config(),
         keys=keys,
         training_text=text or SumText(),
         backbone=SimpleNamespace(logit_scale=scale),

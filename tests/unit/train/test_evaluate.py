@@ -13,12 +13,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from fedapt.core.report import Reporter
 from fedapt.data.domains import Domain, ImageSet, ImageTable, Labelled
-from fedapt.train.evaluate import DomainResult, Evaluation, accuracy, measure
+from fedapt.train.evaluate import (
+    DomainResult,
+    Evaluation,
+    accuracy,
+    measure,
+    tell_low_routing,
+)
 from fedapt.train.evaluate import evaluate as evaluate_method
 from fedapt.train.loop import Measured
-from fedapt.train.methods import ZeroShot
 from fedapt.train.methods.fedapt import ADAPTIVE_NETWORK, META_PROMPT, FedAPT
+from fedapt.train.methods.zero_shot import ZeroShot
 
 
 class Flatten(nn.Module):
@@ -245,6 +252,51 @@ def test_an_evaluation_is_json() -> None:
         "zero_shot_mean": 0.5,
         "domains": {"photo": {"accuracy": 0.75, "zero_shot": 0.5, "n": 4}},
         "routing": {"photo": {"p": 0.75, "s": 0.25}},
+        "routed": {},
         "prompts": "banks",
     }
     assert isinstance(found, Evaluation)
+
+
+# routing as a figure
+
+
+def routed_evaluation(routing: dict[str, dict[str, float]], n: int = 5) -> Evaluation:
+    return Evaluation("a method", {d: DomainResult(1.0, 1.0, n) for d in routing}, routing)
+
+
+def test_the_share_of_images_that_go_to_their_own_domain() -> None:
+    found = routed_evaluation(
+        {
+            "photo": {"photo": 0.75, "sketch": 0.25, "pooled": 0.0},
+            # a pooled bank claims an image for no domain
+            "sketch": {"photo": 0.1, "sketch": 0.5, "pooled": 0.4},
+            "left out": {"photo": 0.5, "sketch": 0.5, "pooled": 0.0},
+        }
+    )
+    assert found.routed == {"photo": 0.75, "sketch": pytest.approx(0.5 / 0.6)}
+    assert found.to_dict()["routed"] == found.routed
+    shared = routed_evaluation({"a": {"a+b": 0.5, "c/1": 0.5}, "c": {"a+b": 0.5, "c/1": 0.5}})
+    assert shared.routed == {"a": 0.5, "c": 0.5}
+    assert routed_evaluation({}).routed == {}
+    assert routed_evaluation({"photo": {"photo": 0.0}}, n=0).routed == {}
+
+
+def test_low_routing_is_told_with_what_to_do() -> None:
+    lines: list[str] = []
+
+    class Told(Reporter):
+        def message(self, text: str) -> None:
+            lines.append(text)
+
+    tell_low_routing(routed_evaluation({"a": {"a": 0.8, "b": 0.2}, "b": {"a": 0, "b": 1}}), Told())
+    assert lines == []
+    tell_low_routing(
+        routed_evaluation({"a": {"a": 0.79, "b": 0.21}, "b": {"a": 0, "b": 1}}), Told()
+    )
+    (line,) = lines
+    assert line.startswith(
+        "routing: few test images go to their own domain (a 79 %; expected 80 %)"
+    )
+    assert "`routed_to` does not say which domain an image is of" in line
+    assert "Raise train.router_lr" in line

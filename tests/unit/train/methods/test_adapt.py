@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from fedapt.data.domains import Labelled
-from fedapt.train.methods import Adapt, Learned
+from fedapt.train.methods import Learned
+from fedapt.train.methods.adapt import Adapt
 from fedapt.train.methods.base import n_bytes, n_parameters
 from tests.support.methods import (
     Arrays,

@@ -12,8 +12,9 @@ from fedapt.core.config import Config
 from fedapt.data.domains import Labelled
 from fedapt.data.partition import Client
 from fedapt.model.backbone import Backbone
-from fedapt.train.methods import CoCoOp, Learned
+from fedapt.train.methods import Learned
 from fedapt.train.methods.base import Objective, n_bytes, n_parameters
+from fedapt.train.methods.cocoop import CoCoOp
 from tests.support.methods import (
     OFFSETS,
     SCALE,

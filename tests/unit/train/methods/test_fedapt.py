@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ from torch.nn.functional import cross_entropy
 from fedapt.data.domains import Labelled
 from fedapt.model.backbone import Backbone
 from fedapt.model.prompt import draw_keys
-from fedapt.train.methods import FedAPT, Learned
+from fedapt.train.methods import Learned
 from fedapt.train.methods.base import n_bytes, n_parameters
+from fedapt.train.methods.fedapt import FedAPT
 from tests.support.methods import (
     Array,
     Arrays,
@@ -185,3 +187,45 @@ def test_bytes_of_the_clients_that_take_part() -> None:
     (record,) = one_round(FedAPT(setting), begun({}, n_keys=3)).records
     assert record["clients"] == 2
     assert record["bytes_sent"] == 2 * 2 * 4 * (C * M * W + 3 * W)
+
+
+# a class loss under the mean key
+
+
+@KINDS
+@pytest.mark.parametrize("weight", [0.5, 2.0])
+def test_the_class_loss_under_the_mean_key_is_added(
+    settings: dict[str, Any], weight: float
+) -> None:
+    setting = make_setting(settings={**settings, "prompt.mean_key_loss": weight})
+    party, start = setting.clients[1], begun(settings)
+    update = train_one(FedAPT(setting), start, party)
+    batch = party.data.load()
+    own, factor = by_hand(batch, setting.keys, 1), 1 + setting.keys.mean(0).double().numpy()
+
+    def gradients(x: Arrays) -> tuple[float, Arrays]:
+        loss, found = own(x)
+        generic, to_prompt = class_loss_by_hand(x["meta_prompt"] * factor, batch)
+        found["meta_prompt"] = found["meta_prompt"] + weight * to_prompt * factor
+        return loss + weight * generic, found
+
+    expected, loss = sgd_by_hand(gradients, to_numpy(start), setting.config.train)
+    assert_learned(update.learned, expected)
+    assert update.loss == pytest.approx(loss, abs=1e-5)
+    without, _ = sgd_by_hand(own, to_numpy(start), setting.config.train)
+    assert np.abs(update.learned["meta_prompt"].numpy() - without["meta_prompt"]).max() > 1e-3
+
+
+def test_the_adaptive_network_may_have_a_rate_of_its_own() -> None:
+    plain, other = (make_setting(settings={"train.router_lr": rate}) for rate in (0.0, 0.3))
+    start = begun({})
+    same, faster = (train_one(FedAPT(s), start, s.clients[0]).learned for s in (plain, other))
+    assert torch.equal(same["meta_prompt"], faster["meta_prompt"])
+    config = other.config.train
+    rate = dataclasses.replace(config, lr=0.3)
+    hand = by_hand(other.clients[0].data.load(), other.keys, 0)
+    expected, _ = sgd_by_hand(hand, to_numpy(start), rate)
+    np.testing.assert_allclose(
+        faster["adaptive_network"].numpy(), expected["adaptive_network"], rtol=0, atol=5e-6
+    )
+    assert moved(same, faster)["adaptive_network"] > 0.01

@@ -9,8 +9,9 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from fedapt.data.domains import Labelled
 from fedapt.model.backbone import Backbone
-from fedapt.train.methods import FedCLIP, Learned
+from fedapt.train.methods import Learned
 from fedapt.train.methods.base import n_bytes, n_parameters
+from fedapt.train.methods.fedclip import FedCLIP
 from tests.support.methods import (
     NAMES,
     SCALE,

@@ -19,8 +19,9 @@ from fedapt.data.domains import Labelled
 from fedapt.model.backbone import Backbone, hash_tensors, load_backbone
 from fedapt.model.open_clip_import import import_open_clip
 from fedapt.train.client import ClientUpdate
-from fedapt.train.methods import FullFineTuning, Learned, Setting
+from fedapt.train.methods import Learned, Setting
 from fedapt.train.methods.base import n_bytes, n_parameters
+from fedapt.train.methods.full import FullFineTuning
 from fedapt_runtime.errors import ImageError
 from tests.support.methods import NAMES, make_config, make_setting, one_round, rows_of, train_one
 

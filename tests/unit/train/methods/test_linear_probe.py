@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from fedapt.data.domains import Labelled
-from fedapt.train.methods import LinearProbe
 from fedapt.train.methods.base import n_bytes, n_parameters
+from fedapt.train.methods.linear_probe import LinearProbe
 from tests.support.methods import (
     SCALE,
     Arrays,

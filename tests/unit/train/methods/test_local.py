@@ -10,8 +10,8 @@ import torch
 
 from fedapt.data.domains import Labelled
 from fedapt.train.evaluate import accuracy
-from fedapt.train.methods import Local
 from fedapt.train.methods.base import n_bytes, n_parameters
+from fedapt.train.methods.local import Local
 from tests.support.methods import (
     SCALE,
     Arrays,

@@ -11,8 +11,9 @@ from torch.nn.functional import cross_entropy, normalize
 
 from fedapt.data.domains import Labelled
 from fedapt.model.backbone import Backbone
-from fedapt.train.methods import PromptFL, Setting
+from fedapt.train.methods import Setting
 from fedapt.train.methods.base import n_bytes, n_parameters
+from fedapt.train.methods.promptfl import PromptFL
 from tests.support.methods import (
     NAMES,
     SCALE,

@@ -17,9 +17,10 @@ from fedapt.data.domains import ImageSet, Labelled
 from fedapt.data.partition import Client
 from fedapt.model.backbone import Backbone
 from fedapt.train.client import draw_batches
-from fedapt.train.methods import FedAPT, Learned, Setting, UnsupervisedFedAPT
+from fedapt.train.methods import Learned, Setting
 from fedapt.train.methods.base import n_bytes, n_parameters
-from fedapt.train.methods.unsupervised import agreement_loss, find_neighbours
+from fedapt.train.methods.fedapt import FedAPT
+from fedapt.train.methods.unsupervised import UnsupervisedFedAPT, agreement_loss, find_neighbours
 from tests.support.methods import (
     SCALE,
     Array,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from fedapt.model.backbone import Backbone
-from fedapt.train.methods import ZeroShot
 from fedapt.train.methods.base import n_bytes, n_parameters
+from fedapt.train.methods.zero_shot import ZeroShot
 from tests.support.methods import NAMES, make_setting, one_round, rows_of
 
 
