@@ -25,13 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from fedapt.core.errors import DependencyError, ExportError, UsageError
 from fedapt.core.files import claim_file, hash_file, replace_file, write_text
 from fedapt_export.fuse import read_model
-from fedapt_export.tensorrt_graph import cast_pixels_first
 from fedapt_runtime.backends.cuda import Gpu
 from fedapt_runtime.backends.engine_file import describe_engine, sidecar_path
 from fedapt_runtime.backends.engine_plan import MODULES
@@ -232,11 +230,11 @@ def build_engine(
 def _build_engine(
     model: Path, out: Path, settings: EngineSettings, images: NDArray[np.uint8] | None
 ) -> dict[str, Any]:
-    graph, manifest = read_model(model)
+    _, manifest = read_model(model)
     settings = settings.resolve(manifest.precision)
     gpu = find_gpu()
     with replace_file(out) as temporary:
-        built = _run_builder(model, graph, temporary, settings)
+        built = _run_builder(model, temporary, settings)
         targets = list(settings.capabilities) or ["default" if settings.flavour == "rtx" else gpu]
         sidecar = {
             "flavour": settings.flavour,
@@ -257,14 +255,8 @@ def _build_engine(
     return sidecar
 
 
-def _run_builder(
-    model: Path, graph: onnx.ModelProto, out: Path, settings: EngineSettings
-) -> dict[str, Any]:
-    source = model
-    if cast_pixels_first(graph):
-        source = out.with_name("graph.onnx")
-        source.write_bytes(graph.SerializeToString())
-    request = {"model": str(source), "out": str(out)} | dataclasses.asdict(settings)
+def _run_builder(model: Path, out: Path, settings: EngineSettings) -> dict[str, Any]:
+    request = {"model": str(model), "out": str(out)} | dataclasses.asdict(settings)
     request["timing_cache"] = str(settings.timing_cache or "")
     done = subprocess.run(
         [sys.executable, "-m", "fedapt_export.engine_builder"],

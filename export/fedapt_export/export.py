@@ -37,7 +37,6 @@ from fedapt_export.precision import (
     to_runnable,
 )
 from fedapt_export.swap import write_head
-from fedapt_export.tensorrt_graph import cast_pixels_first
 from fedapt_export.unknown import calibrate_unknown
 from fedapt_runtime import Manifest
 
@@ -59,8 +58,7 @@ class ExportSettings:
         precision: of the image tower, one of `precision.PRECISIONS`.
         calibration: images that set the scales of int8, by default the run's training images.
         calibration_images: how many of them; 0 takes all.
-        symmetric: the graph as TensorRT takes it: int8 around zero (`int8.to_int8`), and no
-            moving of bytes (`tensorrt_graph`).
+        symmetric: int8 around zero, as TensorRT takes it; see `int8.to_int8`.
         most_disagreement: share of images that a lower precision may label otherwise than float32;
             None takes `precision.MOST_DISAGREEMENT`.
         calibrate: fit the logit scale to the run's validation images; no label changes.
@@ -200,8 +198,6 @@ def _export(
         model = fuse(lowered, head, backbone.label)
         comparison = compare_with_float32(reference, model, settings.precision, images)
     reporter.message(f"comparing on {source}")
-    if settings.symmetric:
-        cast_pixels_first(model)
     runnable = to_runnable(model, settings.precision)
     parity = measure_parity(runnable, fusable, backbone, images, source)
     parity.check(settings.least_agreement, out, MOST_FEATURE_DIFFERENCE[settings.precision])

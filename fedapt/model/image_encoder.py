@@ -21,7 +21,7 @@ from fedapt.model.image_tower import FEATURES, INPUT, image_tower, image_tower_t
 from fedapt.model.onnx_trace import OPSET
 from fedapt_runtime.backends.ort import import_onnxruntime, open_session
 
-_TOWER_VERSION = 6  # raise when the trace of a tower changes
+_TOWER_VERSION = 7  # raise when the trace of a tower changes
 _MOST_INLINE_BYTES = 1_900_000_000  # protobuf ends at 2 GiB
 
 

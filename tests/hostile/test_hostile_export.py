@@ -378,7 +378,7 @@ def test_the_disk_is_full_under_a_swapped_model(
 
 
 def fake_builder(monkeypatch: pytest.MonkeyPatch) -> None:
-    def build(model: Path, graph: object, out: Path, settings: EngineSettings) -> dict[str, Any]:
+    def build(model: Path, out: Path, settings: EngineSettings) -> dict[str, Any]:
         out.write_bytes(b"newer plan")
         return {"library": "tensorrt-rtx", "version": "1", "target": "default"}
 

@@ -115,7 +115,7 @@ def test_where_its_gpu_is_here_an_engine_is_run_before_it_is_written(
         assert (engine.min_batch, engine.opt_batch, engine.max_batch) == (1, 4, 9)
         return Wrong(OrtBackend(tiny_model, "cpu"), kind, 4)
 
-    def build(model: Path, graph: object, out: Path, settings: EngineSettings) -> dict[str, str]:
+    def build(model: Path, out: Path, settings: EngineSettings) -> dict[str, str]:
         out.write_bytes(b"plan")
         return {"library": "tensorrt", "version": "11.4.0"}
 
