@@ -13,4 +13,4 @@ print(f"accuracy {run.evaluation.mean:.1%}, zero-shot {run.evaluation.zero_shot_
 delivered = run.export("model.onnx")
 classifier = fedapt.Classifier.load(delivered.model)  # needs neither torch nor fedapt
 for prediction in classifier.stream(run.images("test")):
-    print(prediction.path, prediction.label, f"{prediction.score:.2f}", prediction.domain)
+    print(prediction.path, prediction.label, f"{prediction.score:.2f}", prediction.routed_to)

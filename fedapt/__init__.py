@@ -5,7 +5,7 @@ Example:
     >>> delivered = run.export("model.onnx")
     >>> classifier = fedapt.Classifier.load("model.onnx")
     >>> (prediction,) = classifier(["images/photo/stripes/000.png"])
-    >>> prediction.domain in ("photo", "sketch")
+    >>> prediction.routed_to in ("photo", "sketch")
     True
 
 Names are imported when they are first used: `import fedapt` alone loads neither torch nor any other

@@ -91,7 +91,8 @@ def _run(given: Sequence[str]) -> int:
         print(f"error: {_name_option(error, given)}", file=sys.stderr)
         return error.exit_code
     except Interrupted as stop:
-        print("; ".join(filter(None, ("interrupted", str(stop)))), file=sys.stderr)
+        lines = ("interrupted: finished files are whole", str(stop))
+        print("; ".join(filter(None, lines)), file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
 

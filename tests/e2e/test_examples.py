@@ -33,8 +33,8 @@ def workplace(
     monkeypatch.setenv("ROOT", str(tiny_images))
     read = api.read_run_settings
 
-    def read_quickly(settings: Any, data: Any, named: Any, overrides: Any = ()) -> Config:
-        return read(settings, data, {"model": str(tiny_clip), **named}, overrides)
+    def read_quickly(settings: Any, data: Any, named: Any, *more: Any) -> Config:
+        return read(settings, data, {"model": str(tiny_clip), **named}, *more)
 
     monkeypatch.setattr(api, "read_run_settings", read_quickly)  # lite takes a minute here
     return tmp_path

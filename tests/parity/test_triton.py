@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fedapt.cli.app import main
-from fedapt_export import engine as engine_module
+from fedapt_export import deliver
 from fedapt_export.engine import EngineSettings
 from fedapt_export.triton import write_repository
 from fedapt_runtime import Manifest, Preprocessing
@@ -179,7 +179,7 @@ def test_an_engine_is_served_where_triton_has_a_backend(
     def resolve(settings: EngineSettings, precision: str = "fp32") -> EngineSettings:
         return settings
 
-    monkeypatch.setattr(engine_module, "build_engine", build)
+    monkeypatch.setattr(deliver, "build_engine", build)
     monkeypatch.setattr(EngineSettings, "resolve", resolve)
     monkeypatch.setattr(EngineSettings, "find_obstacle", lambda _: "")
     out, folder = tmp_path / "tiny.onnx", tmp_path / "r"
