@@ -12,6 +12,7 @@ anything differs.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import random
@@ -128,7 +129,11 @@ def read_result(folder: Path) -> dict[str, Any]:
                 found[name] = None
             elif path.suffix in (".json", ".jsonl") and "rows" not in name:
                 text = path.read_text("utf-8").replace(str(folder), "FOLDER")
-                found[name] = [_without_times(json.loads(line)) for line in text.splitlines()]
+                parts = text.splitlines() if path.suffix == ".jsonl" else [text]
+                found[name] = [_without_times(json.loads(part)) for part in parts]
+            elif path.suffix == ".csv" and "rows" not in name:
+                with path.open(newline="", encoding="utf-8") as stream:
+                    found[name] = [_without_times(row) for row in csv.DictReader(stream)]
             else:
                 found[name] = path.read_bytes().replace(str(folder).encode(), b"FOLDER")
     return found
