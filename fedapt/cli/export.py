@@ -43,10 +43,10 @@ def export(
         typer.Option("--calibrate", help="Fit the probabilities to the run's validation images."),
     ] = False,
     mixing: Annotated[
-        str, typer.Option(help="Of the text banks: exact, or hard (the likeliest domain alone).")
+        str, typer.Option(help="Mixing of the text banks: exact, or hard (the likeliest domain alone).")
     ] = "exact",
     precision: Annotated[
-        str, typer.Option(help="Of the image tower: fp32, fp16, bf16 or int8.")
+        str, typer.Option(help="Precision of the image tower: fp32, fp16, bf16 or int8.")
     ] = "fp32",
     calibration: Annotated[
         Path | None,

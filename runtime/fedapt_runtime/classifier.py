@@ -37,8 +37,8 @@ class Prediction:
         label: the most probable class.
         score: its probability.
         top_k: the k most probable classes with their probabilities, best first.
-        routed_to: the domain whose prompt has the largest weight; it says which domain the image
-            is of only as well as the routing does (the manifest's `parity.routed`).
+        routed_to: the domain whose prompt has the largest weight. It is no domain classifier:
+            `fedapt evaluate` shows how many images of each domain are routed to it.
         domain_weights: weight of every domain's prompt in this image's own, they sum to 1.
         error: why the image could not be read.
         unknown_score: where asked for, how unlike the known domains the image is, in standard
