@@ -31,7 +31,7 @@ def compare(
         str, typer.Option(help="Names by commas, or all; see `fedapt methods`.")
     ] = "zero-shot,local,promptfl,fedapt",
     protocols: Annotated[
-        str, typer.Option(help="Names by commas: in-domain, leave-one-out, dirichlet, few-shot; or all.")
+        str, typer.Option(help="By commas: in-domain, leave-one-out, dirichlet, few-shot; or all.")
     ] = "in-domain",
     seeds: Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ...")] = 3,
     lr: Annotated[

@@ -43,7 +43,7 @@ def export(
         typer.Option("--calibrate", help="Fit the probabilities to the run's validation images."),
     ] = False,
     mixing: Annotated[
-        str, typer.Option(help="Mixing of the text banks: exact, or hard (the likeliest domain alone).")
+        str, typer.Option(help="Text banks: exact mixing, or hard (the likeliest domain alone).")
     ] = "exact",
     precision: Annotated[
         str, typer.Option(help="Precision of the image tower: fp32, fp16, bf16 or int8.")
