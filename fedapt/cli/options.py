@@ -35,6 +35,11 @@ def option_of(setting: str) -> str:
     return _OPTIONS.get(setting, "--" + setting.rpartition(".")[2].replace("_", "-"))
 
 
+def names_option(place: str) -> bool:
+    """Whether an error's place can be a setting or a parameter: `model.json` is neither."""
+    return place in declarations(Config) or place.isidentifier()
+
+
 def setting_option(name: str) -> Any:
     """An option for one setting; its help text is the setting's own."""
     setting = declarations(Config)[name]

@@ -60,16 +60,21 @@ def multiply_patches(model: onnx.ModelProto) -> None:
     (tokens,) = to_tokens.output
     has_bias = len(conv.input) > 2
     unbiased = "patches.unbiased" if has_bias else tokens
+    make = helper.make_node
     nodes = [
-        helper.make_node("Reshape", [cast.output[0], "patches.grid"], ["patches.pixels"]),
-        helper.make_node(
-            "Transpose", ["patches.pixels"], ["patches.moved"], perm=[0, 1, 3, 2, 4, 5]
+        make("Reshape", [cast.output[0], "patches.grid"], ["patches.pixels"], "patches.cut"),
+        make(
+            "Transpose",
+            ["patches.pixels"],
+            ["patches.moved"],
+            "patches.move",
+            perm=[0, 1, 3, 2, 4, 5],
         ),
-        helper.make_node("Reshape", ["patches.moved", "patches.flat"], ["patches.rows"]),
-        helper.make_node("MatMul", ["patches.rows", "patches.weight"], [unbiased], name=PRODUCT),
+        make("Reshape", ["patches.moved", "patches.flat"], ["patches.rows"], "patches.flatten"),
+        make("MatMul", ["patches.rows", "patches.weight"], [unbiased], PRODUCT),
     ]
     if has_bias:
-        nodes.append(helper.make_node("Add", [unbiased, conv.input[2]], [tokens]))
+        nodes.append(make("Add", [unbiased, conv.input[2]], [tokens], "patches.bias"))
     place = list(graph.node).index(cast)
     for node in path[1:]:
         graph.node.remove(node)

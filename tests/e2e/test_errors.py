@@ -157,7 +157,7 @@ def test_weights_that_cannot_be_reached(
     named = ["--data", str(images), "--out", str(tmp_path / "run")]
     model = ["--model", "ViT-B-32-quickgelu", "--pretrained", "openai"]
     assert main(["train", *named, *model]) == 4
-    assert_error(capsys, "no usable weights (OSError: We couldn't connect", "--pretrained FILE")
+    assert_error(capsys, "found no usable weights (", "--pretrained FILE")
 
 
 def test_a_run_that_never_began_takes_no_folder(

@@ -166,14 +166,14 @@ def rounds(golden: Golden) -> list[Learned]:
     learned = {META_PROMPT: golden["init.ctx"], ADAPTIVE_NETWORK: golden["init.query"]}
     results = []
     for number in range(3):
-        average = Average("uniform")
+        average = Average(learned, "uniform")
         for client in method.setting.clients:
             share = method.share(learned, client)
             objective = method.objective(share, client, number)
             train = method.setting.config.train
             reply = train_client(objective, share, golden.batches(client), train)
             average.add(reply, method.slots(client))
-        learned = average.result(learned)
+        learned = average.result()
         results.append(learned)
     return results
 

@@ -202,7 +202,7 @@ def test_the_head_stays_in_float32(
     names |= {"logits", "domain_weights", FEATURES}
     names |= {name for name in types if name.startswith("head.")}
     kinds = {types[name] for name in names}
-    assert kinds <= {TensorProto.FLOAT, TensorProto.INT64}
+    assert kinds <= {TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL}
     assert len(names) > 20
     images = noise(tiny_backbone, 5)
     rows = features(fused, images, precision)

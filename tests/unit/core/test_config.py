@@ -306,7 +306,7 @@ def test_weighting_is_one_of_two_words() -> None:
         ("train.method", METHODS, "FedAPT"),
         ("train.schedule", ("constant", "cosine"), "linear"),
         ("train.precision", ("float32", "bfloat16", "float16"), "half"),
-        ("prompt.keys", ("uniform", "normal", "orthogonal"), ""),
+        ("prompt.keys", ("uniform", "normal", "signs", "orthogonal"), ""),
     ],
 )
 def test_a_word_is_one_of_those_known(name: str, choices: tuple[str, ...], wrong: str) -> None:

@@ -39,7 +39,7 @@ def test_a_missing_package_is_told_with_the_line_that_brings_it(
 
 
 def test_both_variants_of_onnxruntime_are_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedapt_runtime.backends.ort._is_installed", lambda _: True)
+    monkeypatch.setattr("fedapt_runtime.backends.ort._find_folder", lambda _: "packages")
     found = finding("ONNX Runtime")
     assert not found.is_there
     assert "overwrite each other's files" in found.detail

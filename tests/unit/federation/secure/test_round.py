@@ -57,8 +57,9 @@ def test_the_secure_mean_is_the_mean(
     expected, found = run(plain), run(secure)
     start = plain.begin().learned
     for name, tensor in expected.learned.items():
-        # the encoding's error is 2^-33 at most; the rest is float32's last bit, two rounds long
-        torch.testing.assert_close(found.learned[name], tensor, rtol=3e-7, atol=2e-8)
+        # the encoding's error is 2^-33 at most; the rest is float32's last bit, two rounds long,
+        # through products whose order of sums the processor chooses
+        torch.testing.assert_close(found.learned[name], tensor, rtol=3e-7, atol=5e-8)
     assert any(bool((found.learned[n] != start[n]).any()) for n in start)
     for one, other in zip(expected.records, found.records, strict=True):
         assert other["loss"] == pytest.approx(one["loss"], abs=1e-6)
