@@ -11,12 +11,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-
-import torch
 
 from fedapt.core.config import Config
 from fedapt.data.partition import Client, ClientInfo
+from fedapt.model.threads import torch_threads
 from fedapt.train.aggregate import aggregate
 from fedapt.train.client import ClientUpdate, train_round
 from fedapt.train.loop import RoundResult
@@ -99,14 +97,3 @@ class LocalEngine:
 def _with_images(client: ClientInfo) -> Client:
     assert isinstance(client, Client)  # this engine's method was made with them
     return client
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Let torch use `count` threads for one operation inside the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -24,6 +24,7 @@ from fedapt.model.backbone import Backbone
 from fedapt.model.head import Head
 from fedapt.model.prompt import draw_keys
 from fedapt.model.prompted_clip import PromptedText, prompted_text, zero_shot_features
+from fedapt.model.threads import torch_threads
 
 # what is trained and sent: named tensors, float32
 Learned = dict[str, Tensor]
@@ -106,8 +107,9 @@ class Setting:
     @cached_property
     def zero_shot(self) -> Tensor:
         """Unit text features of "a photo of a {name}.", float32 [C, D]."""
-        # a copy, whoever asks first: tensors of inference mode cannot enter a client's loss
-        with torch.inference_mode(False):
+        # the same whoever asks first: a client's step, whose threads are not a prediction's, or a
+        # prediction, whose tensors of inference mode could not enter a client's loss
+        with torch.inference_mode(False), torch_threads(1):
             return zero_shot_features(self.backbone, self.class_names).clone()
 
     @property

@@ -19,8 +19,9 @@ from fedapt.core.seeds import child_seed
 from fedapt.data.domains import ImageSet, ImageTable
 from fedapt.data.partition import Client
 from fedapt.federation import local
-from fedapt.federation.local import LocalEngine, torch_threads
+from fedapt.federation.local import LocalEngine
 from fedapt.model.backbone import Backbone
+from fedapt.model.threads import torch_threads
 from fedapt.train.client import ClientUpdate, draw_batches, train_client
 from fedapt.train.methods import Learned, Objective, Setting
 from fedapt.train.methods.fedapt import ADAPTIVE_NETWORK, META_PROMPT, FedAPT

@@ -14,8 +14,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message
 from fedapt.core.errors import ConfigError, FederationError
 from fedapt.federation.flower.secure import MASKED, SHARES, STAGES, UNMASK
 from fedapt.federation.flower.secure.encoding import Encoding
-from fedapt.federation.local import LocalEngine, torch_threads
+from fedapt.federation.local import LocalEngine
 from fedapt.model.backbone import Backbone
+from fedapt.model.threads import torch_threads
 from fedapt.train.methods import METHODS
 from tests.support.grid import DirectGrid
 from tests.support.nodes import configure, connect, open_session, run
