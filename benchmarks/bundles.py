@@ -11,12 +11,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from fedapt.compare.bundle import write_bundle
+from fedapt.comparison.bundle import write_bundle
 from fedapt.core.report import Reporter
 from fedapt.data.domains import load_table
 from fedapt.data.folders import scan_folders
 from fedapt.model.backbone import load_backbone
-from fedapt.model.image_encoder import image_encoder
+from fedapt.onnx.image_encoder import image_encoder
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fedapt.train.methods import METHODS
+from fedapt.training.methods import METHODS
 
 
 def show(spread: dict[str, float]) -> str:

@@ -20,9 +20,9 @@ from torch.nn.functional import normalize
 
 from fedapt.core.errors import ReportedError
 from fedapt.model.backbone import Backbone, load_backbone
-from fedapt.model.image_encoder import read_tower
 from fedapt.model.image_tower import FEATURES, INPUT, image_tower
 from fedapt.model.prompted_clip import zero_shot_features
+from fedapt.onnx.tower import read_tower
 from fedapt_export.half import to_half
 from fedapt_runtime.backends.ort import import_onnxruntime, open_session
 from fedapt_runtime.errors import ModelFileError

@@ -22,10 +22,10 @@ from torch.nn.functional import normalize
 from fedapt.core.config import PromptConfig
 from fedapt.model.adaptive_network import draw_adaptive_network
 from fedapt.model.backbone import Backbone, load_backbone
-from fedapt.model.image_encoder import read_tower
 from fedapt.model.image_tower import image_tower
 from fedapt.model.prompt import draw_keys, personalise, start_context
 from fedapt.model.prompted_clip import GlobalModel, prompted_text
+from fedapt.onnx.tower import read_tower
 from fedapt_export.fuse import fuse
 from fedapt_runtime.backends.ort import import_onnxruntime, open_session
 

@@ -40,8 +40,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fedapt.core.files import write_text
 from fedapt.model.backbone import Backbone, load_backbone
-from fedapt.model.image_encoder import read_tower
 from fedapt.model.image_tower import image_tower
+from fedapt.onnx.tower import read_tower
 from fedapt_export.export import write_model
 from fedapt_export.fuse import build_zero_shot_manifest, fuse
 from fedapt_export.half import to_half

@@ -26,15 +26,15 @@ from typing import Any
 
 import torch
 
-from fedapt.compare.run import open_images
+from fedapt.comparison.run import open_images
 from fedapt.core.config import read_config
 from fedapt.core.files import write_text
 from fedapt.core.report import Reporter
 from fedapt.model.backbone import load_backbone
 from fedapt.run.session import Session
-from fedapt.train.evaluate import accuracy
-from fedapt.train.loop import Progress
-from fedapt.train.methods.fedapt import FedAPT
+from fedapt.training.evaluate import accuracy
+from fedapt.training.loop import Progress
+from fedapt.training.methods.fedapt import FedAPT
 
 VARIANTS: dict[str, tuple[str, ...]] = {
     "uniform in [0, 1)": (),

@@ -16,10 +16,10 @@ from fedapt.core.config import read_config
 from fedapt.data.features import extract_features
 from fedapt.data.folders import scan_folders
 from fedapt.model.backbone import Backbone, load_backbone
-from fedapt.model.image_encoder import image_encoder
 from fedapt.model.lite.image_tower import read_efficientnet_lite0
 from fedapt.model.prompted_clip import zero_shot_features
-from fedapt.train.evaluate import accuracy
+from fedapt.onnx.image_encoder import image_encoder
+from fedapt.training.evaluate import accuracy
 
 
 def teacher_features(class_names: tuple[str, ...]) -> Tensor | None:

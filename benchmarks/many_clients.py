@@ -21,7 +21,7 @@ from fedapt.data.domains import Domain, ImageSet, ImageTable
 from fedapt.data.folders import ImageFolders
 from fedapt.model.backbone import load_backbone
 from fedapt.run.session import Session
-from fedapt.train.loop import Progress
+from fedapt.training.loop import Progress
 
 DOMAINS, CLASSES, IMAGES, ROUNDS = 4, 10, 20_000, 50
 

@@ -19,10 +19,10 @@ from fedapt.data.folders import scan_folders
 from fedapt.data.splits import split_folders
 from fedapt.model.backbone import load_backbone
 from fedapt.model.checkpoint import Checkpoint
-from fedapt.model.image_encoder import image_encoder
+from fedapt.onnx.image_encoder import image_encoder
 from fedapt.run.session import Session
-from fedapt.train.loop import Progress
-from fedapt.train.methods import METHODS
+from fedapt.training.loop import Progress
+from fedapt.training.methods import METHODS
 
 Cell = TypeVar("Cell")
 Found = TypeVar("Found")

@@ -16,7 +16,7 @@ from figures import is_quick, publish
 from office import in_processes, open_office, open_session, run, spread
 from pooled import pooled_accuracy, pooled_fits
 
-from fedapt.train.evaluate import Evaluation
+from fedapt.training.evaluate import Evaluation
 
 SEEDS = tuple(range(30))
 CONFIGS = {"paper": "office_caltech10_paper", "recommended": "office_caltech10"}

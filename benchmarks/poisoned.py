@@ -27,7 +27,7 @@ from fedapt.federation.flower.node import Node, Party
 from fedapt.federation.flower.task import Plan
 from fedapt.federation.flower.watch import Watch
 from fedapt.model.backbone import load_backbone
-from fedapt.model.image_encoder import image_encoder
+from fedapt.onnx.image_encoder import image_encoder
 from fedapt.run.session import Session
 
 sys.path.insert(0, str(ROOT / "tests"))

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy, normalize, one_hot
 from fedapt.data.domains import Domain
 from fedapt.model.backbone import Backbone
 from fedapt.model.text_tower import TextTower
-from fedapt.train.evaluate import accuracy
+from fedapt.training.evaluate import accuracy
 
 Part = Literal["validation", "test"]
 Fit = Callable[[Tensor, Tensor], Callable[[Tensor], Tensor]]

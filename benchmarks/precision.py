@@ -25,7 +25,7 @@ from fedapt.data.folders import scan_folders
 from fedapt.data.splits import split_as_configured
 from fedapt.model.backbone import load_backbone
 from fedapt.model.checkpoint import load_checkpoint
-from fedapt.model.image_encoder import read_tower
+from fedapt.onnx.tower import read_tower
 from fedapt.run.folder import RunFolder
 from fedapt.run.train import train
 from fedapt_export.fuse import fuse

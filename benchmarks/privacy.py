@@ -20,7 +20,7 @@ from fedapt.data.domains import load_domains
 from fedapt.data.folders import scan_folders
 from fedapt.data.splits import split_as_configured
 from fedapt.model.backbone import load_backbone
-from fedapt.model.image_encoder import image_encoder
+from fedapt.onnx.image_encoder import image_encoder
 from fedapt.run.session import Session
 
 ROUNDS, SEEDS = 10, 2

@@ -33,9 +33,9 @@ from fedapt.data.domains import Domain, load_domains
 from fedapt.data.folders import ImageFolders, scan_folders
 from fedapt.data.splits import split_folders
 from fedapt.model.backbone import Backbone, load_backbone
-from fedapt.model.image_encoder import image_encoder
 from fedapt.model.image_tower import image_tower
 from fedapt.model.prompt import draw_keys, personalise
+from fedapt.onnx.image_encoder import image_encoder
 from fedapt.run.session import Session
 
 MEASURED_STEPS = 2

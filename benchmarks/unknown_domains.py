@@ -30,7 +30,7 @@ from fedapt.data.features import extract_features
 from fedapt.data.folders import Sample
 from fedapt.model.backbone import load_backbone
 from fedapt.model.checkpoint import load_checkpoint
-from fedapt.model.image_encoder import image_encoder
+from fedapt.onnx.image_encoder import image_encoder
 from fedapt.run.train import train
 from fedapt_export.unknown import KEEP, calibrate_on
 from fedapt_runtime.unknown import measure_features

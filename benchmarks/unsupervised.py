@@ -15,7 +15,7 @@ from itertools import product
 from figures import is_quick, publish
 from office import in_processes, open_session, run, spread
 
-from fedapt.train.evaluate import Evaluation
+from fedapt.training.evaluate import Evaluation
 
 SEEDS = tuple(range(30))
 RATES = (0.01, 0.1)

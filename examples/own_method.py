@@ -10,8 +10,8 @@ import sys
 from torch import Tensor
 
 import fedapt
-from fedapt.train.methods import Learned
-from fedapt.train.methods.base import FeatureMethod, text_logits
+from fedapt.training.methods import Learned
+from fedapt.training.methods.base import FeatureMethod, text_logits
 
 
 class ClassVectors(FeatureMethod):

@@ -14,25 +14,23 @@ heavy package.
 
 from __future__ import annotations
 
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# public name -> module that has it; None for a module itself
+# public name -> where it is, as `pkgutil.resolve_name` reads it
 _PLACES = {
-    "Classifier": "fedapt_runtime",
-    "Config": "fedapt.core.config",
-    "Method": "fedapt.train.methods",
-    "Reporter": "fedapt.core.report",
-    "Run": "fedapt.api",
-    "load": "fedapt.api",
-    "register_method": "fedapt.train.methods",
-}
-_MODULES = {
-    "compare": "fedapt.compare",
-    "errors": "fedapt.core.errors",
-    "train": "fedapt.train",
+    "Classifier": "fedapt_runtime:Classifier",
+    "Config": "fedapt.core.config:Config",
+    "Method": "fedapt.training.methods:Method",
+    "Reporter": "fedapt.core.report:Reporter",
+    "Run": "fedapt.api:Run",
+    "compare": "fedapt.api:compare",
+    "errors": "fedapt.core.errors:",
+    "load": "fedapt.api:load",
+    "register_method": "fedapt.training.methods:register_method",
+    "train": "fedapt.api:train",
 }
 
 __all__ = [
@@ -54,16 +52,14 @@ if TYPE_CHECKING:
     from fedapt.core import errors
     from fedapt.core.config import Config
     from fedapt.core.report import Reporter
-    from fedapt.train.methods import Method, register_method
+    from fedapt.training.methods import Method, register_method
     from fedapt_runtime import Classifier
 
 
 def __getattr__(name: str) -> Any:
     """A public name, imported now."""
-    if name in _MODULES:
-        return import_module(_MODULES[name])
     if name in _PLACES:
-        return getattr(import_module(_PLACES[name]), name)
+        return resolve_name(_PLACES[name])
     raise AttributeError(f"module 'fedapt' has no attribute {name!r}")
 
 

@@ -18,8 +18,8 @@ from fedapt.core.report import Reporter
 from fedapt.run.folder import RunFolder
 
 if TYPE_CHECKING:
-    from fedapt.compare.run import Comparison
-    from fedapt.train.evaluate import Evaluation
+    from fedapt.comparison.run import Comparison
+    from fedapt.training.evaluate import Evaluation
     from fedapt_export.deliver import Delivered
     from fedapt_export.engine import EngineSettings
 
@@ -271,8 +271,8 @@ def compare(
         >>> comparison.domains
         ('photo', 'sketch')
     """
-    from fedapt.compare.plan import PROTOCOLS, Plan
-    from fedapt.compare.write import write_comparison
+    from fedapt.comparison.plan import PROTOCOLS, Plan
+    from fedapt.comparison.write import write_comparison
 
     config = read_run_settings(settings, data, named, overrides, preset)
     if named.get("validation") is None and not config.data.validation_fraction:

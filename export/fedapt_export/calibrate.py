@@ -13,9 +13,9 @@ from fedapt.core.errors import DataError
 from fedapt.data.features import extract_features
 from fedapt.model.backbone import Backbone
 from fedapt.model.checkpoint import Checkpoint
-from fedapt.model.image_encoder import image_encoder
-from fedapt.train.calibration import calibration_error, fit_scale
-from fedapt.train.methods.base import Fusable
+from fedapt.onnx.image_encoder import image_encoder
+from fedapt.training.calibration import calibration_error, fit_scale
+from fedapt.training.methods.base import Fusable
 from fedapt_export.images import open_images, root_of_run
 
 

@@ -14,11 +14,11 @@ from fedapt.core.versions import software_versions
 from fedapt.model.backbone import Backbone, hash_tensors
 from fedapt.model.checkpoint import Checkpoint
 from fedapt.model.head import Head
-from fedapt.model.image_encoder import read_tower
-from fedapt.model.image_tower import FEATURES, image_tower_to_onnx
-from fedapt.model.onnx_trace import OPSET
+from fedapt.model.image_tower import FEATURES
+from fedapt.onnx.tower import image_tower_to_onnx, read_tower
+from fedapt.onnx.trace import OPSET
 from fedapt.run.rebuild import rebuild_method
-from fedapt.train.methods.base import ALL_DOMAINS, Fusable
+from fedapt.training.methods.base import ALL_DOMAINS, Fusable
 from fedapt_export.head import LOGITS, WEIGHTS, build_head, swappable_inputs
 from fedapt_runtime import Manifest, Preprocessing
 from fedapt_runtime.manifest import METADATA_KEY, parse_manifest
@@ -33,7 +33,7 @@ def fuse(tower: onnx.ModelProto, head: Head, label: str) -> onnx.ModelProto:
     `domain_weights` float32 [batch, N] and `features` float32 [batch, D], not normalised.
 
     Args:
-        tower: as `model.image_encoder.read_tower` gives it, in any precision.
+        tower: as `fedapt.onnx.tower.read_tower` gives it, in any precision.
         label: of the CLIP, for errors.
 
     Raises:

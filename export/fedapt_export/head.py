@@ -20,8 +20,8 @@ from fedapt.model.adaptive_network import LEAST_STD
 from fedapt.model.backbone import Backbone
 from fedapt.model.head import LEAST_NORM, Head, single_bank
 from fedapt.model.image_tower import FEATURES
-from fedapt.model.onnx_trace import BATCH, IR_VERSION, OPSET
 from fedapt.model.prompted_clip import zero_shot_features
+from fedapt.onnx.trace import BATCH, IR_VERSION, OPSET
 from fedapt_runtime.head import complete_head
 
 LOGITS, WEIGHTS = "logits", "domain_weights"

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from fedapt.core.errors import ExportError
 from fedapt.core.files import scratch_folder
-from fedapt.model.onnx_trace import IR_VERSION
-from fedapt.model.patches import PRODUCT
+from fedapt.onnx.patches import PRODUCT
+from fedapt.onnx.trace import IR_VERSION
 
 FLOAT_CONVOLUTIONS = 5
 _BATCH = 8

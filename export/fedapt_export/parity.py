@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 from fedapt.core.errors import ParityError
 from fedapt.model.backbone import Backbone
 from fedapt.model.image_tower import image_tower
-from fedapt.train.methods.base import Fusable
+from fedapt.training.methods.base import Fusable
 from fedapt_runtime.backends.ort import import_onnxruntime, open_session
 
 BATCH_SIZES = (1, 2, 5, 8)

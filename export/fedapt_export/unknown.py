@@ -16,8 +16,8 @@ from fedapt.data.features import ImageEncoder, extract_features
 from fedapt.data.folders import Sample
 from fedapt.model.backbone import Backbone
 from fedapt.model.checkpoint import Checkpoint
-from fedapt.model.image_encoder import image_encoder
-from fedapt.train.methods.base import Fusable
+from fedapt.onnx.image_encoder import image_encoder
+from fedapt.training.methods.base import Fusable
 from fedapt_export.images import open_images, root_of_run
 from fedapt_runtime.unknown import UnknownSignal, calibrate_signal
 

@@ -21,7 +21,7 @@ from fedapt.core.errors import UsageError
 from fedapt.core.presets import PAPER
 
 if TYPE_CHECKING:
-    from fedapt.compare.table import Row, Spread
+    from fedapt.comparison.table import Row, Spread
 
 
 def compare(
@@ -74,7 +74,7 @@ def compare(
             preset=preset,
             processes=processes,
         )
-        from fedapt.compare.table import build_rows
+        from fedapt.comparison.table import build_rows
     if as_json:
         print_json(json.loads((out / "results.json").read_text("utf-8"))["rows"])
         return
@@ -84,7 +84,7 @@ def compare(
 
 
 def _show(rows: list[Row], protocol: str, domains: tuple[str, ...]) -> None:
-    from fedapt.compare.table import show_rates
+    from fedapt.comparison.table import show_rates
 
     print_table(
         f"{protocol}: test accuracy, %",

@@ -12,7 +12,7 @@ from fedapt.cli.options import CheckpointArgument, DeviceOption, JsonOption
 from fedapt.cli.show import console_reporter, percent, print_json, print_table
 
 if TYPE_CHECKING:
-    from fedapt.train.evaluate import Evaluation
+    from fedapt.training.evaluate import Evaluation
 
 
 def evaluate(

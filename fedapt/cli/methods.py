@@ -10,7 +10,7 @@ from fedapt.cli.show import print_json, print_table
 
 def methods(as_json: JsonOption = False) -> None:
     """List what `train --method` and `compare --methods` take."""
-    from fedapt.train.methods import METHODS
+    from fedapt.training.methods import METHODS
 
     rows = [
         {

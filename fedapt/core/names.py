@@ -6,18 +6,18 @@ from pathlib import PurePath
 
 # federated methods: name -> module and class, each in a file of its own
 METHODS = {
-    "fedapt": "fedapt.train.methods.fedapt:FedAPT",
-    "fedapt-unsupervised": "fedapt.train.methods.unsupervised:UnsupervisedFedAPT",
-    "zero-shot": "fedapt.train.methods.zero_shot:ZeroShot",
-    "local": "fedapt.train.methods.local:Local",
-    "promptfl": "fedapt.train.methods.promptfl:PromptFL",
-    "adapt": "fedapt.train.methods.adapt:Adapt",
-    "cocoop": "fedapt.train.methods.cocoop:CoCoOp",
-    "fedclip": "fedapt.train.methods.fedclip:FedCLIP",
-    "linear-probe": "fedapt.train.methods.linear_probe:LinearProbe",
-    "analytic": "fedapt.train.methods.analytic:Analytic",
-    "adaptive-analytic": "fedapt.train.methods.analytic:AdaptiveAnalytic",
-    "full": "fedapt.train.methods.full:FullFineTuning",
+    "fedapt": "fedapt.training.methods.fedapt:FedAPT",
+    "fedapt-unsupervised": "fedapt.training.methods.unsupervised:UnsupervisedFedAPT",
+    "zero-shot": "fedapt.training.methods.zero_shot:ZeroShot",
+    "local": "fedapt.training.methods.local:Local",
+    "promptfl": "fedapt.training.methods.promptfl:PromptFL",
+    "adapt": "fedapt.training.methods.adapt:Adapt",
+    "cocoop": "fedapt.training.methods.cocoop:CoCoOp",
+    "fedclip": "fedapt.training.methods.fedclip:FedCLIP",
+    "linear-probe": "fedapt.training.methods.linear_probe:LinearProbe",
+    "analytic": "fedapt.training.methods.analytic:Analytic",
+    "adaptive-analytic": "fedapt.training.methods.analytic:AdaptiveAnalytic",
+    "full": "fedapt.training.methods.full:FullFineTuning",
 }
 # those whose global model is FedAPT's, with prompts of each image's own to compare with
 FUSED_METHODS = ("fedapt", "fedapt-unsupervised")

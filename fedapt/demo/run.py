@@ -16,11 +16,11 @@ from fedapt.data.collection import Collection, open_collection
 from fedapt.data.emoji import build_emoji_set
 from fedapt.model.backbone import Backbone, load_backbone
 from fedapt.model.checkpoint import load_checkpoint
-from fedapt.model.image_encoder import read_tower
+from fedapt.onnx.tower import read_tower
 from fedapt.run.folder import RunFolder
 from fedapt.run.rebuild import rebuild_method
 from fedapt.run.train import train
-from fedapt.train.methods.analytic import AdaptiveAnalytic
+from fedapt.training.methods.analytic import AdaptiveAnalytic
 from fedapt_export.export import ExportSettings, write_model
 from fedapt_export.export import export as export_checkpoint
 from fedapt_export.fuse import build_zero_shot_manifest, fuse

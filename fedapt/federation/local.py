@@ -15,10 +15,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from fedapt.core.config import Config
 from fedapt.data.partition import Client, ClientInfo
 from fedapt.model.threads import torch_threads
-from fedapt.train.aggregate import aggregate
-from fedapt.train.client import ClientUpdate, train_round
-from fedapt.train.loop import RoundResult
-from fedapt.train.methods.base import Learned, Method, n_bytes
+from fedapt.training.aggregate import aggregate
+from fedapt.training.client import ClientUpdate, train_round
+from fedapt.training.loop import RoundResult
+from fedapt.training.methods.base import Learned, Method, n_bytes
 from fedapt_runtime.machine import usable_cores, usable_memory
 
 _USUAL_MEMORY_BYTES = 16 << 30

@@ -1,20 +1,13 @@
-"""The image tower behind one border: uint8 pixels in, features out; in torch and as ONNX."""
+"""The image tower as one torch module: uint8 pixels in, features out."""
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
-import onnx
 import torch
 from torch import Tensor, nn
 
 from fedapt.model.backbone import Backbone
-from fedapt.model.batch_norm import unfold_batch_norms
-from fedapt.model.normalisation import fold_normalisation
-from fedapt.model.onnx_trace import trace_to_onnx
-from fedapt.model.patches import multiply_patches
-from fedapt.model.traceable import rewrite_for_tracing
 from fedapt_runtime import Preprocessing
 
 INPUT, FEATURES = "images", "features"
@@ -49,23 +42,3 @@ class ImageTower(nn.Module):
 def image_tower(backbone: Backbone) -> ImageTower:
     """The backbone's image tower, on its device."""
     return ImageTower(backbone.clip, backbone.preprocessing).to(backbone.device).eval()
-
-
-def image_tower_to_onnx(backbone: Backbone, tower: nn.Module | None = None) -> onnx.ModelProto:
-    """The image tower as ONNX, input `images`, output `features`.
-
-    Args:
-        tower: another in its place, from the same pixels to features of the same width.
-
-    Raises:
-        ExportError: the tower cannot be traced.
-    """
-    tower = copy.deepcopy(tower or image_tower(backbone)).eval()
-    rewrite_for_tracing(tower)
-    height, width = backbone.preprocessing.size
-    example = torch.zeros(2, height, width, 3, dtype=torch.uint8, device=backbone.device)
-    model = trace_to_onnx(tower, example, INPUT, [FEATURES])
-    fold_normalisation(model)
-    multiply_patches(model)
-    unfold_batch_norms(model)
-    return model

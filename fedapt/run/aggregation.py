@@ -5,9 +5,9 @@ from __future__ import annotations
 from fedapt.core.config import Config, FederationConfig
 from fedapt.core.errors import ConfigError
 from fedapt.federation.flower import require_flower
-from fedapt.train.methods import METHODS, Method
-from fedapt.train.robust import count_needed
-from fedapt.train.sampling import sample_clients
+from fedapt.training.methods import METHODS, Method
+from fedapt.training.robust import count_needed
+from fedapt.training.sampling import sample_clients
 
 # a Gaussian is further out once in 10^15 draws
 _WIDTHS = 8

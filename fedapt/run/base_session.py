@@ -17,10 +17,10 @@ from fedapt.data.partition import ClientInfo, name_keys
 from fedapt.model.backbone import Backbone
 from fedapt.model.checkpoint import Checkpoint, CheckpointInfo
 from fedapt.run.folder import RunFolder
-from fedapt.train.loop import Progress
-from fedapt.train.methods import METHODS, Learned, Method, Setting
-from fedapt.train.methods.base import Views, n_parameters
-from fedapt.train.sampling import check_sampling
+from fedapt.training.loop import Progress
+from fedapt.training.methods import METHODS, Learned, Method, Setting
+from fedapt.training.methods.base import Views, n_parameters
+from fedapt.training.sampling import check_sampling
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ from fedapt.model.checkpoint import load_checkpoint
 from fedapt.run.folder import RunFolder
 from fedapt.run.remote_session import RemoteSession
 from fedapt.run.simulation import FLOWER, check_engine
-from fedapt.train.loop import Progress
-from fedapt.train.methods import METHODS
+from fedapt.training.loop import Progress
+from fedapt.training.methods import METHODS
 
 LIVE, REGISTRY = "live.jsonl", "nodes.json"
 

@@ -10,10 +10,10 @@ from fedapt.core.report import Reporter
 from fedapt.data.collection import open_collection
 from fedapt.model.backbone import load_backbone
 from fedapt.model.checkpoint import load_checkpoint
-from fedapt.model.image_encoder import image_encoder
+from fedapt.onnx.image_encoder import image_encoder
 from fedapt.run.device import choose_device
 from fedapt.run.rebuild import rebuild_method
-from fedapt.train.evaluate import Evaluation, evaluate, tell_low_routing, tell_untested
+from fedapt.training.evaluate import Evaluation, evaluate, tell_low_routing, tell_untested
 
 
 def evaluate_checkpoint(

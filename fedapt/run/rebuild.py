@@ -6,8 +6,8 @@ from fedapt.data.domains import ImageTable
 from fedapt.data.partition import ClientInfo
 from fedapt.model.backbone import Backbone
 from fedapt.model.checkpoint import Checkpoint
-from fedapt.train.methods import METHODS, Method, Setting
-from fedapt.train.methods.base import Learned
+from fedapt.training.methods import METHODS, Method, Setting
+from fedapt.training.methods.base import Learned
 
 
 def rebuild_method(

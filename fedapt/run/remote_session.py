@@ -15,8 +15,8 @@ from fedapt.model.checkpoint import Checkpoint
 from fedapt.run.aggregation import check_aggregation, check_privacy
 from fedapt.run.base_session import BaseSession
 from fedapt.run.folder import RunFolder
-from fedapt.train.loop import Measured, Progress, run_rounds
-from fedapt.train.methods import Learned
+from fedapt.training.loop import Measured, Progress, run_rounds
+from fedapt.training.methods import Learned
 
 
 class RemoteSession(BaseSession):

@@ -17,13 +17,13 @@ from fedapt.data.views import StrongViews
 from fedapt.federation.local import LocalEngine
 from fedapt.model.backbone import Backbone
 from fedapt.model.checkpoint import Checkpoint, load_checkpoint
-from fedapt.model.image_encoder import image_encoder
+from fedapt.onnx.image_encoder import image_encoder
 from fedapt.run.aggregation import check_aggregation, check_privacy
 from fedapt.run.base_session import BaseSession, Images
 from fedapt.run.folder import RunFolder
-from fedapt.train.evaluate import Evaluation, evaluate, measure
-from fedapt.train.loop import Engine, Measured, Progress, run_rounds
-from fedapt.train.methods import Learned
+from fedapt.training.evaluate import Evaluation, evaluate, measure
+from fedapt.training.loop import Engine, Measured, Progress, run_rounds
+from fedapt.training.methods import Learned
 
 
 class Session(BaseSession):

@@ -13,9 +13,9 @@ from fedapt.data.partition import ClientInfo
 from fedapt.federation.flower import require_flower
 from fedapt.run.aggregation import check_privacy
 from fedapt.run.session import Session
-from fedapt.train.loop import Engine
-from fedapt.train.methods import METHODS
-from fedapt.train.sampling import sample_clients
+from fedapt.training.loop import Engine
+from fedapt.training.methods import METHODS
+from fedapt.training.sampling import sample_clients
 
 LOCAL, FLOWER = "local", "flower"
 

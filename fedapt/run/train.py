@@ -12,15 +12,15 @@ from fedapt.data.collection import open_collection
 from fedapt.data.domains import digest_images
 from fedapt.model.backbone import load_backbone
 from fedapt.model.checkpoint import load_checkpoint
-from fedapt.model.image_encoder import image_encoder
+from fedapt.onnx.image_encoder import image_encoder
 from fedapt.run.device import choose_device
 from fedapt.run.folder import RunFolder
 from fedapt.run.session import Session
 from fedapt.run.simulation import check_engine, open_engine
 from fedapt.run.trackers import check_trackers, track
-from fedapt.train.evaluate import Evaluation, tell_low_routing, tell_untested
-from fedapt.train.loop import Progress
-from fedapt.train.methods import METHODS
+from fedapt.training.evaluate import Evaluation, tell_low_routing, tell_untested
+from fedapt.training.loop import Progress
+from fedapt.training.methods import METHODS
 
 
 def train(

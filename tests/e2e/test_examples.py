@@ -13,7 +13,7 @@ import pytest
 from fedapt import api
 from fedapt.core import names
 from fedapt.core.config import Config
-from fedapt.train import methods
+from fedapt.training import methods
 from tests.support.paths import ROOT
 
 EXAMPLES = ROOT / "examples"

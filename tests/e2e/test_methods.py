@@ -16,10 +16,10 @@ from fedapt.data.domains import ImageTable, Labelled
 from fedapt.data.features import extract_features
 from fedapt.model.backbone import Backbone
 from fedapt.model.checkpoint import Checkpoint, load_checkpoint
-from fedapt.model.image_encoder import image_encoder
+from fedapt.onnx.image_encoder import image_encoder
 from fedapt.run.rebuild import rebuild_method
-from fedapt.train.methods import METHODS
-from fedapt.train.methods.base import n_bytes
+from fedapt.training.methods import METHODS
+from fedapt.training.methods.base import n_bytes
 from fedapt_runtime import Classifier
 from fedapt_runtime.errors import EXIT_INTERRUPTED
 from tests.support.tiny import CLASSES, DOMAINS
@@ -175,7 +175,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, train: Any) -> Any:
 def test_resuming_keeps_what_full_fine_tuning_settled(
     tmp_path: Path, train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedapt.train.methods.full.ROUNDS", 2)  # instead of 10
+    monkeypatch.setattr("fedapt.training.methods.full.ROUNDS", 2)  # instead of 10
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert train("full", whole, rounds=50) == 0
     assert len(read_records(whole / "records.jsonl")) == 2

@@ -12,7 +12,7 @@ from fedapt.core.config import read_config
 from fedapt.core.report import Reporter
 from fedapt.model.backbone import load_backbone
 from fedapt.model.checkpoint import load_checkpoint
-from fedapt.model.image_encoder import OrtEncoder, TorchEncoder, image_encoder
+from fedapt.onnx.image_encoder import OrtEncoder, TorchEncoder, image_encoder
 from fedapt.run.train import train
 from fedapt_runtime import Classifier
 from fedapt_runtime.backends.ort import PROVIDERS, import_onnxruntime

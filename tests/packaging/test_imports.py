@@ -51,7 +51,9 @@ def test_the_core_and_the_runtime_import_no_torch() -> None:
 
 
 def test_the_local_engine_needs_no_flower() -> None:
-    code = "import fedapt.run.train, fedapt.run.session, fedapt.compare.run, fedapt_export.doctor"
+    code = (
+        "import fedapt.run.train, fedapt.run.session, fedapt.comparison.run, fedapt_export.doctor"
+    )
     assert modules_after(code).isdisjoint(("flwr", "ray", "dp_accounting"))
 
 

@@ -12,7 +12,7 @@ from fedapt.cli.app import main
 from fedapt.core.errors import ExportError
 from fedapt.core.files import hash_file
 from fedapt.model.backbone import Backbone, load_backbone
-from fedapt.model.image_encoder import read_tower
+from fedapt.onnx.tower import read_tower
 from fedapt_export import engine as engine_module
 from fedapt_export.describe import describe
 from fedapt_export.engine import EngineSettings, build_engine

@@ -14,7 +14,7 @@ from fedapt.core.errors import CheckpointError, ParityError
 from fedapt.model.backbone import Backbone, load_backbone
 from fedapt.model.checkpoint import load_checkpoint
 from fedapt.model.head import Head
-from fedapt.model.image_encoder import read_tower
+from fedapt.onnx.tower import read_tower
 from fedapt_export import export as export_module
 from fedapt_export.fuse import fuse
 from fedapt_export.parity import Parity, measure_parity

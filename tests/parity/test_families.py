@@ -17,10 +17,11 @@ from torch.nn.functional import normalize
 
 from fedapt.core.errors import ModelError, ModelNotSupported
 from fedapt.model.backbone import Backbone, load_backbone
-from fedapt.model.image_tower import FEATURES, INPUT, image_tower_to_onnx
+from fedapt.model.image_tower import FEATURES, INPUT
 from fedapt.model.open_clip_import import import_open_clip
 from fedapt.model.prompted_clip import prompted_text
 from fedapt.model.tokens import tokenize_texts
+from fedapt.onnx.tower import image_tower_to_onnx
 from fedapt_runtime.backends.ort import import_onnxruntime, open_session
 from tests.support.families import FAMILIES, timm_towers_of, write_family
 

@@ -17,10 +17,10 @@ from fedapt.model.open_clip_import import import_open_clip
 from fedapt.model.prompted_clip import GlobalModel
 from fedapt.model.text_tower import TextTower
 from fedapt.model.tokens import Layout, take_apart, tokenize_prompts
-from fedapt.train.aggregate import Average
-from fedapt.train.client import train_client
-from fedapt.train.methods import Learned, Setting
-from fedapt.train.methods.fedapt import ADAPTIVE_NETWORK, META_PROMPT, FedAPT
+from fedapt.training.aggregate import Average
+from fedapt.training.client import train_client
+from fedapt.training.methods import Learned, Setting
+from fedapt.training.methods.fedapt import ADAPTIVE_NETWORK, META_PROMPT, FedAPT
 from fedapt_runtime import Preprocessing
 from tests.support.paths import GOLDEN, needs_golden
 

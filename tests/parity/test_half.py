@@ -16,8 +16,8 @@ from onnx.reference import ReferenceEvaluator
 
 from fedapt.core.errors import ExportError
 from fedapt.model.backbone import Backbone, load_backbone
-from fedapt.model.image_encoder import read_tower
-from fedapt.model.image_tower import FEATURES, INPUT, image_tower_to_onnx
+from fedapt.model.image_tower import FEATURES, INPUT
+from fedapt.onnx.tower import image_tower_to_onnx, read_tower
 from fedapt_export import half as half_module
 from fedapt_export.fuse import fuse, read_opset
 from fedapt_export.half import emulate_bfloat16, to_half

@@ -21,8 +21,8 @@ from fedapt.core.errors import DataError, ExportError
 from fedapt.core.report import Reporter
 from fedapt.model.backbone import Backbone, load_backbone
 from fedapt.model.checkpoint import load_checkpoint
-from fedapt.model.image_encoder import read_tower
-from fedapt.model.patches import PRODUCT
+from fedapt.onnx.patches import PRODUCT
+from fedapt.onnx.tower import read_tower
 from fedapt.run.train import train
 from fedapt_export import images as images_module
 from fedapt_export.images import collect_calibration, collect_images

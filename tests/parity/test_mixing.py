@@ -15,8 +15,8 @@ import torch
 from fedapt.cli.app import main
 from fedapt.model.backbone import Backbone
 from fedapt.model.checkpoint import load_checkpoint
-from fedapt.model.image_encoder import read_tower
 from fedapt.model.prompted_clip import GlobalModel
+from fedapt.onnx.tower import read_tower
 from fedapt_export import precision as precision_module
 from fedapt_export.fuse import fuse, read_manifest
 from fedapt_export.precision import MOST_FEATURE_DIFFERENCE

@@ -22,9 +22,9 @@ from fedapt.core.report import Reporter
 from fedapt.data.domains import ImageSet, ImageTable, Labelled
 from fedapt.data.partition import Client
 from fedapt.federation.local import LocalEngine
-from fedapt.train.client import ClientUpdate
-from fedapt.train.loop import Measured, Progress, run_rounds
-from fedapt.train.methods import Learned, Method, Setting
+from fedapt.training.client import ClientUpdate
+from fedapt.training.loop import Measured, Progress, run_rounds
+from fedapt.training.methods import Learned, Method, Setting
 
 Array = NDArray[np.float64]
 Arrays = dict[str, Array]

@@ -20,10 +20,10 @@ from fedapt.federation.flower.node import Node, Party
 from fedapt.federation.flower.task import Plan
 from fedapt.federation.flower.watch import Watch
 from fedapt.model.backbone import Backbone
-from fedapt.model.image_encoder import image_encoder
+from fedapt.onnx.image_encoder import image_encoder
 from fedapt.run.session import Session
-from fedapt.train.loop import Progress
-from fedapt.train.methods import METHODS
+from fedapt.training.loop import Progress
+from fedapt.training.methods import METHODS
 from tests.support.grid import DirectGrid
 
 

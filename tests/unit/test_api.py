@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import doctest
-import importlib
 import inspect
 import shutil
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from fedapt.api import read_run_settings
 from fedapt.core import names
 from fedapt.core.config import read_config
 from fedapt.core.errors import CheckpointError, ConfigError, UsageError
-from fedapt.train import methods
+from fedapt.training import methods
 from tests.packaging.test_imports import HEAVY, modules_after
 
 NAMES = [
@@ -34,19 +34,12 @@ NAMES = [
 ]
 
 
-def functions_of(name: str) -> Any:
-    """What a public name means: of a callable package its function."""
-    if name in ("train", "compare"):
-        return getattr(importlib.import_module("fedapt.api"), name)
-    return getattr(fedapt, name)
-
-
 def examples() -> list[doctest.DocTest]:
     finder = doctest.DocTestFinder(exclude_empty=True, recurse=True)
     found = [t for t in finder.find(fedapt, "fedapt", module=False) if t.name == "fedapt"]
     for name in NAMES:
-        tests = finder.find(functions_of(name), name, module=False)
-        if inspect.ismodule(functions_of(name)):
+        tests = finder.find(getattr(fedapt, name), name, module=False)
+        if inspect.ismodule(getattr(fedapt, name)):
             tests = [t for t in tests if t.name == name]
         found += [test for test in tests if test.examples]
     return found
@@ -103,13 +96,9 @@ def test_importing_fedapt_loads_nothing_heavy() -> None:
     assert modules_after(code).isdisjoint(HEAVY)
 
 
-def test_a_name_calls_the_function_whichever_was_imported_first() -> None:
-    import fedapt.compare.plan
-    import fedapt.train.loop
-
-    for function in (fedapt.train, fedapt.compare):
-        with pytest.raises(ConfigError, match=r"train\.rounds: found train\.rounds = 0"):
-            function("nowhere", rounds=0)
+def test_functions_are_no_packages() -> None:
+    assert isinstance(fedapt.train, FunctionType)
+    assert isinstance(fedapt.compare, FunctionType)
 
 
 def test_settings_come_from_a_file_then_overrides_then_names(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """The Flower engine: every client in a process of its own, on this machine or another.
 
-The rounds, the draw of clients and the aggregate are those of every engine (`fedapt.train`); here a
-client's share of the aggregate goes out in a message, and comes back in a reply that is checked
-before anything is done with it.
+The rounds, the draw of clients and the aggregate are those of every engine (`fedapt.training`);
+here a client's share of the aggregate goes out in a message, and comes back in a reply that is
+checked before anything is done with it.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from fedapt.federation.flower.secure.server import SecureRound
 from fedapt.federation.flower.task import KEYS, LEARNED, TASK, Place, Plan, task_to_record
 from fedapt.federation.flower.tensors import to_arrays
 from fedapt.federation.flower.watch import Watch
-from fedapt.train.aggregate import Aggregated, aggregate
-from fedapt.train.client import ClientUpdate
-from fedapt.train.loop import RoundResult
-from fedapt.train.methods.base import Learned, Method
+from fedapt.training.aggregate import Aggregated, aggregate
+from fedapt.training.client import ClientUpdate
+from fedapt.training.loop import RoundResult
+from fedapt.training.methods.base import Learned, Method
 
 # which Flower node plays each of these clients; clients whose node is away are left out
 FindNodes = Callable[[Sequence[ClientInfo]], Mapping[int, int]]

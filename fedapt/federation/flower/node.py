@@ -27,10 +27,10 @@ from fedapt.federation.flower.party import Party
 from fedapt.federation.flower.privacy import clip_and_noise
 from fedapt.federation.flower.task import Place, Plan
 from fedapt.model.backbone import Backbone, load_backbone
-from fedapt.model.image_encoder import image_encoder
-from fedapt.train.client import ClientUpdate, train_round
-from fedapt.train.evaluate import accuracy
-from fedapt.train.methods import METHODS, Learned, Method, Setting
+from fedapt.onnx.image_encoder import image_encoder
+from fedapt.training.client import ClientUpdate, train_round
+from fedapt.training.evaluate import accuracy
+from fedapt.training.methods import METHODS, Learned, Method, Setting
 
 
 @dataclass(frozen=True)

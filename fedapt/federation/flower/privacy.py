@@ -20,9 +20,9 @@ import math
 from fedapt.core.config import FederationConfig
 from fedapt.federation.flower.secure.binding import hash_parts, hash_tensors
 from fedapt.federation.flower.secure.masks import derive, expand
-from fedapt.train.client import ClientUpdate
-from fedapt.train.methods.base import Learned
-from fedapt.train.privacy import clip_move, draw_normal
+from fedapt.training.client import ClientUpdate
+from fedapt.training.methods.base import Learned
+from fedapt.training.privacy import clip_move, draw_normal
 
 
 def clip_and_noise(

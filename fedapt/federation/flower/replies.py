@@ -17,8 +17,8 @@ from fedapt.federation.flower.exchange import Answer
 from fedapt.federation.flower.node import Score
 from fedapt.federation.flower.task import LEARNED, REFUSAL, REPLY
 from fedapt.federation.flower.tensors import check_arrays, from_arrays
-from fedapt.train.client import ClientUpdate
-from fedapt.train.methods.base import Learned
+from fedapt.training.client import ClientUpdate
+from fedapt.training.methods.base import Learned
 
 _MOST_IMAGES = 1_000_000_000
 

@@ -22,7 +22,7 @@ from fedapt.core.config import Config, config_from_dict
 from fedapt.core.errors import ConfigError, FederationError
 from fedapt.data.partition import ClientInfo
 from fedapt.federation.flower.tensors import from_arrays
-from fedapt.train.methods.base import Learned
+from fedapt.training.methods.base import Learned
 
 # raise when messages change so that an older node would misread them
 PROTOCOL = 3

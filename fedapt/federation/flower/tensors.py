@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord, Message
 from numpy.lib import format as npy
 
 from fedapt.federation.flower.network import content
-from fedapt.train.methods.base import Learned
+from fedapt.training.methods.base import Learned
 
 _MOST_HEADER_BYTES = 1024
 

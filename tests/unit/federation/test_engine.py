@@ -14,7 +14,7 @@ from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord
 from fedapt.core.errors import FederationError
 from fedapt.federation.local import LocalEngine
 from fedapt.model.backbone import Backbone
-from fedapt.train.methods import METHODS
+from fedapt.training.methods import METHODS
 from tests.support.nodes import configure, connect, open_session, run
 
 FEDERATED = [name for name, method in METHODS.items() if method.sends]

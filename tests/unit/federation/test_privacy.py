@@ -15,9 +15,9 @@ from fedapt.core.config import FederationConfig
 from fedapt.federation.flower.privacy import clip_and_noise, find_multiplier
 from fedapt.federation.flower.secure.encoding import Encoding
 from fedapt.model.backbone import Backbone
-from fedapt.train.client import ClientUpdate
-from fedapt.train.methods import Learned
-from fedapt.train.privacy import find_epsilon
+from fedapt.training.client import ClientUpdate
+from fedapt.training.methods import Learned
+from fedapt.training.privacy import find_epsilon
 from tests.support.nodes import configure, connect, open_session, run
 from tests.support.tiny import write_tiny_images
 

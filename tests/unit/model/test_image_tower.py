@@ -13,14 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedapt.model.backbone import Backbone
-from fedapt.model.image_encoder import OrtEncoder, TorchEncoder, image_encoder, read_tower
-from fedapt.model.image_tower import (
-    FEATURES,
-    INPUT,
-    ImageTower,
-    image_tower,
-    image_tower_to_onnx,
-)
+from fedapt.model.image_tower import FEATURES, INPUT, ImageTower, image_tower
+from fedapt.onnx.image_encoder import OrtEncoder, TorchEncoder, image_encoder
+from fedapt.onnx.tower import image_tower_to_onnx, read_tower
 from fedapt_runtime import Preprocessing
 from fedapt_runtime.backends.ort import import_onnxruntime
 
@@ -163,7 +158,7 @@ def test_on_a_cpu_the_encoder_is_onnx_runtime(
     tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert isinstance(image_encoder(tiny_backbone), OrtEncoder)
-    monkeypatch.setattr("fedapt.model.image_encoder._MOST_INLINE_BYTES", 1000)
+    monkeypatch.setattr("fedapt.onnx.image_encoder._MAX_INLINE_BYTES", 1000)
     assert isinstance(image_encoder(tiny_backbone), TorchEncoder)
 
 
@@ -180,7 +175,7 @@ def test_the_exported_tower_comes_from_the_cache(
         exports.append(backbone)
         return exported
 
-    monkeypatch.setattr("fedapt.model.image_encoder.image_tower_to_onnx", export)
+    monkeypatch.setattr("fedapt.onnx.tower.image_tower_to_onnx", export)
     first = read_tower(tiny_backbone)
     second = read_tower(tiny_backbone)
     assert len(exports) == 1
@@ -199,6 +194,6 @@ def test_a_cache_that_cannot_be_written_is_no_error(
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("FEDAPT_CACHE", str(tmp_path / "file"))
-    monkeypatch.setattr("fedapt.model.image_encoder.image_tower_to_onnx", lambda _: exported)
+    monkeypatch.setattr("fedapt.onnx.tower.image_tower_to_onnx", lambda _: exported)
     assert read_tower(tiny_backbone) is exported
     assert (tmp_path / "file").read_text() == "in the way"

@@ -13,13 +13,13 @@ from fedapt.core.errors import DependencyError, ModelError
 from fedapt.data.features import extract_features
 from fedapt.data.folders import scan_folders
 from fedapt.model.backbone import Backbone, load_backbone
-from fedapt.model.image_encoder import image_encoder
 from fedapt.model.lite import load
 from fedapt.model.lite.load import APART, WEIGHTS, build_lite
 from fedapt.model.lite.pretrain import batch_similarity_loss, collect_phrases
 from fedapt.model.lite.teacher import joint_projection, read_imagenet_synsets, read_lemmas
 from fedapt.model.prompted_clip import zero_shot_features
-from fedapt.train.evaluate import accuracy
+from fedapt.onnx.image_encoder import image_encoder
+from fedapt.training.evaluate import accuracy
 from tests.support.paths import PHOTOS, needs_photos
 
 

@@ -15,12 +15,12 @@ from fedapt.data.folders import scan_folders
 from fedapt.data.splits import split_as_configured
 from fedapt.federation.local import LocalEngine
 from fedapt.model.backbone import Backbone
-from fedapt.model.image_encoder import image_encoder
+from fedapt.onnx.image_encoder import image_encoder
 from fedapt.run.aggregation import check_privacy
 from fedapt.run.session import Session
 from fedapt.run.simulation import check_engine
-from fedapt.train.methods import METHODS
-from fedapt.train.privacy import measure_length
+from fedapt.training.methods import METHODS
+from fedapt.training.privacy import measure_length
 from tests.support.tiny import write_tiny_images
 
 

@@ -18,13 +18,13 @@ from fedapt.data.folders import ImageFolders, scan_folders
 from fedapt.data.splits import split_folders
 from fedapt.model.backbone import Backbone
 from fedapt.model.checkpoint import Checkpoint, load_checkpoint
-from fedapt.model.image_encoder import image_encoder
 from fedapt.model.prompt import draw_keys
+from fedapt.onnx.image_encoder import image_encoder
 from fedapt.run.evaluate import evaluate_checkpoint
 from fedapt.run.session import Session
-from fedapt.train.evaluate import Evaluation, evaluate
-from fedapt.train.loop import Progress
-from fedapt.train.methods import METHODS, Learned, Method
+from fedapt.training.evaluate import Evaluation, evaluate
+from fedapt.training.loop import Progress
+from fedapt.training.methods import METHODS, Learned, Method
 from tests.support.tiny import write_tiny_images
 
 NAMES = ("photo", "sketch", "webcam")

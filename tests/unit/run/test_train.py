@@ -12,7 +12,7 @@ from fedapt.core.config import Config, read_config
 from fedapt.core.report import Reporter
 from fedapt.model.checkpoint import load_checkpoint
 from fedapt.run.train import train
-from fedapt.train.evaluate import DomainResult, Evaluation
+from fedapt.training.evaluate import DomainResult, Evaluation
 from fedapt_runtime import Preprocessing
 from tests.support.tiny import write_tiny_images
 

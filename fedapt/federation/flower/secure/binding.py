@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable, Mapping
 
-from fedapt.train.methods.base import Learned
+from fedapt.training.methods.base import Learned
 
 # what a task says of the run, and not of one client or of the sender
 _OF_THE_RUN = ("protocol", "config", "classes", "clip_sha256", "n_keys")

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from fedapt.core.config import Config
 from fedapt.core.errors import FederationError
 from fedapt.federation.flower.secure.masks import Words
-from fedapt.train.client import ClientUpdate
-from fedapt.train.methods.base import Learned, n_parameters
+from fedapt.training.client import ClientUpdate
+from fedapt.training.methods.base import Learned, n_parameters
 
 MAX_IMAGES = 1 << 24
 _MAX_LOSS = 1 << 10

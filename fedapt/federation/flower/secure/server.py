@@ -29,7 +29,7 @@ from fedapt.federation.flower.secure.masks import (
 from fedapt.federation.flower.secure.shares import SEALED_BYTES, SHARE_BYTES, combine
 from fedapt.federation.flower.task import LEARNED, REPLY
 from fedapt.federation.flower.tensors import check_array
-from fedapt.train.methods.base import Learned
+from fedapt.training.methods.base import Learned
 
 # (stage, client -> what it is asked beyond its task) -> replies as they come
 Ask = Callable[[str, Mapping[int, RecordDict]], Iterator[tuple[int, RecordDict]]]

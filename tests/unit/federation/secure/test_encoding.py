@@ -9,8 +9,8 @@ import torch
 from fedapt.core.config import read_config
 from fedapt.core.errors import FederationError
 from fedapt.federation.flower.secure.encoding import MAX_IMAGES, Encoding, count_words
-from fedapt.train.client import ClientUpdate
-from fedapt.train.methods import Learned
+from fedapt.training.client import ClientUpdate
+from fedapt.training.methods import Learned
 
 START: Learned = {"a": torch.tensor([1.0, 0.0]), "b": torch.tensor([[-2.0]])}
 

@@ -17,7 +17,7 @@ from fedapt.federation.flower.secure.encoding import Encoding
 from fedapt.federation.local import LocalEngine
 from fedapt.model.backbone import Backbone
 from fedapt.model.threads import torch_threads
-from fedapt.train.methods import METHODS
+from fedapt.training.methods import METHODS
 from tests.support.grid import DirectGrid
 from tests.support.nodes import configure, connect, open_session, run
 from tests.support.tiny import write_tiny_images

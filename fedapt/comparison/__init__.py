@@ -1,0 +1,1 @@
+"""Methods side by side: the same images, splits, seeds and budget for all."""

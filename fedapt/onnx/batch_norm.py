@@ -1,0 +1,46 @@
+"""BatchNorms that no convolution has taken in, as one product and one sum.
+
+    scale (x - mean) / sqrt(var + eps) + bias  =  a x + b
+
+The trace folds a BatchNorm into the convolution before it; where none stands there (FastViT's
+attention), its statistics would stay four tensors of an operator that half precision cannot hold.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from fedapt.onnx.trace import drop_unused_weights
+
+
+def unfold_batch_norms(model: onnx.ModelProto) -> None:
+    """Replace every BatchNormalization, in place, by Mul and Add."""
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    ranks = {
+        value.name: len(value.type.tensor_type.shape.dim)
+        for value in onnx.shape_inference.infer_shapes(model).graph.value_info
+    }
+    for place, node in reversed(list(enumerate(graph.node))):
+        if node.op_type != "BatchNormalization" or not constants.keys() >= set(node.input[1:]):
+            continue
+        scale, bias, mean, variance = (
+            numpy_helper.to_array(constants[name]).astype(np.float64) for name in node.input[1:]
+        )
+        epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
+        factor = scale / np.sqrt(variance + epsilon)
+        name = node.output[0]
+        shape = (-1, *[1] * (ranks.get(name, 4) - 2))
+        for suffix, values in (("factor", factor), ("offset", bias - mean * factor)):
+            tensor = values.reshape(shape).astype(np.float32)
+            graph.initializer.append(numpy_helper.from_array(tensor, f"{name}.{suffix}"))
+        product = helper.make_node(
+            "Mul", [node.input[0], f"{name}.factor"], [f"{name}.scaled"], f"{name}.scaled"
+        )
+        total = helper.make_node("Add", [f"{name}.scaled", f"{name}.offset"], [name], node.name)
+        graph.node.remove(node)
+        graph.node.insert(place, total)
+        graph.node.insert(place, product)
+    drop_unused_weights(graph)

@@ -1,0 +1,66 @@
+"""A backbone's image tower as an ONNX graph, traced and simplified; kept in the cache."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+
+import onnx
+import torch
+from torch import nn
+
+from fedapt.core.errors import FileError
+from fedapt.core.files import cache_folder, replace_file
+from fedapt.model.backbone import Backbone
+from fedapt.model.image_tower import FEATURES, INPUT, image_tower
+from fedapt.onnx.batch_norm import unfold_batch_norms
+from fedapt.onnx.normalisation import fold_normalisation
+from fedapt.onnx.patches import multiply_patches
+from fedapt.onnx.rewrite import rewrite_for_tracing
+from fedapt.onnx.trace import OPSET, trace_to_onnx
+
+_TOWER_VERSION = 7  # raise when the trace of a tower changes
+
+
+def image_tower_to_onnx(backbone: Backbone, tower: nn.Module | None = None) -> onnx.ModelProto:
+    """The image tower as ONNX, input `images`, output `features`.
+
+    Args:
+        tower: another in its place, from the same pixels to features of the same width.
+
+    Raises:
+        ExportError: the tower cannot be traced.
+    """
+    tower = copy.deepcopy(tower or image_tower(backbone)).eval()
+    rewrite_for_tracing(tower)
+    height, width = backbone.preprocessing.size
+    example = torch.zeros(2, height, width, 3, dtype=torch.uint8, device=backbone.device)
+    model = trace_to_onnx(tower, example, INPUT, [FEATURES])
+    fold_normalisation(model)
+    multiply_patches(model)
+    unfold_batch_norms(model)
+    return model
+
+
+def read_tower(backbone: Backbone) -> onnx.ModelProto:
+    """The image tower as ONNX, from the cache or exported into it.
+
+    Raises:
+        ExportError: the tower cannot be traced.
+    """
+    determined_by = (
+        f"{_TOWER_VERSION} {backbone.image_sha256} {backbone.preprocessing} opset {OPSET}"
+        f" torch {torch.__version__}"
+    )
+    key = hashlib.sha256(determined_by.encode()).hexdigest()[:32]
+    path = cache_folder() / "towers" / f"{key}.onnx"
+    try:
+        return onnx.load(path)
+    except Exception:  # absent or damaged: protobuf's errors have no common base
+        model = image_tower_to_onnx(backbone)
+    try:
+        with replace_file(path) as temporary:
+            onnx.save(model, temporary)
+    except FileError:
+        pass  # a cache that cannot be written costs time, not correctness
+    return model

@@ -1,0 +1,200 @@
+"""Accuracy of the global model per domain, zero-shot CLIP beside it, and the routing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from fedapt.core.report import Reporter
+from fedapt.data.domains import Domain, ImageSet
+from fedapt.training.loop import Measured, mean
+from fedapt.training.methods.analytic import POOLED
+from fedapt.training.methods.base import Learned, Method, Predictor
+
+LOW_ROUTING = 0.8
+
+
+@dataclass(frozen=True)
+class DomainResult:
+    """Shares of right answers among `n` test images."""
+
+    accuracy: float
+    zero_shot: float
+    n: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; without test images there are no shares."""
+        if self.n:
+            return dict(vars(self))
+        return {"accuracy": None, "zero_shot": None, "n": 0}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results of all domains.
+
+    Attributes:
+        title: of the method.
+        domains: by name.
+        routing: domain -> key -> share of the domain's images whose largest weight is that key's;
+            empty for a method without keys.
+        prompts: `banks` (mixed text banks, what the fused graph computes) or `exact`.
+    """
+
+    title: str
+    domains: dict[str, DomainResult]
+    routing: dict[str, dict[str, float]]
+    prompts: str = "banks"
+
+    @property
+    def routed(self) -> dict[str, float]:
+        """Share of each trained domain's test images that are routed to a key of their own.
+
+        Of the images that any domain's key takes: a pooled bank takes some for no domain.
+        """
+        return {
+            name: share_routed(name, shares)
+            for name, shares in self.routing.items()
+            if any(name in name_owners(key) for key in shares) and self.domains[name].n
+        }
+
+    @property
+    def mean(self) -> float:
+        """Mean accuracy over the domains that have test images."""
+        return mean({name: d.accuracy for name, d in self.domains.items() if d.n})
+
+    @property
+    def zero_shot_mean(self) -> float:
+        """Mean zero-shot accuracy over the domains that have test images."""
+        return mean({name: d.zero_shot for name, d in self.domains.items() if d.n})
+
+    @property
+    def untested(self) -> list[str]:
+        """Domains that have no test image, and so no result."""
+        return [name for name, result in self.domains.items() if not result.n]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "method": self.title,
+            "mean": self.mean if self.untested != list(self.domains) else None,
+            "zero_shot_mean": self.zero_shot_mean if self.untested != list(self.domains) else None,
+            "domains": {name: result.to_dict() for name, result in self.domains.items()},
+            "routing": self.routing,
+            "routed": self.routed,
+            "prompts": self.prompts,
+        }
+
+
+def tell_untested(evaluation: Evaluation, reporter: Reporter) -> None:
+    """Say which domains have no test image, whose share of right answers is none and not 0."""
+    if evaluation.untested:
+        reporter.message(f"no test images, so no accuracy: {', '.join(evaluation.untested)}")
+
+
+def tell_low_routing(evaluation: Evaluation, reporter: Reporter) -> None:
+    """Say where few images are routed to their own domain, what follows, and what to do."""
+    low = {name: share for name, share in evaluation.routed.items() if share < LOW_ROUTING}
+    if not low:
+        return
+    shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in low.items())
+    reporter.message(
+        f"routing: few test images go to their own domain ({shares}; expected"
+        f" {100 * LOW_ROUTING:.0f} %). The others are answered with another domain's prompt, and"
+        " `routed_to` does not say which domain an image is of. Raise train.router_lr or"
+        " train.rounds, or train adaptive-analytic, whose router is solved instead of trained"
+    )
+
+
+def share_routed(domain: str, shares: Mapping[str, float]) -> float:
+    """Of a domain's images that some domain's key takes, the share that its own keys take.
+
+    Args:
+        shares: of all its images, by what a key stands for.
+    """
+    own = sum(share for key, share in shares.items() if domain in name_owners(key))
+    claimed = sum(share for key, share in shares.items() if key != POOLED)
+    return own / claimed if claimed else 0.0
+
+
+def name_owners(key: str) -> list[str]:
+    """The domains of a key, by its name; see `data.partition.name_keys`."""
+    return [part.partition("/")[0] for part in key.split("+")]
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Share of rows of float32 [n, C] whose largest logit is the label's; 0 without rows.
+
+    Of [models, n, C], the mean over the models.
+    """
+    return float((logits.argmax(-1) == labels).double().mean()) if len(labels) else 0.0
+
+
+def measure(predict: Predictor, domains: Sequence[Domain], trained: Sequence[str]) -> Measured:
+    """Test and validation accuracy of each domain that has such images.
+
+    Args:
+        trained: domains that have clients, in the order of their indices.
+    """
+    test = {d.name: d.test for d in domains}
+    # a domain that was left out has no say in the choice of a round
+    validation = {d.name: d.validation for d in domains if d.name in trained}
+    return Measured(
+        _share_right(predict, test, trained), _share_right(predict, validation, trained)
+    )
+
+
+def _share_right(
+    predict: Predictor, parts: Mapping[str, ImageSet], trained: Sequence[str]
+) -> dict[str, float]:
+    shares = {}
+    for name, images in parts.items():
+        if len(images):
+            loaded = images.load()
+            logits = predict(loaded, trained.index(name) if name in trained else None)
+            shares[name] = accuracy(logits, loaded.labels)
+    return shares
+
+
+def evaluate(
+    method: Method,
+    learned: Learned,
+    domains: Sequence[Domain],
+    trained: Sequence[str],
+    key_names: Sequence[str],
+    *,
+    predict: Predictor | None = None,
+    known: Mapping[str, float] | None = None,
+) -> Evaluation:
+    """Measure the global model on every domain's test images.
+
+    Args:
+        trained: domains that have clients, in the order of their indices.
+        key_names: what each key stands for, in order.
+        predict: instead of the method's own predictor, such as exact prompts.
+        known: test accuracies that were measured before.
+    """
+    if known is None:
+        test = {domain.name: domain.test for domain in domains}
+        known = _share_right(predict or method.predictor(learned), test, trained)
+    zero_shot = method.setting.zero_shot
+    results, routing = {}, {}
+    for domain in domains:
+        images = domain.test.load()
+        unit = normalize(images.features, dim=-1)
+        results[domain.name] = DomainResult(
+            accuracy=known.get(domain.name, 0.0),
+            zero_shot=accuracy(unit @ zero_shot.T, images.labels),
+            n=len(images),
+        )
+        weights = method.routing(learned, images.features)
+        if weights is not None:
+            routed = torch.bincount(weights.argmax(-1), minlength=len(key_names))
+            shares = (routed / max(1, len(images))).tolist()
+            routing[domain.name] = dict(zip(key_names, shares, strict=True))
+    return Evaluation(method.title, results, routing, "exact" if predict else "banks")

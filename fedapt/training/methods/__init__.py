@@ -1,0 +1,51 @@
+"""The federated methods, one a file, behind one interface (`base.Method`)."""
+
+from __future__ import annotations
+
+from pkgutil import resolve_name
+
+from fedapt.core import names
+from fedapt.core.errors import UsageError
+from fedapt.training.methods.base import Learned, Method, Objective, Predictor, Setting
+
+METHODS: dict[str, type[Method]] = {
+    name: resolve_name(place) for name, place in names.METHODS.items()
+}
+
+__all__ = [
+    "METHODS",
+    "Learned",
+    "Method",
+    "Objective",
+    "Predictor",
+    "Setting",
+    "register_method",
+]
+
+
+def register_method(name: str, method: type[Method]) -> None:
+    """Let `train.method = NAME` mean this method, in this process.
+
+    A checkpoint of the method is read where it is registered as well.
+
+    Raises:
+        UsageError: the name is taken.
+
+    Example:
+        >>> from fedapt.training.methods.linear_probe import LinearProbe
+        >>> class Probe(LinearProbe):
+        ...     title = "another probe"
+        >>> fedapt.register_method("another-probe", Probe)
+        >>> run = fedapt.train("images", "probe", method="another-probe", model="./clip", rounds=1)
+        >>> run.evaluation.title
+        'another probe'
+    """
+    if name in METHODS:
+        raise UsageError(
+            where=f"the method {name!r}",
+            found="a method of this name",
+            expected="a new name",
+            next_step="choose another name",
+        )
+    METHODS[name] = method
+    names.METHODS[name] = f"{method.__module__}:{method.__qualname__}"

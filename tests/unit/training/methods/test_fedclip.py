@@ -1,0 +1,119 @@
+"""FedCLIP against gradients derived by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cosine_similarity, normalize
+
+from fedapt.data.domains import Labelled
+from fedapt.model.backbone import Backbone
+from fedapt.training.methods import Learned
+from fedapt.training.methods.base import n_bytes, n_parameters
+from fedapt.training.methods.fedclip import FedCLIP
+from tests.support.methods import (
+    NAMES,
+    SCALE,
+    Array,
+    Arrays,
+    Gradients,
+    W,
+    assert_learned,
+    cross_entropy_by_hand,
+    draw,
+    make_setting,
+    moved,
+    one_round,
+    rows_of,
+    sgd_by_hand,
+    softmax,
+    to_numpy,
+    train_one,
+    unit_rows,
+)
+
+BEGUN: Learned = {
+    "adapter.0.weight": 0.3 * draw(W, W, seed=1),
+    "adapter.0.bias": draw(W, seed=2),
+    "adapter.1.weight": draw(W, W, seed=3),
+    "adapter.1.bias": draw(W, seed=4),
+}
+
+
+def forward_by_hand(x: Arrays, f: Array, text: Array) -> tuple[Array, Array, Array]:
+    """tanh [n, D], gate [n, D], logits [n, C]."""
+    hidden = np.tanh(f @ x["adapter.0.weight"].T + x["adapter.0.bias"])
+    gate = softmax(hidden @ x["adapter.1.weight"].T + x["adapter.1.bias"])
+    return hidden, gate, SCALE * unit_rows(gate * f) @ text.T
+
+
+def by_hand(batch: Labelled, text: Array) -> Gradients:
+    f = batch.features.double().numpy()
+
+    def gradients(x: Arrays) -> tuple[float, Arrays]:
+        hidden, gate, logits = forward_by_hand(x, f, text)
+        loss, to_logits = cross_entropy_by_hand(logits, batch.labels.numpy())
+        to_unit, length = SCALE * to_logits @ text, np.linalg.norm(gate * f, axis=1, keepdims=True)
+        unit = gate * f / length
+        to_gate = f * (to_unit - (to_unit * unit).sum(1, keepdims=True) * unit) / length
+        to_scores = gate * (to_gate - (gate * to_gate).sum(1, keepdims=True))
+        to_hidden = to_scores @ x["adapter.1.weight"] * (1 - hidden**2)
+        return loss, {
+            "adapter.0.weight": to_hidden.T @ f,
+            "adapter.0.bias": to_hidden.sum(0),
+            "adapter.1.weight": to_scores.T @ hidden,
+            "adapter.1.bias": to_scores.sum(0),
+        }
+
+    return gradients
+
+
+def test_a_clients_steps_and_the_aggregate() -> None:
+    setting = make_setting()
+    method, text = FedCLIP(setting), setting.zero_shot.double().numpy()
+    replies = []
+    for client in setting.clients:
+        hand = by_hand(client.data.load(), text)
+        expected, loss = sgd_by_hand(hand, to_numpy(BEGUN), setting.config.train)
+        update = train_one(method, BEGUN, client)
+        assert_learned(update.learned, expected)
+        assert update.loss == pytest.approx(loss, abs=1e-5)
+        assert min(moved(update.learned, BEGUN).values()) > 0.01
+        replies.append(expected)
+    mean = {name: (replies[0][name] + replies[1][name]) / 2 for name in BEGUN}
+    assert_learned(one_round(method, BEGUN).learned, mean)
+
+
+def test_the_prediction() -> None:
+    setting = make_setting()
+    images, method = rows_of(setting, range(9)), FedCLIP(setting)
+    f, text = images.features.double().numpy(), setting.zero_shot.double().numpy()
+    *_, expected = forward_by_hand(to_numpy(BEGUN), f, text)
+    for domain in (0, None):
+        found = method.predictor(BEGUN)(images, domain)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    assert method.routing(BEGUN, images.features) is None
+    assert method.frozen() == {}
+
+
+def test_it_starts_near_zero_shot_clip(tiny_backbone: Backbone) -> None:
+    setting = make_setting(tiny_backbone)
+    method, images = FedCLIP(setting), rows_of(setting, range(13))
+    start = method.begin()
+    ids = tiny_backbone.tokenizer([f"a photo of a {name}." for name in NAMES])
+    text = tiny_backbone.clip.encode_text(ids, normalize=True)
+    cosine = normalize(images.features, dim=-1) @ text.T
+    found = method.predictor(start)(images, None) / tiny_backbone.logit_scale
+    assert 0.9 < float(cosine_similarity(found.flatten(), cosine.flatten(), dim=0)) < 0.9999
+    for part in start.values():
+        assert 0.9 * 32**-0.5 < float(part.abs().max()) <= 32**-0.5
+    assert all(torch.equal(t, start[n]) for n, t in method.begin().items())
+
+
+def test_parameters_and_bytes() -> None:
+    method = FedCLIP(make_setting())
+    start, values = method.begin(), 2 * (W * W + W)
+    assert (n_parameters(start), n_bytes(start)) == (values, 4 * values)
+    (record,) = one_round(method, start).records
+    assert record["bytes_sent"] == 2 * 2 * 4 * values
