@@ -9,7 +9,7 @@ READY_DEV := $(VENV)/.ready-dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test kills fuzz lint types bench bench-flower flower-versions gpu settings build clean
+.PHONY: help setup demo unit test coverage compat docs kills fuzz lint types bench bench-flower flower-versions gpu settings build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,8 +29,17 @@ $(READY_DEV): $(READY)
 demo: $(READY) ## data, train, export, classify; writes demo/report.html
 	$(BIN)/fedapt demo --out demo
 
+unit: $(READY_DEV) ## the quick tests, one file a core at a time
+	$(BIN)/python -m pytest -n auto --dist loadfile tests/unit
+
 test: $(READY_DEV) ## all tests, one file a core at a time
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+coverage: $(READY_DEV) ## all tests, and the share of lines and branches that they run, 90 % at least
+	$(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term --cov-fail-under=90
+
+compat: $(READY_DEV) ## the unit tests on Python 3.11 to 3.13, and with the lowest direct dependencies
+	$(BIN)/python tests/compat.py
 
 kills: $(READY_DEV) ## 200 jobs killed at random and begun again, half an hour; KILLS=60 for fewer
 	$(BIN)/python tests/kills.py --kills $(or $(KILLS),200)
@@ -76,6 +85,9 @@ flower-versions: $(READY_DEV) ## the federation's tests on the oldest, middle an
 gpu: ## tests and figures that need an NVIDIA GPU, in an environment of their own
 	bash benchmarks/gpu.sh
 
+docs: $(READY_DEV) ## the documentation as a site in site/, every link checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 settings: $(READY) ## docs/settings.md and its JSON schema, from the code
 	$(BIN)/python -m fedapt.core.settings_page docs
 
@@ -83,4 +95,4 @@ build: $(READY) ## both wheels, into dist
 	$(BIN)/python -m pip wheel --quiet --no-deps -w dist ./runtime .
 
 clean: ## remove what the targets above have made
-	rm -rf $(VENV) .venv-gpu demo dist build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .venv-gpu demo dist build site .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -1,6 +1,6 @@
 """Federated adaptive prompt tuning of CLIP, from training to a deployed classifier.
 
-Example:
+Examples:
     >>> run = fedapt.train("images", out="new", model="./clip", rounds=1, context_length=4)
     >>> delivered = run.export("model.onnx")
     >>> classifier = fedapt.Classifier.load("model.onnx")

@@ -38,7 +38,7 @@ class Run:
         checkpoint: the .safetensors file.
         evaluation: of the end of the training; None for a run that was loaded.
 
-    Example:
+    Examples:
         >>> run = fedapt.load("run")
         >>> run.config.train.rounds
         3
@@ -76,7 +76,7 @@ class Run:
         Raises:
             DataError: they are not there any more, or the folders are wrong.
 
-        Example:
+        Examples:
             >>> len(fedapt.load("run").images("test"))
             12
         """
@@ -103,7 +103,7 @@ class Run:
             UsageError: the run's own images are not there, or its method has no exact prompts.
             ReportedError: see `fedapt.errors`.
 
-        Example:
+        Examples:
             >>> evaluation = fedapt.load("run").evaluate()
             >>> sorted(evaluation.domains)
             ['photo', 'sketch']
@@ -146,7 +146,7 @@ class Run:
             UsageError: an unknown field, or settings that do not go together.
             ReportedError: see `fedapt.errors`.
 
-        Example:
+        Examples:
             >>> delivered = fedapt.load("run").export("model.onnx")
             >>> delivered.exported.manifest.domains
             ('photo', 'sketch')
@@ -208,7 +208,7 @@ def train(
         ConfigError: an unknown setting, or a wrong value.
         ReportedError: see `fedapt.errors`; every file in `out` is whole at any moment.
 
-    Example:
+    Examples:
         >>> run = fedapt.train("images", out="new", model="./clip", rounds=1, context_length=4)
         >>> run.checkpoint.name
         'checkpoint.safetensors'
@@ -264,7 +264,7 @@ def compare(
     Raises:
         ReportedError: see `fedapt.errors`.
 
-    Example:
+    Examples:
         >>> comparison = fedapt.compare(
         ...     "images", "cmp", model="./clip", methods=["zero-shot"], seeds=1, rounds=1
         ... )
@@ -296,7 +296,7 @@ def load(path: AnyPath) -> Run:
     Raises:
         CheckpointError: there is none, or it is damaged.
 
-    Example:
+    Examples:
         >>> fedapt.load("run") == fedapt.load("run/checkpoint.safetensors")
         True
     """

@@ -13,7 +13,7 @@ ReportedError (fedapt_runtime.errors): told as where, found, expected, what to d
 |- ParityError          7  an exported graph does not compute what the checkpoint computes
 `- DependencyError      9  a package has to be installed
 
-Example:
+Examples:
     >>> try:
     ...     fedapt.train("images", rounds=0)
     ... except fedapt.errors.ConfigError as error:

@@ -9,7 +9,7 @@ from typing import Any
 class Reporter:
     """Takes messages and progress; this one drops them. The command line shows them.
 
-    Example:
+    Examples:
         >>> class Printer(fedapt.Reporter):
         ...     def message(self, text: str) -> None:
         ...         print(text)

@@ -355,7 +355,7 @@ class UnsupervisedConfig(Strict):
 class Config(Strict):
     """All settings of a run, written to `RUN/config.toml` before training begins.
 
-    Example:
+    Examples:
         >>> fedapt.Config().train.rounds
         50
     """

@@ -1,6 +1,6 @@
 """Classify images with a fused fedapt model: no torch, no fedapt, no text encoder.
 
-Example:
+Examples:
     from fedapt_runtime import Classifier
 
     classifier = Classifier.load("model.onnx")

@@ -71,7 +71,7 @@ class Classifier:
     Build one with `Classifier.load`. Calling it takes paths or arrays and returns a prediction for
     each, in order; `stream` does the same without holding all of them.
 
-    Example:
+    Examples:
         >>> classifier = fedapt.Classifier.load("model.onnx")
         >>> (prediction,) = classifier(["images/photo/stripes/000.png"])
         >>> prediction.label in classifier.manifest.classes

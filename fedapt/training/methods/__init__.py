@@ -31,7 +31,7 @@ def register_method(name: str, method: type[Method]) -> None:
     Raises:
         UsageError: the name is taken.
 
-    Example:
+    Examples:
         >>> from fedapt.training.methods.linear_probe import LinearProbe
         >>> class Probe(LinearProbe):
         ...     title = "another probe"

@@ -156,7 +156,7 @@ class Method(ABC):
         source: the paper.
         not_fused: why its global model is no tower and head; empty where it is.
 
-    Example:
+    Examples:
         >>> from fedapt.training.methods import METHODS
         >>> issubclass(METHODS["promptfl"], fedapt.Method)
         True
