@@ -67,7 +67,7 @@ def deliver(
         )
     engine = engine or EngineSettings()
     engine.check()  # what cannot work is refused before the work
-    obstacle = engine.find_obstacle() if trt else ""
+    obstacle = engine.find_obstacle(settings.precision) if trt else ""
     if trt and not obstacle:
         engine = engine.resolve(settings.precision)
     settings = dataclasses.replace(settings, symmetric=trt)

@@ -52,7 +52,8 @@ class EngineSettings:
     """What an engine is built for.
 
     Attributes:
-        flavour: `rtx`, `tensorrt`, or `auto`: `tensorrt` where it and a GPU are there, else `rtx`.
+        flavour: `rtx`, `tensorrt`, or `auto`: `tensorrt` where it and a GPU are there, and where
+            the engine needs what `rtx` lacks (int8, refit, a timing cache); else `rtx`.
         capabilities: `sm89` and the like, of `rtx`; empty takes the library's defaults.
         min_batch, opt_batch, max_batch: the optimisation profile of the batch axis.
         timing_cache: a file of `tensorrt` that later builds on the same GPU are faster with.
@@ -100,10 +101,7 @@ class EngineSettings:
             DependencyError: the library is not installed.
         """
         self.check()
-        flavour = self.flavour
-        if flavour == "auto":
-            native = _is_installed("tensorrt") and find_gpu() and not self.capabilities
-            flavour = "tensorrt" if native else "rtx"
+        flavour = self._choose_flavour(precision)
         if not _is_installed(flavour):
             raise DependencyError(
                 where=f"flavour {flavour} of TensorRT",
@@ -118,19 +116,32 @@ class EngineSettings:
             resolved._check_tensorrt()
         return resolved
 
-    def find_obstacle(self) -> str:
+    def find_obstacle(self, precision: str = "fp32") -> str:
         """Why the engine has to be built on another machine; empty where it need not.
 
-        That is so of TensorRT without its library or without a GPU, if that was asked for, or
-        where TensorRT-RTX, which needs no GPU, is not there instead.
+        TensorRT needs its library and the GPU here; TensorRT-RTX needs no GPU. Without either
+        library, `auto` leaves the build to the machine with the GPU.
+
+        Args:
+            precision: of the graph.
         """
-        if self.capabilities or self.flavour == "rtx":
-            return ""
-        if self.flavour == "auto" and _is_installed("rtx"):
+        flavour = self._choose_flavour(precision)
+        if flavour == "rtx" and (
+            self.flavour == "rtx" or self.capabilities or _is_installed("rtx")
+        ):
             return ""
         if not _is_installed("tensorrt"):
             return f"no module {MODULES['tensorrt']}"
         return "" if find_gpu() else _why_no_gpu()
+
+    def _choose_flavour(self, precision: str) -> str:
+        if self.flavour != "auto":
+            return self.flavour
+        if self.capabilities:  # an engine of TensorRT is for the GPU at hand alone
+            return "rtx"
+        needs_tensorrt = precision == "int8" or self.refit or self.timing_cache is not None
+        native = _is_installed("tensorrt") and find_gpu()
+        return "tensorrt" if needs_tensorrt or native else "rtx"
 
     def _check_rtx(self, precision: str) -> None:
         for name in self.capabilities:

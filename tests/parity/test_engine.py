@@ -122,6 +122,25 @@ def test_int8_is_refused_for_rtx() -> None:
 
 
 @pytest.mark.parametrize(
+    ("settings", "precision", "expected"),
+    [
+        (EngineSettings(), "fp16", ""),
+        (EngineSettings(), "int8", "no module tensorrt"),
+        (EngineSettings(refit=True), "fp16", "no module tensorrt"),
+        (EngineSettings(timing_cache=Path("t.cache")), "fp16", "no module tensorrt"),
+        (EngineSettings(capabilities=("sm89",)), "int8", ""),  # refused by resolve
+        (rtx(), "int8", ""),
+    ],
+)
+def test_auto_leaves_to_tensorrt_what_rtx_lacks(
+    settings: EngineSettings, precision: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = {"rtx"}
+    monkeypatch.setattr(engine_module, "_is_installed", lambda flavour: flavour in installed)
+    assert settings.find_obstacle(precision) == expected
+
+
+@pytest.mark.parametrize(
     ("settings", "text"),
     [
         (EngineSettings("trt"), "'trt'; expected auto, rtx, tensorrt"),

@@ -181,7 +181,7 @@ def test_an_engine_is_served_where_triton_has_a_backend(
 
     monkeypatch.setattr(deliver, "build_engine", build)
     monkeypatch.setattr(EngineSettings, "resolve", resolve)
-    monkeypatch.setattr(EngineSettings, "find_obstacle", lambda _: "")
+    monkeypatch.setattr(EngineSettings, "find_obstacle", lambda *_: "")
     out, folder = tmp_path / "tiny.onnx", tmp_path / "r"
     assert export(tiny_run, out, "--trt", "--trt-flavour", flavour, "--triton", str(folder)) == 0
     target = folder / "tiny"
