@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,25 +24,44 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of one test run have in common."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+def build_once(path: Path, build: Callable[[Path], object]) -> Path:
+    """`path`, built by the first worker that asks for it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = path.parent / f"{path.name}.built"
+    with (path.parent / f"{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            build(path)
+            done.touch()
+    return path
+
+
 @pytest.fixture(autouse=True, scope="session")
-def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def private_cache(shared: Path) -> Iterator[Path]:
     """Nothing of a test reaches the user's cache, or depends on it."""
-    folder = tmp_path_factory.mktemp("cache")
+    folder = shared / "cache"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDAPT_CACHE", str(folder))
         yield folder
 
 
 @pytest.fixture(scope="session")
-def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny CLIP."""
-    return write_tiny_clip(tmp_path_factory.mktemp("clip") / "tiny")
+def tiny_clip(shared: Path) -> Path:
+    """A folder with a tiny CLIP. Not to be changed."""
+    return build_once(shared / "clip" / "tiny", write_tiny_clip)
 
 
 @pytest.fixture(scope="session")
-def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_images(shared: Path) -> Path:
     """Two domains, three classes, ten images each. Not to be changed."""
-    return write_tiny_images(tmp_path_factory.mktemp("images") / "data")
+    return build_once(shared / "images" / "data", write_tiny_images)
 
 
 @pytest.fixture(scope="session")
@@ -53,8 +73,8 @@ def tiny_backbone(tiny_clip: Path):
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path, tiny_images: Path) -> Path:
-    """A run folder: three rounds of FedAPT with the tiny CLIP on the tiny images."""
+def tiny_run(shared: Path, tiny_clip: Path, tiny_images: Path) -> Path:
+    """A run folder: three rounds of FedAPT with the tiny CLIP. Not to be changed."""
     from fedapt.core.config import read_config
     from fedapt.core.report import Reporter
     from fedapt.run.train import train
@@ -71,16 +91,16 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path, tiny_ima
             "prompt.context_length": 4,
         },
     )
-    out = tmp_path_factory.mktemp("runs") / "tiny"
-    train(config, out, resume=False, device="cpu", reporter=Reporter())
-    return out
+
+    def build(out: Path) -> None:
+        train(config, out, resume=False, device="cpu", reporter=Reporter())
+
+    return build_once(shared / "runs" / "tiny", build)
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_run: Path) -> Path:
-    """The tiny run as a fused ONNX file."""
+def tiny_model(shared: Path, tiny_run: Path) -> Path:
+    """The tiny run as a fused ONNX file. Not to be changed."""
     from tests.support.fusing import export_run
 
-    out = tmp_path_factory.mktemp("model") / "model.onnx"
-    export_run(tiny_run, out)
-    return out
+    return build_once(shared / "model" / "model.onnx", lambda out: export_run(tiny_run, out))

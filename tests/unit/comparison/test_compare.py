@@ -7,12 +7,10 @@ import dataclasses
 import io
 import json
 import math
-import shutil
 from pathlib import Path
 from statistics import fmean, stdev
 
 import pytest
-from safetensors.torch import load_file, save_file
 
 from fedapt.comparison import run as compare_run
 from fedapt.comparison.plan import (
@@ -29,31 +27,14 @@ from fedapt.comparison.table import build_rows, spread, to_csv, to_json
 from fedapt.core.config import Config, DataConfig, FederationConfig, flatten, read_config
 from fedapt.core.errors import DataError, UsageError
 from fedapt.core.report import Reporter
+from tests.support.comparing import cells_of, comparison_config
 
 DOMAINS = ("photo", "sketch")
 
 
 @pytest.fixture
 def config(tiny_clip: Path, tiny_images: Path) -> Config:
-    return read_config(
-        None,
-        [],
-        {
-            "data.root": str(tiny_images),
-            "data.validation_fraction": 0.25,
-            "model.name": str(tiny_clip),
-            "train.rounds": 2,
-            "train.batch_size": 8,
-            "train.evaluate_every": 1,
-            "prompt.context_length": 4,
-        },
-    )
-
-
-def cells_of(folder: Path) -> dict[str, int]:
-    """Result files and when they were written."""
-    found = (folder / "cells").rglob("*.json")
-    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in found}
+    return comparison_config(tiny_clip, tiny_images)
 
 
 # the plan
@@ -145,25 +126,6 @@ def test_what_cells_decide_on_is_refused_as_a_setting(
 # running
 
 
-def test_cells_are_run_once_and_added_to(config: Config, tmp_path: Path) -> None:
-    plan = Plan(("zero-shot", "linear-probe"), (IN_DOMAIN,), (0,), (0.1,))
-    first = compare(config, plan, tmp_path, "cpu", Reporter())
-    written = cells_of(tmp_path)
-    assert sorted(written) == [
-        "cells/in-domain/linear-probe/seed-0-lr-0.1.json",
-        "cells/in-domain/zero-shot/seed-0-lr-0.01.json",
-    ]
-    again = compare(config, plan, tmp_path, "cpu", Reporter())
-    assert cells_of(tmp_path) == written
-    assert again.results == first.results
-    more = Plan(("linear-probe", "promptfl"), (IN_DOMAIN, LEAVE_ONE_OUT), (0, 1), (0.1,))
-    third = compare(config, more, tmp_path, "cpu", Reporter())
-    assert len(third.results) == 2 * (2 + 2 * 2)
-    assert written.items() <= cells_of(tmp_path).items()
-    cell = Cell(IN_DOMAIN, "", "linear-probe", 0, 0.1)
-    assert third.results[cell] == first.results[cell]
-
-
 def test_a_damaged_cell_is_run_again(config: Config, tmp_path: Path) -> None:
     plan = Plan(("linear-probe",), (IN_DOMAIN,), (0,), (0.1,))
     first = compare(config, plan, tmp_path, "cpu", Reporter())
@@ -250,45 +212,6 @@ def test_labels_choose_nothing_for_a_method_that_reads_none(config: Config, tmp_
     for result in found.chosen_results(IN_DOMAIN, "zero-shot"):
         assert result.accuracy == result.zero_shot
         assert (result.parameters, result.bytes_sent, result.curve) == (0, 0, [])
-
-
-def test_other_images_or_another_clip_need_another_folder(
-    config: Config, tiny_images: Path, tiny_clip: Path, tmp_path: Path
-) -> None:
-    root, model, out = (tmp_path / name for name in ("images", "model", "out"))
-    shutil.copytree(tiny_images, root)
-    shutil.copytree(tiny_clip, model)
-    config = dataclasses.replace(
-        config,
-        data=dataclasses.replace(config.data, root=str(root)),
-        model=dataclasses.replace(config.model, name=str(model)),
-    )
-
-    def run(*seeds: int) -> Comparison:
-        plan = Plan(("zero-shot",), (IN_DOMAIN,), seeds, (0.1,))
-        return compare(config, plan, out, "cpu", Reporter())
-
-    run(0)
-    written = cells_of(out)
-    one = next(path for path in sorted(root.rglob("*")) if path.is_file())
-    kept = one.read_bytes()
-    other = next(path for path in sorted(root.rglob("*")) if path.is_file() and path != one)
-    one.write_bytes(other.read_bytes())
-    with pytest.raises(UsageError, match=r"origin\.json: found a comparison with other images"):
-        run(0, 1)
-    one.write_bytes(kept)
-    weights = next(model.glob("*.safetensors"))
-    tensors = load_file(weights)
-    before = weights.read_bytes()
-    save_file({name: tensor + 1e-3 for name, tensor in tensors.items()}, weights)
-    with pytest.raises(UsageError, match=r"origin\.json: found .* or another CLIP"):
-        run(0, 1)
-    weights.write_bytes(before)
-    assert cells_of(out) == written
-    assert len(run(0, 1).results) == 2
-    (out / "origin.json").unlink()  # cells of unknown origin
-    with pytest.raises(UsageError, match=r"origin\.json: found"):
-        run(0)
 
 
 @pytest.mark.parametrize(
@@ -410,22 +333,3 @@ def test_json_holds_everything() -> None:
     assert len(found["cells"]) == 6
     assert found["rows"][0]["mean"]["mean"] == pytest.approx(0.7)
     assert not any(math.isnan(row["mean"]["std"]) for row in found["rows"])
-
-
-def test_cells_run_side_by_side_are_the_same(config: Config, tmp_path: Path) -> None:
-    plan = Plan(("zero-shot", "analytic", "linear-probe"), (IN_DOMAIN,), (0, 1), (0.1,))
-    alone = compare(config, plan, tmp_path / "alone", "cpu", Reporter())
-    lines: list[str] = []
-
-    class Told(Reporter):
-        def progress(self, what: str, done: int, total: int, note: str = "") -> None:
-            if what == "cells":
-                lines.append(note)
-
-    beside = compare(config, plan, tmp_path / "beside", "cpu", Told(), processes=2)
-    assert cells_of(tmp_path / "beside").keys() == cells_of(tmp_path / "alone").keys()
-    assert len(lines) == len(beside.results) == 6
-    for cell, result in alone.results.items():
-        found = dataclasses.replace(beside.results[cell], seconds=result.seconds)
-        assert found == result
-    assert beside.chosen == alone.chosen
