@@ -1,0 +1,195 @@
+"""Every measured figure of README and docs/ is the one in benchmarks/results.
+
+A phrase is written here with its values from the record, and looked for in the page. Tables are
+compared cell by cell.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from typing import Any
+
+import pytest
+
+from tests.support.paths import ROOT
+
+
+@cache
+def record(name: str) -> Any:
+    return json.loads((ROOT / f"benchmarks/results/{name}.json").read_text("utf-8"))
+
+
+@cache
+def page(name: str) -> str:
+    """A page with its line ends as spaces."""
+    return " ".join((ROOT / name).read_text("utf-8").split())
+
+
+@cache
+def table_rows(name: str) -> list[list[str]]:
+    """The cells of every table row of a page, without emphasis."""
+    lines = (ROOT / name).read_text("utf-8").splitlines()
+    rows = [line.strip("|").split("|") for line in lines if line.startswith("|")]
+    return [[cell.replace("*", "").strip() for cell in row] for row in rows]
+
+
+def percent(value: float, digits: int = 1) -> str:
+    return f"{100 * value:.{digits}f}"
+
+
+def spread(result: dict[str, float]) -> str:
+    return f"{percent(result['mean'])} ± {percent(result['std'])}"
+
+
+def compared(protocol: str, method: str) -> str:
+    rows = record("compare_office_caltech10")["rows"]
+    (row,) = (r for r in rows if (r["protocol"], r["method"]) == (protocol, method))
+    return percent(row["mean"]["mean"])
+
+
+def readme_phrases() -> list[str]:
+    training, parity = record("training"), record("fused_agreement")["parity"]
+    few, many = record("fused_speed")["10 classes"], record("fused_speed")["345 classes"]
+    inside, outside = (
+        {m: compared(p, m) for m in ("adaptive-analytic", "fedapt", "promptfl", "local")}
+        for p in ("in-domain", "leave-one-out")
+    )
+    tower = record("gpu_nvidia_h200")["rows"]["tower vit-b-32 fp16"]
+    exact = record("gpu_nvidia_h200")["rows"]["exact vit-b-32 fp16"]
+    fused = f"{round(tower['fused']['256'], -2):,.0f}".replace(",", " ")
+    fused_share = tower["fused"]["256"] / tower["tower"]["256"]
+    return [
+        (
+            f"({inside['adaptive-analytic']} %; FedAPT {inside['fedapt']}, "
+            f"PromptFL {inside['promptfl']}, local prompts {inside['local']}, "
+            f"zero-shot {compared('in-domain', 'zero-shot')})"
+        ),
+        (
+            f"({outside['adaptive-analytic']} %; PromptFL {outside['promptfl']}, "
+            f"FedAPT {outside['fedapt']}, local prompts {outside['local']})"
+        ),
+        f"{training['rounds']} rounds run {training['cold_ratio']:.0f} times faster",
+        (
+            f"they run {training['warm_ratio']:.0f} times faster, "
+            f"and {training['warm_bfloat16_ratio']:.0f} times faster with products in bfloat16"
+        ),
+        f"uses {record('many_clients')['resident_mb_round_50'] / 1000:.1f} GB",
+        f"the {parity['images']} test photos of one run, "
+        f"unit features differ by {parity['feature_difference']:.0e}".replace("e-07", "e-7"),
+        f"{percent(parity['one_hot'])} % of the images are routed one-hot",
+        f"reaches {many['fused_over_bare_tower']:.2f} to {few['fused_over_bare_tower']:.2f} of",
+        (
+            f"{few['fused_over_exact_prompts']:.0f} times (10 classes) to "
+            f"{round(many['fused_over_exact_prompts'], -1):.0f} times (345 classes)"
+        ),
+        f"{fused} images/s, {fused_share:.2f} of",
+        f"no changed label on {exact['images']} photos",
+    ]
+
+
+@pytest.mark.parametrize("phrase", readme_phrases())
+def test_a_sentence_of_the_readme_has_the_figures_of_the_record(phrase: str) -> None:
+    assert phrase in page("README.md")
+
+
+def test_the_readmes_table_is_the_record() -> None:
+    office = record("office_caltech10")
+    rows = {row[0]: row[1:] for row in table_rows("README.md")}
+    for label, result in {
+        "zero-shot": office["zero_shot"],
+        "FedAPT, the paper's settings": office["fedapt"]["paper"],
+        "FedAPT, recommended (`configs/office_caltech10.toml`)": office["fedapt"]["recommended"],
+    }.items():
+        domains = result["domains"]
+        cells = [spread(domains[d]) for d in ("amazon", "caltech", "dslr", "webcam")]
+        assert rows[label] == [*cells, spread(result["mean"])]
+    pooled = {label: row[-1] for label, row in rows.items() if label.startswith("all images pool")}
+    assert list(pooled.values()) == [
+        spread(office["pooled_features"][name])
+        for name in ("ridge regression", "unit class vectors")
+    ]
+
+
+def test_the_methods_tables_are_the_record() -> None:
+    rows = table_rows("docs/methods.md")
+    for row in record("compare_office_caltech10")["rows"]:
+        start = next(i for i, cells in enumerate(rows) if cells[0] == row["protocol"])
+        cells = next(cells for cells in rows[start:] if cells[0] == row["title"])
+        assert cells[1:6] == [*map(spread, row["domains"].values()), spread(row["mean"])]
+        assert cells[8:] == [f"{row['parameters']:,}", f"{row['bytes_per_round'] / 1e6:.2f}"]
+
+
+def test_the_headroom_table_is_the_record() -> None:
+    rows = {row[0]: row[1:] for row in table_rows("docs/methods.md")}
+    pooled = record("headroom")["pooled_features"]
+    for name, result in pooled.items():
+        assert rows[f"pooled: {name}"] == [spread(result)]
+    variants = {v["variant"]: v["validation"] for v in record("headroom")["fedapt"]}
+    (long,) = (v for name, v in variants.items() if name.endswith("to round 150"))
+    assert rows["recommended: batch 256, lr 0.3, 100 rounds"] == [spread(long["100"])]
+    assert rows["50 rounds"] == [spread(long["50"])]
+    assert rows["150 rounds"] == [spread(long["150"])]
+
+
+def test_the_precision_table_is_the_record() -> None:
+    rows = {row[0]: row[1:] for row in table_rows("docs/export.md")}
+    for name, result in record("precision")["lite"]["rows"].items():
+        assert rows[name][0] == percent(result["accuracy"], 2)
+        if "disagreement" in result:
+            assert rows[name][1] == percent(result["disagreement"], 2)
+            assert rows[name][2] == f"{result['feature_difference']:.0e}"
+            assert rows[name][3] == f"{result['bytes'] / 1e6:.1f}"
+        if result.get("images_per_s"):
+            assert rows[name][4].split()[0] == f"{result['images_per_s']:.0f}"
+
+
+def test_the_families_table_is_the_record() -> None:
+    rows = {row[0]: row[1:] for row in table_rows("docs/models.md")}
+    for name, result in record("families")["families"].items():
+        assert rows[name][0] == f"`{result['model']}`"
+        if "refused" not in result:
+            found = [result["text_difference"], result["image_difference"]]
+            assert rows[name][1:3] == [f"{value:.0e}" for value in found]
+
+
+def test_the_table_of_unknown_domains_is_the_record() -> None:
+    rows = {row[0]: row[1:] for row in table_rows("docs/unknown.md")}
+    for result in record("unknown_domains")["domains"]:
+        auc = result["auc"]
+        shares = [result["flagged_of_known"], result["flagged_of_unknown"]]
+        assert rows[result["left_out"]] == [
+            f"{auc['entropy_of_scores_alone']:.2f}",
+            f"{auc['distance_to_class_centres_alone']:.2f}",
+            f"{auc['signal']:.2f}",
+            *(f"{percent(share)} %" for share in shares),
+            f"{result['auc_of_drawings']['signal']:.2f}",
+            f"{percent(result['flagged_of_drawings'], 0)} %",
+        ]
+
+
+def test_the_zero_shot_table_of_lite_is_the_record() -> None:
+    rows = {row[0]: row[1:] for row in table_rows("docs/lite.md")}
+    for name, result in record("lite_zero_shot")["zero_shot_accuracy"].items():
+        assert rows[name] == [percent(value) for value in result.values()]
+
+
+def test_the_gpu_table_is_the_record() -> None:
+    found = record("gpu_nvidia_h200")["rows"]
+    models = [f"{model} {kind}" for model in ("vit-b-32", "lite") for kind in ("fp16", "fp32")]
+
+    def shown(values: list[float]) -> list[str]:
+        return [f"{value:,.0f}".replace(",", " ") for value in values]
+
+    rows = table_rows("docs/gpu.md")
+    by_batch = {row[1]: row[2:] for row in rows if not row[0] or "host memory" in row[0]}
+    for batch in ("1", "8", "64", "256", "1024"):
+        label = "1 024" if batch == "1024" else batch
+        assert by_batch[label] == shown([found[f"fused {model}"][batch] for model in models])
+    (tower,) = (row for row in rows if row[0].startswith("bare tower"))
+    assert tower[2:] == shown([found[f"tower {model}"]["tower"]["256"] for model in models])
+
+
+def test_a_wrong_figure_would_be_found() -> None:
+    assert "50 rounds run 28 times faster" not in page("README.md")
+    assert spread({"mean": 0.97551, "std": 0.0077}) == "97.6 ± 0.8"
