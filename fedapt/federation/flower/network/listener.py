@@ -239,6 +239,8 @@ class Listener:
         headers: Mapping[str, str],
     ) -> Response | None:
         """The answer to a node; None where it has gone meanwhile."""
+        if "transfer-encoding" in headers:  # it would take the place of the length (RFC 9112, 6.3)
+            return Response(411, b"a body without a length")
         max_body, length = self._max_body(path), headers.get("content-length", "")
         if not length.isascii() or not length.isdigit() or int(length[:20]) > max_body:
             return Response(413, f"a body of more than {max_body:,} bytes".encode())

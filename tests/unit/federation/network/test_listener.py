@@ -130,6 +130,27 @@ def test_a_stranger_is_refused_before_its_body(serve: Callable[..., Served]) -> 
     assert served.answered == []
 
 
+def test_a_node_gives_the_length_of_its_body(serve: Callable[..., Served]) -> None:
+    # chunks have no length: beside content-length they would go on for ever
+    chunked = b"\r\n".join(
+        [
+            b"POST /big HTTP/1.1",
+            b"Host: x",
+            b"node: berlin",
+            f"{BODY}: {NOTHING}".encode(),
+            b"content-length: 3",
+            b"transfer-encoding: chunked",
+            b"",
+            b"186a1",
+        ]
+    )
+    served = serve()
+    with served.secure() as secure:
+        secure.sendall(chunked + b"\r\n" + b"x" * 100_001)
+        assert read_all(secure).startswith(b"HTTP/1.1 411")
+    assert served.answered == []
+
+
 def test_a_body_is_as_long_as_a_reply_may_be(serve: Callable[..., Served]) -> None:
     served = serve()
     for path, length, status in (
@@ -144,7 +165,7 @@ def test_a_body_is_as_long_as_a_reply_may_be(serve: Callable[..., Served]) -> No
     with served.secure() as secure:  # no length at all
         text = f"POST /big HTTP/1.1\r\nHost: x\r\nnode: a\r\n{BODY}: 0\r\n"
         secure.sendall(f"{text}transfer-encoding: chunked\r\n\r\n".encode())
-        assert read_all(secure).startswith(b"HTTP/1.1 413")
+        assert read_all(secure).startswith(b"HTTP/1.1 411")
     assert served.answered == []
 
 
