@@ -76,6 +76,37 @@ def claim_folder(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
+def make_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder that becomes `path` when the block ends well; one job at a time.
+
+    Missing folders above it are made.
+
+    Raises:
+        FileError: there is something at `path`, another job makes it, or it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    with _claim(path, lock.hold_file(path)):
+        if os.path.lexists(path):
+            raise FileError(
+                where=path,
+                found="a folder or file",
+                expected="a new folder",
+                next_step="choose another name",
+            )
+        try:
+            with atomic.temporary_folder(path.parent) as temporary:
+                new = temporary / path.name
+                new.mkdir()
+                yield new
+                new.rename(path)
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+
+
+@contextmanager
 def _claim(path: Path, held: AbstractContextManager[None]) -> Iterator[None]:
     with ExitStack() as stack:
         try:

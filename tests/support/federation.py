@@ -85,16 +85,19 @@ class Deployment:
 
     def events(self) -> list[dict[str, Any]]:
         live = self.run / "live.jsonl"
-        lines = live.read_bytes().splitlines() if live.is_file() else []
-        return [json.loads(line) for line in lines]
+        text = live.read_bytes() if live.is_file() else b""
+        whole, _, _ = text.rpartition(b"\n")  # without a line that is being written
+        return [json.loads(line) for line in whole.splitlines()]
 
-    def wait_until(self, condition: Callable[[], bool], seconds: float = PATIENCE_S) -> None:
+    def wait_until(
+        self, condition: Callable[[], bool], seconds: float = PATIENCE_S, poll: float = 0.1
+    ) -> None:
         started = time.monotonic()
         while not condition():
             if time.monotonic() - started > seconds:
                 logs = "\n".join(f"--- {p.name}\n{p.read_text()[-3000:]}" for p in self._logs())
                 raise AssertionError(f"not within {seconds} s\n{logs}")
-            time.sleep(0.1)
+            time.sleep(poll)
 
     def wait_for_round(self, number: int) -> None:
         self.wait_until(

@@ -22,8 +22,8 @@ from fedapt.federation.flower.watch import Watch
 from fedapt.model.backbone import Backbone
 from fedapt.onnx.image_encoder import image_encoder
 from fedapt.run.session import Session
-from fedapt.training.loop import Progress
-from fedapt.training.methods import METHODS
+from fedapt.training.loop import Progress, RoundResult
+from fedapt.training.methods import METHODS, Learned
 from tests.support.grid import DirectGrid
 
 
@@ -64,6 +64,11 @@ def connect(
     engine = FlowerEngine(session.method, plan, grid, find_nodes, Watch(Reporter()))
     _ENGINES[session] = engine
     return grid
+
+
+def run_round(session: Session, start: Learned, round_number: int) -> RoundResult:
+    """One round of all clients, by the nodes that `connect` has given the session."""
+    return _ENGINES[session].run_round(start, session.method.setting.clients, round_number)
 
 
 def run(session: Session) -> Progress:

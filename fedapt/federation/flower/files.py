@@ -17,7 +17,7 @@ import tomli_w
 import fedapt
 from fedapt.core.config import Config, config_to_toml
 from fedapt.core.errors import UsageError
-from fedapt.core.files import write_secret, write_text
+from fedapt.core.files import make_folder, write_secret, write_text
 from fedapt.federation.flower.certificates import draw_node_key, issue_certificates
 from fedapt.federation.flower.services import write_services
 from fedapt.federation.flower.settings import (
@@ -52,8 +52,10 @@ class Deployment:
 def write_deployment(folder: Path, deployment: Deployment) -> None:
     """Write everything; `folder` is new. What is wrong is refused before the first file.
 
+    The folder appears when it is whole.
+
     Raises:
-        FileError: the folder cannot be written.
+        FileError: there is such a folder, another job makes it, or it cannot be written.
         ConfigError: the address is none, or the classes cannot be told apart.
         UsageError: a node's name or domain that the server would turn away.
     """
@@ -63,28 +65,23 @@ def write_deployment(folder: Path, deployment: Deployment) -> None:
         _check_node(name, domain)
     hosts = [host, "127.0.0.1", "localhost"] if is_loopback(host) else [host]
     certificates = issue_certificates(list(dict.fromkeys(hosts)))
-    server = folder / "server"
     table = {
         "address": deployment.address,
         "classes": list(deployment.classes),
         "least_nodes": len(deployment.nodes),
     }
-    write_text(server / "server.toml", tomli_w.dumps(table))
-    write_text(server / "settings.toml", config_to_toml(deployment.config))
-    write_text(server / "authority.pem", certificates.authority.decode())
-    write_text(server / "server.pem", certificates.certificate.decode())
-    write_secret(server / "server.key", certificates.key)
-    write_text(server / APP / "pyproject.toml", _APP.format(version=fedapt.__version__))
-    for name, domain in deployment.nodes.items():
-        write_node(
-            folder,
-            name,
-            domain,
-            deployment.address,
-            deployment.data,
-            secure=deployment.config.federation.secure,
-        )
-    write_services(folder, deployment.address, deployment.nodes, deployment.classes)
+    secure = deployment.config.federation.secure
+    with make_folder(folder) as new:
+        server = new / "server"
+        write_text(server / "server.toml", tomli_w.dumps(table))
+        write_text(server / "settings.toml", config_to_toml(deployment.config))
+        write_text(server / "authority.pem", certificates.authority.decode())
+        write_text(server / "server.pem", certificates.certificate.decode())
+        write_secret(server / "server.key", certificates.key)
+        write_text(server / APP / "pyproject.toml", _APP.format(version=fedapt.__version__))
+        for name, domain in deployment.nodes.items():
+            write_node(new, name, domain, deployment.address, deployment.data, secure=secure)
+        write_services(new, deployment.address, deployment.nodes, deployment.classes)
 
 
 def write_node(
@@ -97,7 +94,7 @@ def write_node(
 
     Raises:
         UsageError: there is such a node, or the server would turn its name or domain away.
-        FileError: the folder cannot be written.
+        FileError: another job makes it, or the folder cannot be written.
     """
     _check_node(name, domain)
     node = folder / "nodes" / name
@@ -107,11 +104,13 @@ def write_node(
     table: dict[str, object] = {"server": address, "data": data, "domain": domain, "name": name}
     if secure:
         table["secure"] = True
-    write_text(node / "node.toml", tomli_w.dumps(table))
-    write_text(node / "authority.pem", (folder / "server" / "authority.pem").read_text("utf-8"))
-    write_secret(node / "node.key", private)
-    # last: from here on the server lets it in
-    write_text(folder / "server" / "nodes" / f"{name}.pub", public.decode() + "\n")
+    authority = (folder / "server" / "authority.pem").read_text("utf-8")
+    with make_folder(node) as new:
+        write_text(new / "node.toml", tomli_w.dumps(table))
+        write_text(new / "authority.pem", authority)
+        write_secret(new / "node.key", private)
+        # before the folder is there: after a kill the same command can be repeated
+        write_text(folder / "server" / "nodes" / f"{name}.pub", public.decode() + "\n")
 
 
 def _check_node(name: str, domain: str) -> None:

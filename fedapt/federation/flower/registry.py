@@ -25,6 +25,8 @@ from fedapt.federation.flower.task import REFUSAL, REPLY, TASK, Plan, task_to_re
 from fedapt.federation.flower.watch import Watch
 
 _POLL_S, _TELL_S = 0.3, 10.0
+# for a node whose connection has just broken: it may have been started again
+_BACK_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class NodeRegistry:
         self._new: list[Member] = []
         self._asked: dict[str, int] = {}  # message -> node whose answer is awaited
         self._seen: set[int] = set()
+        self._expected: set[str] = set()  # those that have not been waited for in vain
         self._reasons: dict[str, str] = {}
 
     @property
@@ -130,12 +133,22 @@ class NodeRegistry:
                     if member not in self.members and member not in self._new:
                         self._new.append(member)
                     self._watch.joined(member.name, member.domain)
-        return {name: node for name, node in self._nodes.items() if node in here}
+        found = {name: node for name, node in self._nodes.items() if node in here}
+        self._expected |= found.keys()
+        return found
 
     def find_nodes(self, clients: Sequence[ClientInfo]) -> Mapping[int, int]:
-        """The nodes of these clients; those that are away are absent."""
-        here = self.connected()
+        """The nodes of these clients; those that are away are absent.
+
+        A node that was there the last time has `_BACK_S` to come back, once.
+        """
         names = {c.index: self.members[c.index].name for c in clients}
+        expected, started = self._expected.intersection(names.values()), time.monotonic()
+        while missing := expected - (here := self.connected()).keys():
+            if time.monotonic() - started > _BACK_S:
+                self._expected -= missing
+                break
+            time.sleep(_POLL_S)
         return {index: here[name] for index, name in names.items() if name in here}
 
     def _ask(self, nodes: Sequence[int]) -> None:

@@ -17,6 +17,7 @@ from fedapt.core.files import (
     cache_folder,
     check_cache,
     hash_file,
+    make_folder,
     replace_file,
     write_bytes,
     write_text,
@@ -123,6 +124,38 @@ def test_permissions_follow_the_umask(tmp_path: Path) -> None:
     write_text(tmp_path / "file.txt", "x")
     assert stat.S_IMODE((tmp_path / "file.txt").stat().st_mode) == 0o640
     assert os.umask(0o027) == 0o027  # looking at it has not changed it
+
+
+def make_half(path: Path) -> None:
+    with make_folder(path) as temporary:
+        (temporary / "file").write_text("half")
+        raise KeyboardInterrupt
+
+
+def test_a_folder_appears_whole(tmp_path: Path) -> None:
+    place = tmp_path / "above" / "new"
+    with make_folder(place) as temporary:
+        (temporary / "file").write_text("text")
+        assert not place.exists()
+        assert stat.S_IMODE(temporary.stat().st_mode) == stat.S_IMODE(place.parent.stat().st_mode)
+    assert (names(place), names(place.parent)) == (["file"], ["new"])
+
+
+def test_no_folder_appears_when_the_block_raises(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        make_half(tmp_path / "new")
+    assert names(tmp_path) == []
+
+
+def test_a_folder_has_one_maker(tmp_path: Path) -> None:
+    place = tmp_path / "new"
+    told = rf"found an output that process {os.getpid()} on .+ is writing; expected one job"
+    with make_folder(place), pytest.raises(FileError, match=told), make_folder(place):
+        pytest.fail("two jobs make one folder")
+    told = "found a folder or file; expected a new folder"
+    with pytest.raises(FileError, match=told), make_folder(place):
+        pytest.fail("a folder is written over")
+    assert names(tmp_path) == ["new"]
 
 
 @pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1])

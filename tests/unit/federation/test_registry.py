@@ -14,6 +14,7 @@ from fedapt.cli.federation.train import find_notice
 from fedapt.core.config import Config
 from fedapt.core.errors import FederationError
 from fedapt.core.report import Reporter
+from fedapt.data.partition import ClientInfo
 from fedapt.federation.flower import registry as registry_module
 from fedapt.federation.flower.client_app import REFUSAL, REPLY, build_client_app
 from fedapt.federation.flower.internals import set_identity, set_message_id
@@ -114,6 +115,43 @@ def test_a_node_that_goes_and_comes_back_is_asked_again(
         assert registry.connected() == {}
     assert registry.connected() == {"berlin": 11}
     assert [m.metadata.dst_node_id for m in grid.messages] == [11, 12, 13, 11]
+
+
+def test_a_node_that_was_there_is_waited_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have been started again; one that stays away costs one wait."""
+    now, back = [0.0], [5.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+        if now[0] >= back[0]:
+            monkeypatch.setitem(NODES, 11, "berlin")
+
+    monkeypatch.setattr(registry_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(registry_module.time, "sleep", sleep)
+    registry = register(tmp_path, StillGrid(), Watch(Reporter()))
+    registry.wait(1, 25.0)
+    clients = [ClientInfo(0, "berlin", 0, 0)]
+    assert registry.find_nodes(clients) == {0: 11}
+    assert now[0] == 0.0
+    monkeypatch.delitem(NODES, 11)
+    assert registry.find_nodes(clients) == {0: 11}
+    assert 5.0 <= now[0] < 6.0
+    monkeypatch.delitem(NODES, 11)
+    back[0] = 1e9
+    assert registry.find_nodes(clients) == {}
+    assert 35.0 <= now[0] < 37.0
+    before = now[0]
+    assert registry.find_nodes(clients) == {}
+    assert now[0] == before
+    # and again, once it has been there
+    monkeypatch.setitem(NODES, 11, "berlin")
+    assert registry.find_nodes(clients) == {0: 11}
+    monkeypatch.delitem(NODES, 11)
+    assert registry.find_nodes(clients) == {}
+    assert now[0] >= before + 30.0
+    monkeypatch.setitem(NODES, 11, "berlin")
 
 
 def test_a_node_is_told_what_the_server_has_against_it(tmp_path: Path) -> None:

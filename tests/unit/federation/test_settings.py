@@ -14,9 +14,17 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedapt.cli.app import main
-from fedapt.core.errors import ConfigError, DependencyError, FederationError, UsageError
-from fedapt.federation.flower import require_flower
+from fedapt.core.errors import (
+    ConfigError,
+    DependencyError,
+    FederationError,
+    FileError,
+    UsageError,
+)
+from fedapt.core.files import make_folder, write_text
+from fedapt.federation.flower import files, require_flower
 from fedapt.federation.flower.certificates import draw_node_key, issue_certificates
+from fedapt.federation.flower.files import write_node
 from fedapt.federation.flower.network.keys import read_private_key, read_public_key
 from fedapt.federation.flower.settings import is_loopback, read_node, read_server, split_address
 
@@ -79,6 +87,51 @@ def test_a_folder_is_not_written_over(folder: Path, capsys: pytest.CaptureFixtur
     assert main(["federation", "init", str(folder), *INIT, *CLASSES]) == 2
     assert "found a folder or file; expected a new folder" in capsys.readouterr().err
     assert (folder / "server" / "server.key").read_bytes() == before
+
+
+def test_two_jobs_with_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    new = tmp_path / "new"
+    with make_folder(new):
+        assert main(["federation", "init", str(new), *INIT, *CLASSES]) == 4
+    told = f"{new}: found an output that process {os.getpid()} on "
+    assert told in capsys.readouterr().err
+    with make_folder(new / "nodes" / "late"):
+        (new / "server").mkdir()
+        (new / "server" / "authority.pem").write_text("PEM")
+        with pytest.raises(FileError, match=rf"late: found an output that process {os.getpid()}"):
+            write_node(new, "late", "dslr", "127.0.0.1:1", "data")
+    assert sorted(p.name for p in new.rglob("*")) == ["authority.pem", "late", "nodes", "server"]
+
+
+def test_an_interrupted_init_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_services", interrupt)
+        main(["federation", "init", str(tmp_path / "new"), *INIT, *CLASSES])
+    assert list(tmp_path.iterdir()) == []
+    assert main(["federation", "init", str(tmp_path / "new"), *INIT, *CLASSES]) == 0
+
+
+def test_an_interrupted_add_can_be_repeated(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server lets the key in, and nobody has it, until the node is made anew."""
+
+    def interrupt(path: Path, text: str) -> None:
+        if path.suffix == ".pub":
+            raise KeyboardInterrupt
+        write_text(path, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_text", interrupt)
+        main(["federation", "add", str(folder), "late=dslr"])
+    assert sorted(p.name for p in (folder / "nodes").iterdir()) == ["amazon", "clinic"]
+    assert main(["federation", "add", str(folder), "late=dslr"]) == 0
+    key = read_private_key(folder / "nodes/late/node.key").public_key()
+    registered = read_public_key(folder / "server/nodes/late.pub")
+    assert registered.public_numbers() == key.public_numbers()
 
 
 def test_two_nodes_of_one_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,8 +3,13 @@
     words      images, images x loss, values out of range, then weight x (learned - start)
     value      round(x 2^f), two's complement; f as large as the sum of all clients allows
 
-64 bits and not 32, because clients x images x range takes up to 40 of them. The error of the mean
-is at most 2^-(f+1) for each value: 2^-57 with four clients, uniform weights and the default range.
+64 bits and not 32, because clients x images x range takes up to 40 of them. Each client rounds a
+value by 2^-(f+1) at most, and the sum is exact, so the error of the mean of n clients, of weight w
+together, is at most n 2^-(f+1) / w (`Encoding.max_error`). With four clients that count once each
+w is 4 and f is 56 in the default range: 2^-57. Where they count by their images, f is 32 and w at
+least 4: 2^-33. The mean is rounded to float32 afterwards, so a value next to the middle between two
+float32 numbers may become the other one than without the encoding, and the next round trains from
+there.
 """
 
 from __future__ import annotations
@@ -73,6 +78,15 @@ class Encoding:
     def loss_bits(self) -> int:
         """Of images x loss."""
         return _fraction_bits(self.n_clients * MAX_IMAGES * _MAX_LOSS)
+
+    def max_error(self, n_added: int, weight: float) -> float:
+        """Largest error of a value of the mean, before it is rounded to float32.
+
+        Args:
+            n_added: clients in the sum.
+            weight: of all of them: their images, or their number.
+        """
+        return n_added * math.ldexp(0.5, -self.fraction_bits) / weight
 
     def encode(self, update: ClientUpdate, start: Learned) -> Words:
         """A client's words, uint64 [3 + values].
