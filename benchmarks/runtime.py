@@ -90,10 +90,10 @@ def measure(name: str, pretrained: str, paths: list[str], folder: Path) -> dict[
     model = folder / f"{name}.onnx"
     graph = fuse(read_tower(backbone), zero_shot_head(backbone, CLASSES), backbone.label)
     write_model(graph, build_zero_shot_manifest(backbone, CLASSES), model)
-    classifier = Classifier.load(model, device="cpu", aim="throughput")
+    classifier = Classifier.load(model, device="cpu", performance_hint="throughput")
     few = paths[::5]
     load = backbone.preprocessing.load
-    size, at_once = classifier.backend.usual_batch, classifier.backend.in_flight
+    size, at_once = classifier.backend.default_batch, classifier.backend.in_flight
     batches = [np.stack([load(path) for path in few[:size]])] * (RUNS * at_once)
 
     def infer_all() -> None:

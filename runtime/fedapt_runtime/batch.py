@@ -120,7 +120,7 @@ def classify_files(
         ):
             yield prediction.to_dict(flag_unknown)
 
-    size = classifier.backend.usual_batch if batch_size is None else batch_size
+    size = classifier.backend.default_batch if batch_size is None else batch_size
     summary = Summary()
     started = time.monotonic()
 

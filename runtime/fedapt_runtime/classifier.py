@@ -89,7 +89,7 @@ class Classifier:
         device: str = "auto",
         head: str | Path | None = None,
         threads: int = 0,
-        aim: str = "latency",
+        performance_hint: str = "latency",
     ) -> Classifier:
         """Load a model that `fedapt export` wrote.
 
@@ -100,15 +100,16 @@ class Classifier:
             device: `auto`, `cpu` or `cuda`.
             head: a head that `fedapt export --head-only` wrote, in place of the model's own.
             threads: threads of inference on a CPU; 0 takes every core.
-            aim: on a CPU, `latency` puts every thread on one batch, for the soonest answer to it;
-                `throughput` gives each thread a batch of its own, for the most images a second.
+            performance_hint: on a CPU, `latency` puts every thread on one batch, for the shortest
+                time to its result; `throughput` gives each thread a batch of its own, for the most
+                images per second.
 
         Raises:
             ModelFileError: missing, damaged, not a fedapt model, or a head of another CLIP.
             MissingDependency: the backend's package is missing, or installed twice.
             RuntimeFailure: the backend or the device is not available, or does not fit the file.
         """
-        return cls(load_backend(path, backend, device, head, threads, aim))
+        return cls(load_backend(path, backend, device, head, threads, performance_hint))
 
     @property
     def backend(self) -> Backend:
@@ -170,7 +171,7 @@ class Classifier:
         """
         if isinstance(images, str | os.PathLike):
             images = [images]  # one path is an iterable of characters, which nobody means
-        batch_size = self._backend.usual_batch if batch_size is None else batch_size
+        batch_size = self._backend.default_batch if batch_size is None else batch_size
         if batch_size < 1 or top_k < 1:
             raise InputError(
                 where="batch_size or top_k",

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import fedapt_runtime
-from fedapt_runtime.backends.base import USUAL_BATCH
-from fedapt_runtime.backends.choose import AIMS, BACKENDS, DEVICES, load_backend
+from fedapt_runtime.backends.base import DEFAULT_BATCH
+from fedapt_runtime.backends.choose import BACKENDS, DEVICES, PERFORMANCE_HINTS, load_backend
 from fedapt_runtime.batch import Engine, Summary, classify_files
 from fedapt_runtime.bench import bench, choose_batch_size
 from fedapt_runtime.classifier import Classifier
@@ -103,9 +103,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("--device", default="auto", choices=("auto", *DEVICES), help="[auto]")
     bench.add_argument(
-        "--aim",
+        "--performance-hint",
         default="latency",
-        choices=AIMS,
+        choices=PERFORMANCE_HINTS,
         help="on a CPU, all cores on one batch, or, as classify does, a batch on each [latency]",
     )
     bench.add_argument(
@@ -172,7 +172,7 @@ def run_classify(options: argparse.Namespace) -> None:
         build_parser().error("--preprocess device resizes on this machine's GPU: leave out ray")
     check_output(options.out)
     classifier = Classifier.load(
-        options.model, options.backend, options.device, options.head, aim="throughput"
+        options.model, options.backend, options.device, options.head, performance_hint="throughput"
     )
     resizer = None
     if options.preprocess == "device":
@@ -222,7 +222,7 @@ def _ray_engine(
     from fedapt_runtime.ray_engine import RaySettings, predict_on_ray
 
     # a batch is a task of Ray's: too small ones cost more than they compute
-    size = batch_size or USUAL_BATCH
+    size = batch_size or DEFAULT_BATCH
 
     def predict(images: Iterable[Image]) -> Iterator[dict[str, Any]]:
         return predict_on_ray(
@@ -259,7 +259,13 @@ def _backends(text: str) -> tuple[str, ...]:
 def run_bench(options: argparse.Namespace) -> None:
     """`fedapt-runtime bench`."""
     backends = (
-        load_backend(options.model, name, options.device, options.head, aim=options.aim)
+        load_backend(
+            options.model,
+            name,
+            options.device,
+            options.head,
+            performance_hint=options.performance_hint,
+        )
         for name in options.backend
     )
     report = bench(backends, options.batch_sizes, options.seconds)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fedapt_runtime.manifest import Manifest
 
-USUAL_BATCH = 32  # images of a batch where nothing speaks for another size
+DEFAULT_BATCH = 32  # images of a batch where nothing speaks for another size
 
 
 class Outputs(NamedTuple):
@@ -34,13 +34,13 @@ class Backend(Protocol):
         description: backend, version and device in a few words, for messages; where something was
             chosen automatically, also why.
         in_flight: how many batches should be computed at once, each by a caller of its own.
-        usual_batch: images of a batch where nothing else is asked for.
+        default_batch: images of a batch where nothing else is asked for.
     """
 
     manifest: Manifest
     description: str
     in_flight: int
-    usual_batch: int
+    default_batch: int
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
         """uint8 [batch, height, width, 3] -> what the graph says of them."""

@@ -10,7 +10,7 @@ from fedapt_runtime.errors import RuntimeFailure
 
 BACKENDS = ("onnxruntime", "openvino", "tensorrt-ep", "tensorrt")
 DEVICES = ("cpu", "cuda")
-AIMS = ("latency", "throughput")
+PERFORMANCE_HINTS = ("latency", "throughput")
 ENGINE_SUFFIX = ".engine"
 _DEVICES_OF = {
     "onnxruntime": DEVICES,
@@ -26,7 +26,7 @@ def load_backend(
     device: str = "auto",
     head: str | Path | None = None,
     threads: int = 0,
-    aim: str = "latency",
+    performance_hint: str = "latency",
 ) -> Backend:
     """Load a model into a backend; only that backend's library is imported.
 
@@ -37,10 +37,10 @@ def load_backend(
         device: `cpu` or `cuda`; `auto` takes what the backend has.
         head: a head file to use in place of the model's own head.
         threads: threads of inference on a CPU; 0 takes every core.
-        aim: one of `AIMS`, see `Classifier.load`.
+        performance_hint: one of `PERFORMANCE_HINTS`, see `Classifier.load`.
 
     Raises:
-        RuntimeFailure: an unknown backend or aim, or a backend that has no such device or reads no
+        RuntimeFailure: an unknown backend or hint, or a backend that has no such device or reads no
             such file; else see `Classifier.load`.
     """
     path = Path(path)
@@ -49,14 +49,14 @@ def load_backend(
     if backend == "auto":
         backend, why = _choose(is_engine)
     _check_choice(path, is_engine, backend, device)
-    if aim not in AIMS:
+    if performance_hint not in PERFORMANCE_HINTS:
         raise RuntimeFailure(
-            where="aim",
-            found=repr(aim),
-            expected=" or ".join(AIMS),
+            where="performance_hint",
+            found=repr(performance_hint),
+            expected=" or ".join(PERFORMANCE_HINTS),
             next_step="choose one of these",
         )
-    loaded = _load(path, backend, device, head, threads, aim == "throughput")
+    loaded = _load(path, backend, device, head, threads, performance_hint == "throughput")
     loaded.description += why
     return loaded
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from fedapt_runtime.backends.base import USUAL_BATCH
+from fedapt_runtime.backends.base import DEFAULT_BATCH
 from fedapt_runtime.machine import limit_threads, usable_cores
 
 
@@ -18,12 +18,12 @@ class CpuPlan(NamedTuple):
 
     Attributes:
         in_flight: batches at once.
-        usual_batch: images of each.
+        default_batch: images of each.
         threads: of each; 0 leaves it to the library, which takes every core of the machine.
     """
 
     in_flight: int
-    usual_batch: int
+    default_batch: int
     threads: int
 
 
@@ -31,4 +31,4 @@ def plan_cpu_work(threads: int, throughput: bool) -> CpuPlan:
     """The plan for so many threads (0: every core), for the most images a second or the first."""
     if throughput:
         return CpuPlan(threads or usable_cores(), 8, 1)
-    return CpuPlan(1, USUAL_BATCH, limit_threads(threads))
+    return CpuPlan(1, DEFAULT_BATCH, limit_threads(threads))

@@ -72,7 +72,7 @@ class OpenVinoBackend:
         path = Path(path)
         check_model_file(path)
         check_one_file(path)
-        self.in_flight, self.usual_batch, _ = plan_cpu_work(threads, throughput)
+        self.in_flight, self.default_batch, _ = plan_cpu_work(threads, throughput)
         openvino = import_openvino()
         core = openvino.Core()
         try:

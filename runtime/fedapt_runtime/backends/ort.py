@@ -200,9 +200,9 @@ class OrtBackend:
         plan = plan_cpu_work(threads, throughput)
         opened = _open_on(onnxruntime, path, device, plan.threads)
         self._session = opened.session
-        self.in_flight, self.usual_batch = plan.in_flight, plan.usual_batch
+        self.in_flight, self.default_batch = plan.in_flight, plan.default_batch
         if opened.device != "cpu":
-            self.in_flight, self.usual_batch = STREAMS, DEFAULT_BATCH
+            self.in_flight, self.default_batch = STREAMS, DEFAULT_BATCH
         self.manifest = parse_manifest(
             self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), path
         )

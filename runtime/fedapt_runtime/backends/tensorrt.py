@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedapt_runtime.backends.base import USUAL_BATCH, Outputs
+from fedapt_runtime.backends.base import DEFAULT_BATCH, Outputs
 from fedapt_runtime.backends.border import probe
 from fedapt_runtime.backends.cuda import Gpu
 from fedapt_runtime.backends.engine_file import EngineFile, read_engine_file
@@ -54,7 +54,7 @@ class TensorRtBackend:
             plan = EnginePlan(trt, engine_file)
         streams = [EngineStream(gpu, plan) for _ in range(_STREAMS)]
         self._streams = StreamPool(streams, plan.min_batch, plan.max_batch)
-        self.in_flight, self.usual_batch = _STREAMS, min(USUAL_BATCH, plan.max_batch)
+        self.in_flight, self.default_batch = _STREAMS, min(DEFAULT_BATCH, plan.max_batch)
         self.description = f"{engine_file.library} {trt.__version__} on {gpu.name}"
         probe(self, engine_file.path)
 

@@ -34,7 +34,7 @@ class FakeBackend:
     """Takes 10 ms an image; every tenth run takes twice as long."""
 
     description = "a fake"
-    in_flight, usual_batch = 1, 32
+    in_flight, default_batch = 1, 32
     manifest = make_manifest(("a", "b"), ("x",))
 
     def __init__(self, clock: Clock) -> None:
@@ -97,7 +97,7 @@ def test_the_command(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert timed["backend"].startswith("ONNX Runtime")
     assert [t["batch"] for t in timed["batches"]] == [1, 3]
     assert timed["in_flight"] == 1
-    assert main([*command, "--json", "--aim", "throughput"]) == 0
+    assert main([*command, "--json", "--performance-hint", "throughput"]) == 0
     assert json.loads(capsys.readouterr().out)["backends"][0]["in_flight"] == os.cpu_count()
     assert report["decode_ms"] > 0
     assert main(command) == 0

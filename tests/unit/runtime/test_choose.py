@@ -16,7 +16,7 @@ import pytest
 from fedapt_runtime import Classifier
 from fedapt_runtime.backends import choose, ort
 from fedapt_runtime.backends.base import Outputs
-from fedapt_runtime.backends.choose import AIMS, load_backend
+from fedapt_runtime.backends.choose import PERFORMANCE_HINTS, load_backend
 from fedapt_runtime.cli import main
 from fedapt_runtime.errors import MissingDependency, ModelFileError, RuntimeFailure
 
@@ -230,24 +230,26 @@ def test_the_command_line_takes_a_backend(
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", pytest.param("openvino", marks=needs_openvino)])
-def test_aims_on_a_cpu(tiny_model: Path, backend: str) -> None:
-    soonest, most = (load_backend(tiny_model, backend, aim=aim) for aim in AIMS)
-    assert (soonest.in_flight, soonest.usual_batch) == (1, 32)
-    assert (most.in_flight, most.usual_batch) == (os.cpu_count(), 8)
-    of_three = load_backend(tiny_model, backend, threads=3, aim="throughput")
-    assert (of_three.in_flight, of_three.usual_batch) == (3, 8)
+def test_performance_hints_on_a_cpu(tiny_model: Path, backend: str) -> None:
+    latency, throughput = (
+        load_backend(tiny_model, backend, performance_hint=hint) for hint in PERFORMANCE_HINTS
+    )
+    assert (latency.in_flight, latency.default_batch) == (1, 32)
+    assert (throughput.in_flight, throughput.default_batch) == (os.cpu_count(), 8)
+    of_three = load_backend(tiny_model, backend, threads=3, performance_hint="throughput")
+    assert (of_three.in_flight, of_three.default_batch) == (3, 8)
     pixels = np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), dtype=np.uint8)
-    for a, b in zip(soonest.run(pixels), most.run(pixels), strict=True):
+    for a, b in zip(latency.run(pixels), throughput.run(pixels), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
 
 
-def test_a_gpu_has_two_batches_whatever_the_aim(
+def test_a_gpu_has_two_batches_whatever_the_hint(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend_providers(monkeypatch, "cuda", "cpu", starts=("cuda",))
-    for aim in AIMS:
-        backend = load_backend(tiny_model, aim=aim)
-        assert (backend.in_flight, backend.usual_batch) == (2, 64)
+    for hint in PERFORMANCE_HINTS:
+        backend = load_backend(tiny_model, performance_hint=hint)
+        assert (backend.in_flight, backend.default_batch) == (2, 64)
 
 
 def test_threads_of_a_session(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,11 +261,13 @@ def test_threads_of_a_session(tiny_model: Path, monkeypatch: pytest.MonkeyPatch)
         return real(*arguments)
 
     monkeypatch.setattr(ort, "open_session", listen)
-    for threads, aim in ((0, "latency"), (3, "latency"), (0, "throughput"), (3, "throughput")):
-        load_backend(tiny_model, device="cpu", threads=threads, aim=aim)
+    for threads, hint in ((0, "latency"), (3, "latency"), (0, "throughput"), (3, "throughput")):
+        load_backend(tiny_model, device="cpu", threads=threads, performance_hint=hint)
     assert asked == [0, 3, 1, 1]
 
 
-def test_an_unknown_aim_is_refused(tiny_model: Path) -> None:
-    with pytest.raises(RuntimeFailure, match="aim: found 'speed'; expected latency or throughput"):
-        load_backend(tiny_model, aim="speed")
+def test_an_unknown_performance_hint_is_refused(tiny_model: Path) -> None:
+    with pytest.raises(
+        RuntimeFailure, match="performance_hint: found 'speed'; expected latency or throughput"
+    ):
+        load_backend(tiny_model, performance_hint="speed")

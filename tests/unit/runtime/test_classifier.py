@@ -36,7 +36,7 @@ class FakeBackend:
     """Looks the first pixel up in `TABLE`."""
 
     description = "a fake"
-    in_flight, usual_batch = 2, 32
+    in_flight, default_batch = 2, 32
 
     def __init__(self) -> None:
         self.batches: list[int] = []
@@ -353,7 +353,7 @@ def test_many_threads_share_a_real_model(tiny_model: Path) -> None:
 
 @pytest.mark.parametrize("at_once", [1, 3])
 def test_as_many_batches_at_once_as_the_backend_wants(backend: FakeBackend, at_once: int) -> None:
-    backend.in_flight, backend.usual_batch = at_once, 2
+    backend.in_flight, backend.default_batch = at_once, 2
     here, most = threading.Semaphore(0), []
     lock, running = threading.Lock(), 0
     run = backend.run

@@ -99,7 +99,7 @@ def test_a_process_bound_to_one_core_uses_one() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout == (
-        "CpuPlan(in_flight=1, usual_batch=8, threads=1)"
-        " CpuPlan(in_flight=1, usual_batch=32, threads=1)"
-        " CpuPlan(in_flight=3, usual_batch=8, threads=1)\n"
+        "CpuPlan(in_flight=1, default_batch=8, threads=1)"
+        " CpuPlan(in_flight=1, default_batch=32, threads=1)"
+        " CpuPlan(in_flight=3, default_batch=8, threads=1)\n"
     )

@@ -165,7 +165,7 @@ class FakeBackend:
     """The first pixel decides: z = (log 3, 0) below 100, (0, 0) from there on."""
 
     description = "a fake"
-    in_flight, usual_batch = 2, 32
+    in_flight, default_batch = 2, 32
 
     def __init__(self, signal: UnknownSignal | None) -> None:
         block = None if signal is None else signal.to_block()
