@@ -45,10 +45,11 @@ def build_once(path: Path, build: Callable[[Path], object]) -> Path:
 
 @pytest.fixture(autouse=True, scope="session")
 def private_cache(shared: Path) -> Iterator[Path]:
-    """Nothing of a test reaches the user's cache, or depends on it."""
+    """Nothing of a test reaches the user's cache or depends on it, or on a measurement."""
     folder = shared / "cache"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDAPT_CACHE", str(folder))
+        patch.setenv("FEDAPT_BACKEND", "onnxruntime")  # else every model's first load measures
         yield folder
 
 

@@ -17,6 +17,7 @@ from fedapt.core.report import Reporter
 from fedapt.model.backbone import load_backbone
 from fedapt.model.checkpoint import Checkpoint, load_checkpoint
 from fedapt_export.calibrate import Calibration, calibrate
+from fedapt_export.compute import ComputeReport, compare_bfloat16_products
 from fedapt_export.fuse import (
     attach_manifest,
     build_manifest,
@@ -25,7 +26,7 @@ from fedapt_export.fuse import (
     read_fusable_tower,
     read_opset,
 )
-from fedapt_export.images import collect_calibration, collect_images
+from fedapt_export.images import collect_calibration, collect_images, has_photos
 from fedapt_export.parity import Parity, measure_parity
 from fedapt_export.precision import (
     MOST_DISAGREEMENT,
@@ -39,6 +40,7 @@ from fedapt_export.precision import (
 from fedapt_export.swap import write_head
 from fedapt_export.unknown import calibrate_unknown
 from fedapt_runtime import Manifest
+from fedapt_runtime.agreement import PARITY_KEY
 
 MIXINGS = ("exact", "hard")
 _MOST_MODEL_BYTES = 2_000_000_000
@@ -133,12 +135,16 @@ class Exported:
 
 
 def report_parity(
-    parity: Parity, precision: PrecisionReport | None, calibration: Calibration | None = None
+    parity: Parity,
+    precision: PrecisionReport | None,
+    calibration: Calibration | None = None,
+    bfloat16: ComputeReport | None = None,
 ) -> dict[str, Any]:
-    """What the manifest keeps of both comparisons, and of the probabilities' calibration."""
+    """What the manifest keeps of the comparisons, and of the probabilities' calibration."""
     lower = {} if precision is None else {"against_fp32": precision.to_dict()}
     fitted = {} if calibration is None else {"calibration": calibration.to_dict()}
-    return parity.to_dict() | lower | fitted
+    computed = {} if bfloat16 is None else {PARITY_KEY: {"bf16": bfloat16.to_dict()}}
+    return parity.to_dict() | lower | fitted | computed
 
 
 def export(
@@ -203,11 +209,16 @@ def _export(
     parity.check(settings.least_agreement, out, MOST_FEATURE_DIFFERENCE[settings.precision])
     if comparison is not None:
         _check_precision(comparison, settings, out, reporter)
+    bfloat16 = None
+    if settings.precision == "fp32" and has_photos(checkpoint_path, settings.data):
+        bfloat16 = compare_bfloat16_products(reference, tower, head, images)
+        if bfloat16 is not None:
+            reporter.message(f"products in bfloat16: {bfloat16.agreement}")
     manifest = build_manifest(
         checkpoint,
         fusable,
         hash_file(checkpoint_path),
-        report_parity(parity, comparison, fitted),
+        report_parity(parity, comparison, fitted, bfloat16),
         mixing=settings.mixing,
         precision=settings.precision,
         opset=read_opset(model),

@@ -43,6 +43,11 @@ def collect_images(
     return _collect(checkpoint, images, "test", _PARITY, count)
 
 
+def has_photos(checkpoint_path: Path, data: Path | None) -> bool:
+    """Whether `collect_images` gives images of the run, rather than noise."""
+    return (data or root_of_run(checkpoint_path)) is not None
+
+
 def collect_calibration(
     checkpoint: Checkpoint, checkpoint_path: Path, data: Path | None, count: int
 ) -> tuple[NDArray[np.uint8], str]:

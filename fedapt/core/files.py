@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from fedapt.core.errors import FileError
-from fedapt_runtime import atomic, lock
+from fedapt_runtime import atomic, cache, lock
 
 _CHUNK_BYTES = 1 << 20
 
@@ -205,14 +205,10 @@ def scratch_folder() -> Iterator[Path]:
 def cache_folder() -> Path:
     """Where fedapt keeps what it can compute again.
 
-    `$FEDAPT_CACHE`, else `$XDG_CACHE_HOME/fedapt`, else `~/.cache/fedapt`.
+    The runtime keeps its measurements there too, see `fedapt_runtime.cache`.
     """
-    if named := os.environ.get("FEDAPT_CACHE"):
-        return Path(named)
-    if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base) / "fedapt"
     try:
-        return Path.home() / ".cache" / "fedapt"
+        return cache.cache_folder()
     except RuntimeError as error:
         raise _no_cache(Path("~"), "no home folder of this user") from error
 

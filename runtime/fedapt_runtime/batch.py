@@ -35,6 +35,7 @@ class Summary:
         finished: whether the job had ended before, and nothing was done.
         seconds: wall time from the first image to the last row.
         left_out: files and folders that were passed over, by reason.
+        ran_on: backend, compute precision and batch size.
     """
 
     images: int = 0
@@ -44,6 +45,7 @@ class Summary:
     finished: bool = False
     seconds: float = 0.0
     left_out: dict[str, int] = field(default_factory=dict)
+    ran_on: dict[str, Any] = field(default_factory=dict)
 
     @property
     def images_per_second(self) -> float:
@@ -121,7 +123,7 @@ def classify_files(
             yield prediction.to_dict(flag_unknown)
 
     size = classifier.backend.default_batch if batch_size is None else batch_size
-    summary = Summary()
+    summary = Summary(ran_on={**classifier.ran_on, "batch_size": size})
     started = time.monotonic()
 
     def advance(row: dict[str, Any]) -> None:
@@ -141,7 +143,10 @@ def classify_files(
                 n_rows, images = _count_finished(out, images)
                 if n_rows:
                     return Summary(images=n_rows, resumed=n_rows, finished=True)
-            journal = Journal.open(out, _describe_job(classifier, job), size, resume)
+            described = _describe_job(classifier, job)
+            journal = Journal.open(out, described, size, resume, classifier.ran_on)
+            if batch_size is None:
+                summary.ran_on["batch_size"] = size = journal.batch_size
             try:
                 if engine is None:
                     journal.keep(_count_whole(journal))
@@ -149,7 +154,7 @@ def classify_files(
                     summary.resumed += 1
                     summary.count(row["error"])
                 started = time.monotonic()
-                for row in predict(images, journal.batch_size if batch_size is None else size):
+                for row in predict(images, size):
                     journal.write(row)
                     advance(row)
                 with deliver(out) as temporary:

@@ -1,8 +1,12 @@
-"""How fast a model is here: inference by batch size, and decoding, apart from each other."""
+"""How fast a model is here: inference by backend, compute precision and batch size, and decoding.
+
+No speed without its agreement: every backend is compared with the first on the same images.
+"""
 
 from __future__ import annotations
 
 import io
+import itertools
 import platform
 import time
 from collections.abc import Iterable, Sequence
@@ -12,14 +16,19 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from fedapt_runtime.backends.base import Backend
+from fedapt_runtime.backends.base import Backend, Outputs
+from fedapt_runtime.errors import InputError
 from fedapt_runtime.machine import usable_cores
+from fedapt_runtime.pipeline import decode_ahead
 from fedapt_runtime.preprocess import Preprocessing
+from fedapt_runtime.sources import find_images
 
 _PHOTO = (480, 640)  # height and width of the JPEG that decoding is timed on
 _LEAST_RUNS = 5
+_COMPARED, _MAX_COMPARED = 32, 512  # images that backends are compared on: of noise, of others
 _LARGEST_BATCH, _WORTHWHILE, _SLOW_MS = 256, 1.05, 500.0
 
 
@@ -37,11 +46,23 @@ class BatchTiming:
 
 @dataclass(frozen=True)
 class BackendTiming:
-    """Inference alone of one backend, from pixels in memory, `in_flight` batches at once."""
+    """Inference alone of one backend, from pixels in memory.
+
+    Attributes:
+        backend: its description.
+        compute: its compute precision, see `backends.base.Backend`.
+        in_flight: batches at once.
+        batches: the figures.
+        feature_difference: largest absolute difference of unit features from the first backend's.
+        labels_changed: images with another best class than the first backend's.
+    """
 
     backend: str
+    compute: str
     in_flight: int
     batches: tuple[BatchTiming, ...]
+    feature_difference: float
+    labels_changed: int
 
 
 @dataclass(frozen=True)
@@ -50,11 +71,13 @@ class BenchReport:
 
     Attributes:
         backends: what ran the graph, and where, each with its figures.
+        compared_on: which images the backends were compared on.
         decode_ms: reading and preprocessing one 640 x 480 JPEG on one thread.
         machine: processor, cores and versions.
     """
 
     backends: tuple[BackendTiming, ...]
+    compared_on: str
     decode_ms: float
     machine: dict[str, Any]
 
@@ -63,22 +86,43 @@ class BenchReport:
         return asdict(self)
 
 
-def bench(backends: Iterable[Backend], batch_sizes: Sequence[int], seconds: float) -> BenchReport:
+def bench(
+    backends: Iterable[Backend],
+    batch_sizes: Sequence[int],
+    seconds: float,
+    images: NDArray[np.uint8] | None = None,
+) -> BenchReport:
     """Time backends of one model, one after the other.
 
     Args:
         backends: at least one; each is loaded when its turn comes, so that none disturbs another.
         batch_sizes: each is timed for `seconds`, after one run that is not counted.
         seconds: of each batch size, and of decoding; at least five runs are timed in any case.
+        images: uint8 [n, height, width, 3] to compare the backends on; None takes noise.
     """
-    timed = []
+    timed: list[BackendTiming] = []
+    compared_on = f"{_COMPARED if images is None else len(images)} images"
+    compared_on += " of noise" if images is None else ""
+    known: Outputs | None = None
     for backend in backends:
         preprocessing = backend.manifest.preprocessing
         batches = tuple(_time_batch(backend, size, seconds) for size in batch_sizes)
-        timed.append(BackendTiming(backend.description, backend.in_flight, batches))
+        found = _run_all(backend, _noise(backend, _COMPARED) if images is None else images)
+        known = found if known is None else known
+        timed.append(
+            BackendTiming(
+                backend=backend.description,
+                compute=backend.compute,
+                in_flight=backend.in_flight,
+                batches=batches,
+                feature_difference=float(np.abs(_unit(found) - _unit(known)).max()),
+                labels_changed=int((found.logits.argmax(-1) != known.logits.argmax(-1)).sum()),
+            )
+        )
         del backend  # its threads end before the next is loaded
     return BenchReport(
         backends=tuple(timed),
+        compared_on=compared_on,
         decode_ms=_time_decoding(preprocessing, seconds),
         machine={
             "processor": platform.processor() or platform.machine(),
@@ -87,6 +131,25 @@ def bench(backends: Iterable[Backend], batch_sizes: Sequence[int], seconds: floa
             **{name: version(name) for name in ("fedapt-runtime", "numpy", "pillow")},
         },
     )
+
+
+def load_images(paths: Sequence[str], preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """The first readable ones, to compare backends on: uint8 [n, height, width, 3], n <= 512.
+
+    Raises:
+        InputError: there is no readable image.
+    """
+    decoded = decode_ahead(find_images(paths), preprocessing, usable_cores(), ahead=64)
+    readable = (item.pixels for item in decoded if item.pixels is not None)
+    pixels = list(itertools.islice(readable, _MAX_COMPARED))
+    if not pixels:
+        raise InputError(
+            where="images to compare backends on",
+            found="no readable image",
+            expected="at least one",
+            next_step="name images or folders, or none, for noise",
+        )
+    return np.stack(pixels)
 
 
 def choose_batch_size(backend: Backend) -> int:
@@ -104,9 +167,24 @@ def choose_batch_size(backend: Backend) -> int:
     return best
 
 
+def _noise(backend: Backend, n_images: int) -> NDArray[np.uint8]:
+    shape = (n_images, *backend.manifest.preprocessing.size, 3)
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def _run_all(backend: Backend, images: NDArray[np.uint8]) -> Outputs:
+    size = backend.default_batch
+    parts = [backend.run(images[i : i + size]) for i in range(0, len(images), size)]
+    return Outputs(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+def _unit(outputs: Outputs) -> NDArray[np.float32]:
+    norms = np.linalg.norm(outputs.features, axis=-1, keepdims=True)
+    return np.asarray(outputs.features / np.maximum(norms, np.finfo(np.float32).tiny))
+
+
 def _time_batch(backend: Backend, batch: int, seconds: float) -> BatchTiming:
-    shape = (batch, *backend.manifest.preprocessing.size, 3)
-    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    images = _noise(backend, batch)
     backend.run(images)
     begun = time.perf_counter()
 

@@ -90,26 +90,33 @@ class Classifier:
         head: str | Path | None = None,
         threads: int = 0,
         performance_hint: str = "latency",
+        compute: str = "auto",
     ) -> Classifier:
         """Load a model that `fedapt export` wrote.
 
         Args:
             path: the .onnx file, or an .engine file with its .engine.json beside it.
             backend: `onnxruntime`, `openvino`, `tensorrt-ep` (TensorRT inside ONNX Runtime) or
-                `tensorrt` (engines); `auto` chooses, and `description` says what and why.
+                `tensorrt` (TensorRT engines); `auto` takes the fastest that is installed, measured
+                at the first load on a machine, and `description` says what and why.
             device: `auto`, `cpu` or `cuda`.
             head: a head that `fedapt export --head-only` wrote, in place of the model's own.
             threads: threads of inference on a CPU; 0 takes every core.
             performance_hint: on a CPU, `latency` puts every thread on one batch, for the shortest
                 time to its result; `throughput` gives each thread a batch of its own, for the most
                 images per second.
+            compute: `fp32` multiplies in the types of the graph; `bf16` multiplies in bfloat16
+                what the graph has in float32, where backend and processor can; `auto` takes `bf16`
+                where it is faster and changed no label in the export.
+
+        `FEDAPT_BACKEND` and `FEDAPT_COMPUTE` in the environment stand for `auto`.
 
         Raises:
             ModelFileError: missing, damaged, not a fedapt model, or a head of another CLIP.
             MissingDependency: the backend's package is missing, or installed twice.
             RuntimeFailure: the backend or the device is not available, or does not fit the file.
         """
-        return cls(load_backend(path, backend, device, head, threads, performance_hint))
+        return cls(load_backend(path, backend, device, head, threads, performance_hint, compute))
 
     @property
     def backend(self) -> Backend:
@@ -130,6 +137,11 @@ class Classifier:
     def description(self) -> str:
         """Backend, version and device in a few words."""
         return self._backend.description
+
+    @property
+    def ran_on(self) -> dict[str, str]:
+        """Backend and compute precision, as `load` takes them."""
+        return {"backend": self._backend.name, "compute": self._backend.compute}
 
     def __call__(
         self, images: Iterable[Image], *, batch_size: int | None = None, top_k: int = 5

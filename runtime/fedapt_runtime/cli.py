@@ -13,16 +13,28 @@ from pathlib import Path
 from typing import Any
 
 import fedapt_runtime
-from fedapt_runtime.backends.base import DEFAULT_BATCH
-from fedapt_runtime.backends.choose import BACKENDS, DEVICES, PERFORMANCE_HINTS, load_backend
+from fedapt_runtime.backends.base import COMPUTE, DEFAULT_BATCH
+from fedapt_runtime.backends.border import read_manifest
+from fedapt_runtime.backends.choose import (
+    BACKENDS,
+    DEVICES,
+    ENGINE_SUFFIX,
+    PERFORMANCE_HINTS,
+    list_candidates,
+    load_backend,
+    read_environment,
+)
+from fedapt_runtime.backends.selection import Candidate
 from fedapt_runtime.batch import Engine, Summary, classify_files
-from fedapt_runtime.bench import bench, choose_batch_size
+from fedapt_runtime.bench import bench, choose_batch_size, load_images
 from fedapt_runtime.classifier import Classifier
 from fedapt_runtime.device_resize import DeviceResizer
 from fedapt_runtime.doctor import examine
 from fedapt_runtime.errors import EXIT_INTERRUPTED, ReportedError
 from fedapt_runtime.formats import LeftOut, describe_left_out
-from fedapt_runtime.journal import part_path
+from fedapt_runtime.journal import part_path, read_ran_on
+from fedapt_runtime.manifest import METADATA_KEY
+from fedapt_runtime.onnx_file import check_content
 from fedapt_runtime.output import check_output
 from fedapt_runtime.pipeline import Image
 from fedapt_runtime.sources import count_images, find_images
@@ -78,8 +90,20 @@ def build_parser() -> argparse.ArgumentParser:
         "--workers", type=_positive, metavar="N", help="decoding threads; of ray, models"
     )
     classify.add_argument("--head", type=Path, help="a head file to use instead of the model's own")
-    classify.add_argument("--backend", default="auto", choices=("auto", *BACKENDS), help="[auto]")
+    classify.add_argument(
+        "--backend",
+        default="auto",
+        choices=("auto", *BACKENDS),
+        help="auto measures those that are installed at a model's first load [auto]",
+    )
     classify.add_argument("--device", default="auto", choices=("auto", *DEVICES), help="[auto]")
+    classify.add_argument(
+        "--compute",
+        default="auto",
+        choices=("auto", *COMPUTE),
+        help="precision of products; auto takes bf16 where it is faster and the export found no"
+        " changed label [auto]",
+    )
     classify.add_argument(
         "--engine", default="local", choices=("local", "ray"), help="where the job runs [local]"
     )
@@ -99,7 +123,20 @@ def build_parser() -> argparse.ArgumentParser:
         type=_backends,
         default=("auto",),
         metavar="B,B",
-        help=f"auto, or any of {', '.join(BACKENDS)} [auto]",
+        help=f"auto (all that are installed), or any of {', '.join(BACKENDS)} [auto]",
+    )
+    bench.add_argument(
+        "--compute",
+        default="auto",
+        choices=("auto", *COMPUTE),
+        help="auto times each that the processor has [auto]",
+    )
+    bench.add_argument(
+        "--images",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="images to compare the backends on [noise]",
     )
     bench.add_argument("--device", default="auto", choices=("auto", *DEVICES), help="[auto]")
     bench.add_argument(
@@ -171,8 +208,16 @@ def run_classify(options: argparse.Namespace) -> None:
     if options.preprocess == "device" and options.engine == "ray":
         build_parser().error("--preprocess device resizes on this machine's GPU: leave out ray")
     check_output(options.out)
+    ran_on: dict[str, str] = {}
+    if options.resume and (options.backend, options.compute) == ("auto", "auto"):
+        ran_on = read_ran_on(options.out)  # of the job that was stopped
     classifier = Classifier.load(
-        options.model, options.backend, options.device, options.head, performance_hint="throughput"
+        options.model,
+        ran_on.get("backend", options.backend),
+        options.device,
+        options.head,
+        performance_hint="throughput",
+        compute=ran_on.get("compute", options.compute),
     )
     resizer = None
     if options.preprocess == "device":
@@ -223,6 +268,9 @@ def _ray_engine(
 
     # a batch is a task of Ray's: too small ones cost more than they compute
     size = batch_size or DEFAULT_BATCH
+    ran_on = {"backend": options.backend, "compute": options.compute}
+    if not options.gpus_per_worker and options.backend == "auto":
+        ran_on = classifier.ran_on  # every worker computes what this machine would
 
     def predict(images: Iterable[Image]) -> Iterator[dict[str, Any]]:
         return predict_on_ray(
@@ -230,7 +278,7 @@ def _ray_engine(
             images,
             classifier.preprocessing(_depth(options)),
             RaySettings(options.workers, options.gpus_per_worker),
-            backend=options.backend,
+            **ran_on,
             device=options.device,
             head=options.head,
             batch_size=size,
@@ -261,20 +309,30 @@ def run_bench(options: argparse.Namespace) -> None:
     backends = (
         load_backend(
             options.model,
-            name,
+            candidate.backend,
             options.device,
             options.head,
             performance_hint=options.performance_hint,
+            compute=candidate.compute,
         )
-        for name in options.backend
+        for candidate in _list_candidates(options)
     )
-    report = bench(backends, options.batch_sizes, options.seconds)
+    images = None
+    if options.images:
+        preprocessing = read_manifest(options.model).preprocessing
+        images = load_images(options.images, preprocessing)
+    report = bench(backends, options.batch_sizes, options.seconds, images)
     if options.json:
         print(json.dumps(report.to_dict(), indent=2))
         return
     for timed in report.backends:
         cores = report.machine["cores"]
         print(f"{options.model}: {timed.backend}, {cores} cores, {timed.in_flight} at once")
+        if timed is not report.backends[0]:
+            print(
+                f"{timed.labels_changed} of {report.compared_on} with another label than above,"
+                f" unit features within {timed.feature_difference:.0e}"
+            )
         print(f"{'batch':>6} {'images/s':>9} {'p50 ms':>8} {'p95 ms':>8} {'p99 ms':>8}")
         for t in timed.batches:
             print(
@@ -282,6 +340,18 @@ def run_bench(options: argparse.Namespace) -> None:
                 f" {t.p99_ms:8.1f}"
             )
     print(f"decoding a 640 x 480 JPEG: {report.decode_ms:.1f} ms on one thread")
+
+
+def _list_candidates(options: argparse.Namespace) -> list[Candidate]:
+    """Each backend that is asked for, in each compute precision that it has here."""
+    found: dict[Candidate, None] = {}
+    for name in options.backend:
+        is_engine = options.model.suffix == ENGINE_SUFFIX
+        backend, compute = read_environment(name, options.compute, is_engine)
+        if is_engine and backend == "auto":
+            backend = "tensorrt"
+        found |= dict.fromkeys(list_candidates(backend, options.device, compute))
+    return list(found)
 
 
 def run_check(options: argparse.Namespace) -> None:
@@ -304,8 +374,12 @@ def run_check(options: argparse.Namespace) -> None:
 
 def run_describe(options: argparse.Namespace) -> None:
     """`fedapt-runtime describe`."""
-    classifier = Classifier.load(options.model)
-    print(json.dumps(classifier.manifest.describe(), indent=2, ensure_ascii=False))
+    if options.model.suffix == ENGINE_SUFFIX:
+        manifest = Classifier.load(options.model).manifest
+    else:
+        manifest = read_manifest(options.model)
+        check_content(options.model, METADATA_KEY)
+    print(json.dumps(manifest.describe(), indent=2, ensure_ascii=False))
 
 
 def run_doctor(options: argparse.Namespace) -> None:

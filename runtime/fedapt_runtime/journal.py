@@ -40,12 +40,20 @@ class Journal:
         self._flushed = time.monotonic()
 
     @classmethod
-    def open(cls, out: Destination, job: dict[str, Any], batch_size: int, resume: bool) -> Journal:
+    def open(
+        cls,
+        out: Destination,
+        job: dict[str, Any],
+        batch_size: int,
+        resume: bool,
+        ran_on: dict[str, str] | None = None,
+    ) -> Journal:
         """Begin anew, or behind the last whole row.
 
         Args:
             job: what tells this job from another; rows of another are refused.
             batch_size: kept beside it; an older one stays.
+            ran_on: backend and compute precision, likewise; see `read_ran_on`.
 
         Raises:
             InputError: the rows there belong to another job.
@@ -55,7 +63,7 @@ class Journal:
         if resume and path.is_file():
             return cls._go_on(path, job)
         stream = path.open("wb")
-        stream.write(_encode({"job": job, "batch_size": batch_size}))
+        stream.write(_encode({"job": job, "batch_size": batch_size, "ran_on": ran_on or {}}))
         return cls(path, stream, batch_size, 0)
 
     @classmethod
@@ -130,6 +138,19 @@ class Journal:
 def _encode(value: dict[str, Any]) -> bytes:
     # names that are not valid UTF-8 survive through the surrogates that Python uses for them
     return (json.dumps(value, ensure_ascii=False) + "\n").encode("utf-8", "surrogateescape")
+
+
+def read_ran_on(out: Destination) -> dict[str, str]:
+    """Backend and compute precision of an unfinished job; empty where nothing is known of it.
+
+    Rows of another backend differ by rounding: a job that goes on takes the one that began it.
+    """
+    try:
+        with part_path(out).open("rb") as stream:
+            found = json.loads(stream.readline().decode("utf-8", "surrogateescape"))["ran_on"]
+        return {name: str(found[name]) for name in ("backend", "compute")}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
 
 
 def _read_header(line: bytes, job: dict[str, Any]) -> int | None:

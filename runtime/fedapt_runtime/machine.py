@@ -16,6 +16,9 @@ from pathlib import Path
 
 _ROOT = Path("/sys/fs/cgroup")
 _OWN = Path("/proc/self/cgroup")
+_CPUINFO = Path("/proc/cpuinfo")
+_CPU_FACTS = ("model name", "flags", "Features", "CPU implementer", "CPU part")
+_BFLOAT16 = {"avx512_bf16", "amx_bf16", "avx_ne_convert"}  # of x86
 
 
 def usable_cores() -> int:
@@ -29,6 +32,26 @@ def usable_cores() -> int:
 def limit_threads(threads: int) -> int:
     """Threads for a library that takes every core of the machine where it is told 0."""
     return threads or (usable_cores() if usable_cores() != os.cpu_count() else 0)
+
+
+def processor_facts() -> dict[str, str]:
+    """Name and instruction sets of the first core, as Linux tells them; elsewhere nothing."""
+    try:
+        lines = _CPUINFO.read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return {}
+    facts: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name.strip() in _CPU_FACTS:
+            facts.setdefault(name.strip(), value.strip())
+    return facts
+
+
+def may_have_bfloat16() -> bool:
+    """False where the processor is known to have no products in bfloat16."""
+    flags = processor_facts().get("flags")
+    return flags is None or not _BFLOAT16.isdisjoint(flags.split())
 
 
 def usable_memory() -> int | None:

@@ -56,6 +56,15 @@ def check_one_file(path: Path) -> None:
     _read(path)
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The `metadata_props` of a model.
+
+    Raises:
+        ModelFileError: as `check_one_file`.
+    """
+    return _read(path).metadata
+
+
 def check_content(path: Path, key: str) -> None:
     """Refuse a model whose content is not what its description was written for.
 

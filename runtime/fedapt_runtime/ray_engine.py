@@ -55,6 +55,7 @@ class _Job:
     model: str
     head: str | None
     backend: str
+    compute: str
     device: str
     threads: int
     top_k: int
@@ -68,6 +69,7 @@ def predict_on_ray(
     settings: RaySettings,
     *,
     backend: str = "auto",
+    compute: str = "auto",
     device: str = "auto",
     head: Path | None = None,
     batch_size: int = 32,
@@ -82,7 +84,7 @@ def predict_on_ray(
         images: paths that every node can read, or URIs.
         preprocessing: of the model.
         settings: how the job is spread; the cluster is that of RAY_ADDRESS, else this machine.
-        backend, device, head: see `Classifier.load`.
+        backend, compute, device, head: see `Classifier.load`.
         batch_size, top_k, fast, flag_unknown: see `Classifier.stream`.
 
     Raises:
@@ -99,6 +101,7 @@ def predict_on_ray(
                 model=model.name,
                 head=head.name if head else None,
                 backend=backend,
+                compute=compute,
                 device="cuda" if settings.gpus and device == "auto" else device,
                 threads=0 if settings.gpus else 1,
                 top_k=top_k,
@@ -235,6 +238,7 @@ class _Worker:
                 told.device,
                 Path(folder, told.head) if told.head else None,
                 threads=told.threads,
+                compute=told.compute,
             )
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from fedapt_runtime.manifest import Manifest
 
 DEFAULT_BATCH = 32  # images of a batch where nothing speaks for another size
+COMPUTE = ("fp32", "bf16")
 
 
 class Outputs(NamedTuple):
@@ -31,6 +32,9 @@ class Backend(Protocol):
 
     Attributes:
         manifest: what the model is.
+        name: one of `choose.BACKENDS`.
+        compute: one of `COMPUTE`: `fp32` multiplies in the types of the graph, `bf16` multiplies
+            in bfloat16 what the graph has in float32.
         description: backend, version and device in a few words, for messages; where something was
             chosen automatically, also why.
         in_flight: how many batches should be computed at once, each by a caller of its own.
@@ -38,6 +42,8 @@ class Backend(Protocol):
     """
 
     manifest: Manifest
+    name: str
+    compute: str
     description: str
     in_flight: int
     default_batch: int

@@ -12,7 +12,8 @@ import numpy as np
 
 from fedapt_runtime.backends.base import Backend, Outputs
 from fedapt_runtime.errors import ModelFileError, ReportedError, first_line
-from fedapt_runtime.manifest import Manifest
+from fedapt_runtime.manifest import METADATA_KEY, Manifest, parse_manifest
+from fedapt_runtime.onnx_file import read_metadata
 
 # dtype and shape of one image's part, None where the size is free
 Slot = tuple[str, list[int | None]]
@@ -31,6 +32,16 @@ def check_model_file(path: Path) -> None:
             expected="a model written by `fedapt export`",
             next_step="check the path",
         )
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of an .onnx file, without a backend.
+
+    Raises:
+        ModelFileError: no such file, not ONNX, or not a fedapt model.
+    """
+    check_model_file(path)
+    return parse_manifest(read_metadata(path).get(METADATA_KEY), path)
 
 
 def check_signature(

@@ -1,17 +1,26 @@
-"""Which backend runs a model: the one that is asked for, or the first that fits the file."""
+"""Which backend runs a model, in which compute precision: as asked for, or the fastest here."""
 
 from __future__ import annotations
 
+import hashlib
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
-from fedapt_runtime.backends.base import Backend
+from fedapt_runtime.agreement import Agreement, read_agreement
+from fedapt_runtime.backends.base import COMPUTE, Backend
+from fedapt_runtime.backends.border import read_manifest
+from fedapt_runtime.backends.selection import Candidate, select
 from fedapt_runtime.errors import RuntimeFailure
+from fedapt_runtime.head import read_head
+from fedapt_runtime.machine import may_have_bfloat16
+from fedapt_runtime.manifest import Manifest
 
 BACKENDS = ("onnxruntime", "openvino", "tensorrt-ep", "tensorrt")
 DEVICES = ("cpu", "cuda")
 PERFORMANCE_HINTS = ("latency", "throughput")
 ENGINE_SUFFIX = ".engine"
+BACKEND_VARIABLE, COMPUTE_VARIABLE = "FEDAPT_BACKEND", "FEDAPT_COMPUTE"
 _DEVICES_OF = {
     "onnxruntime": DEVICES,
     "openvino": ("cpu",),
@@ -27,57 +36,175 @@ def load_backend(
     head: str | Path | None = None,
     threads: int = 0,
     performance_hint: str = "latency",
+    compute: str = "auto",
 ) -> Backend:
-    """Load a model into a backend; only that backend's library is imported.
+    """Load a model into a backend; only libraries that come into question are imported.
 
     Args:
         path: an .onnx or .engine file.
-        backend: one of `BACKENDS`; `auto` takes TensorRT for an engine, else ONNX Runtime, or
-            OpenVINO where that alone is installed.
+        backend: one of `BACKENDS`; `auto` takes TensorRT for an engine, ONNX Runtime where it has
+            CUDA, and on a CPU the fastest of those that are installed, see `selection`.
         device: `cpu` or `cuda`; `auto` takes what the backend has.
         head: a head file to use in place of the model's own head.
         threads: threads of inference on a CPU; 0 takes every core.
         performance_hint: one of `PERFORMANCE_HINTS`, see `Classifier.load`.
+        compute: one of `base.COMPUTE`; `auto` takes `bf16` where it is faster and the export
+            found no changed label, see `agreement`.
+
+    Where `backend` or `compute` is `auto`, the variable `FEDAPT_BACKEND` or `FEDAPT_COMPUTE` of the
+    environment stands for it, if it is set.
 
     Raises:
-        RuntimeFailure: an unknown backend or hint, or a backend that has no such device or reads no
-            such file; else see `Classifier.load`.
+        RuntimeFailure: an unknown backend, compute precision or hint, or a backend that has no such
+            device, precision or file; else see `Classifier.load`.
     """
     path = Path(path)
     is_engine = path.suffix == ENGINE_SUFFIX
-    why = ""
-    if backend == "auto":
-        backend, why = _choose(is_engine)
-    _check_choice(path, is_engine, backend, device)
     if performance_hint not in PERFORMANCE_HINTS:
-        raise RuntimeFailure(
-            where="performance_hint",
-            found=repr(performance_hint),
-            expected=" or ".join(PERFORMANCE_HINTS),
-            next_step="choose one of these",
-        )
-    loaded = _load(path, backend, device, head, threads, performance_hint == "throughput")
-    loaded.description += why
+        raise _unknown("performance_hint", performance_hint, " or ".join(PERFORMANCE_HINTS))
+    backend, compute = read_environment(backend, compute, is_engine)
+    if is_engine and backend == "auto":
+        backend, why = "tensorrt", " (auto: an engine)"
+    else:
+        why = ""
+
+    def load(candidate: Candidate) -> Backend:
+        throughput = performance_hint == "throughput"
+        return _load(path, candidate, device, head, threads, throughput)
+
+    if backend != "auto":
+        _check_choice(path, is_engine, backend, device)
+    elif device not in ("auto", *DEVICES):
+        raise _unknown("device", device, f"auto or one of {', '.join(DEVICES)}")
+    candidates = list_candidates(backend, device, compute)
+    notes = []
+    if any(candidate.compute == "bf16" for candidate in candidates) and compute == "auto":
+        candidates, note = _keep_exact(candidates, _read_manifest(path, head))
+        notes.append(note)
+    if len(candidates) == 1:
+        (candidate,) = candidates
+        if backend == "auto" and candidate.backend == "openvino":
+            notes.insert(0, "no ONNX Runtime")
+        loaded = load(candidate)
+    else:
+        determined_by = {"model": _hash_model(path), "threads": threads}
+        found = select(candidates, load, determined_by, performance_hint)
+        loaded = load(found.candidate)
+        loaded.default_batch = found.batch_size
+        when = "as measured before" if found.from_cache else "measured now"
+        notes.insert(0, f"the fastest of {len(candidates)} here, {when}")
+    loaded.description += why or (f" (auto: {'; '.join(notes)})" if notes else "")
     return loaded
 
 
-def _choose(is_engine: bool) -> tuple[str, str]:
-    """A backend, and the reason where it is not the usual one."""
-    if is_engine:
-        return "tensorrt", " (auto: an engine)"
-    if find_spec("onnxruntime") is None and find_spec("openvino") is not None:
-        return "openvino", " (auto: no ONNX Runtime)"
-    return "onnxruntime", ""  # it gives its own reason, which is the device
+def read_environment(backend: str, compute: str, is_engine: bool = False) -> tuple[str, str]:
+    """Backend and compute precision, where they are `auto` from the environment.
+
+    Raises:
+        RuntimeFailure: a name that is unknown.
+    """
+    if backend == "auto" and not is_engine:  # one backend alone runs an engine
+        backend = _check_name(BACKEND_VARIABLE, os.environ.get(BACKEND_VARIABLE), BACKENDS)
+    else:
+        backend = _check_name("backend", backend, BACKENDS)
+    if compute == "auto" and not is_engine:
+        compute = _check_name(COMPUTE_VARIABLE, os.environ.get(COMPUTE_VARIABLE), COMPUTE)
+    else:
+        compute = _check_name("compute", compute, COMPUTE)
+    return backend, compute
+
+
+def _check_name(where: str, name: str | None, known: tuple[str, ...]) -> str:
+    if name and name not in ("auto", *known):
+        raise _unknown(where, name, f"auto or one of {', '.join(known)}")
+    return name or "auto"
+
+
+def _unknown(where: str, found: str, expected: str) -> RuntimeFailure:
+    return RuntimeFailure(
+        where=where,
+        found=repr(found),
+        expected=expected,
+        next_step="choose one of these",
+    )
+
+
+def list_candidates(backend: str, device: str, compute: str) -> list[Candidate]:
+    """The ways to run an .onnx or .engine file here that fit what is asked for; at least one.
+
+    Args:
+        backend, device, compute: as `load_backend` takes them.
+
+    Raises:
+        RuntimeFailure: none has such a compute precision.
+    """
+    backends = [backend]
+    if backend == "auto":
+        backends = ["onnxruntime"]
+        has_openvino = find_spec("openvino") is not None
+        if has_openvino and find_spec("onnxruntime") is None:
+            backends = ["openvino"]
+        elif has_openvino and (device == "cpu" or (device == "auto" and not _has_cuda())):
+            backends = ["onnxruntime", "openvino"]
+    precisions = COMPUTE if compute == "auto" else (compute,)
+    found = [Candidate(b, c) for b in backends for c in precisions if _computes_in(b, c, compute)]
+    if not found:
+        raise RuntimeFailure(
+            where="compute",
+            found=f"{compute!r} for the backend {' or '.join(backends)}",
+            expected="openvino on a processor with bfloat16, the one that computes so",
+            next_step="choose fp32, or install 'fedapt-runtime[openvino]' where it is missing",
+        )
+    return found
+
+
+def _computes_in(backend: str, precision: str, asked: str) -> bool:
+    if precision == "fp32":
+        return True
+    if backend != "openvino":
+        return False
+    if asked == precision:
+        return True  # the backend itself says where the processor has none
+    if not may_have_bfloat16():
+        return False  # without importing OpenVINO, which takes a quarter of a second
+    from fedapt_runtime.backends.openvino import has_bfloat16
+
+    return has_bfloat16()
+
+
+def _has_cuda() -> bool:
+    from fedapt_runtime.backends.ort import PROVIDERS, import_onnxruntime
+
+    return PROVIDERS["cuda"] in import_onnxruntime().get_available_providers()
+
+
+def _keep_exact(candidates: list[Candidate], manifest: Manifest) -> tuple[list[Candidate], str]:
+    """Without bfloat16 where the export has not shown that no label changes; and a line on it."""
+    agreement: Agreement | None = read_agreement(manifest, "bf16")
+    if agreement is not None and agreement.is_enough and manifest.precision == "fp32":
+        return candidates, f"bf16 {agreement}"
+    if agreement is None or manifest.precision != "fp32":
+        why = "was not compared in the export"
+    else:
+        why = str(agreement)
+    exact = [candidate for candidate in candidates if candidate.compute == "fp32"]
+    return exact, f"not bf16, which {why}"
+
+
+def _read_manifest(path: Path, head: str | Path | None) -> Manifest:
+    manifest = read_manifest(path)
+    return manifest if head is None else read_head(head).manifest_on(manifest)
+
+
+def _hash_model(path: Path) -> str:
+    """The hash that stands in the file, of all its content; of older files, of its bytes."""
+    if found := read_manifest(path).content_sha256:
+        return found
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _check_choice(path: Path, is_engine: bool, backend: str, device: str) -> None:
-    if backend not in BACKENDS:
-        raise RuntimeFailure(
-            where="backend",
-            found=repr(backend),
-            expected=f"auto or one of {', '.join(BACKENDS)}",
-            next_step="choose one of these",
-        )
     if is_engine != (backend == "tensorrt"):
         raise RuntimeFailure(
             where=path,
@@ -96,21 +223,21 @@ def _check_choice(path: Path, is_engine: bool, backend: str, device: str) -> Non
 
 def _load(
     path: Path,
-    backend: str,
+    candidate: Candidate,
     device: str,
     head: str | Path | None,
     threads: int,
     throughput: bool,
 ) -> Backend:
-    if backend == "openvino":
+    if candidate.backend == "openvino":
         from fedapt_runtime.backends.openvino import OpenVinoBackend
 
-        return OpenVinoBackend(path, head, threads, throughput)
-    if backend == "tensorrt":
+        return OpenVinoBackend(path, head, threads, throughput, candidate.compute)
+    if candidate.backend == "tensorrt":
         from fedapt_runtime.backends.tensorrt import TensorRtBackend
 
         return TensorRtBackend(path, head)
     from fedapt_runtime.backends.ort import OrtBackend
 
-    device = "tensorrt-ep" if backend == "tensorrt-ep" else device
+    device = "tensorrt-ep" if candidate.backend == "tensorrt-ep" else device
     return OrtBackend(path, device, head, threads, throughput)

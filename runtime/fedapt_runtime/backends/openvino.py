@@ -19,10 +19,10 @@ from fedapt_runtime.backends.border import (
     probe,
 )
 from fedapt_runtime.backends.cpu_plan import plan_cpu_work
-from fedapt_runtime.errors import MissingDependency, ModelFileError, first_line
+from fedapt_runtime.errors import MissingDependency, ModelFileError, RuntimeFailure, first_line
 from fedapt_runtime.head import Tensor, read_head
 from fedapt_runtime.machine import limit_threads
-from fedapt_runtime.manifest import METADATA_KEY, parse_manifest
+from fedapt_runtime.manifest import METADATA_KEY, Manifest, parse_manifest
 from fedapt_runtime.onnx_file import check_content, check_one_file
 
 
@@ -44,22 +44,40 @@ def import_openvino() -> Any:
     return openvino
 
 
+def has_bfloat16() -> bool:
+    """Whether OpenVINO multiplies in bfloat16 on this processor.
+
+    Raises:
+        MissingDependency: OpenVINO is not installed.
+    """
+    return "BF16" in _capabilities(import_openvino().Core())
+
+
+def _capabilities(core: Any) -> list[str]:
+    # Source: OpenVINO, "Query device properties": ov::device::capabilities
+    return [str(name) for name in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")]
+
+
 class OpenVinoBackend:
     """A fused model in OpenVINO, on the CPU.
 
     OpenVINO reads an initialiser that is also an input as a constant, so a head is put into the
-    graph before it is compiled. Products stay in the graph's own precision: by itself OpenVINO
-    would turn them to bfloat16 where the processor has it.
+    graph before it is compiled. By itself OpenVINO would multiply in bfloat16 where the processor
+    has it: `compute` decides. In `bf16` the image tower alone does so; the head, three small
+    products that decide, is compiled apart in float32.
 
     Args:
         path: the .onnx file.
         head: a head file to use in place of the model's own head.
         threads: of inference; 0 takes every core.
-        throughput: the most images a second, rather than the soonest answer to one batch.
+        throughput: the most images per second, rather than the shortest time of one batch.
+        compute: one of `base.COMPUTE`.
 
     Raises:
         ModelFileError: no such file, not ONNX, not a fedapt model, or a head of another CLIP.
         MissingDependency: OpenVINO is not installed.
+        RuntimeFailure: `bf16` on a processor that has no such products, or for a graph that is not
+            in float32.
     """
 
     def __init__(
@@ -68,13 +86,22 @@ class OpenVinoBackend:
         head: str | Path | None = None,
         threads: int = 0,
         throughput: bool = False,
+        compute: str = "fp32",
     ) -> None:
         path = Path(path)
+        self.name, self.compute = "openvino", compute
         check_model_file(path)
         check_one_file(path)
         self.in_flight, self.default_batch, _ = plan_cpu_work(threads, throughput)
         openvino = import_openvino()
         core = openvino.Core()
+        if compute == "bf16" and "BF16" not in (found := _capabilities(core)):
+            raise RuntimeFailure(
+                where="compute",
+                found=f"'bf16' on a processor for which OpenVINO names {', '.join(found)}",
+                expected="a processor with bfloat16 products (AVX-512 BF16, AMX)",
+                next_step="choose fp32",
+            )
         try:
             model = core.read_model(path)
         except Exception as error:  # OpenVINO raises RuntimeError and several others
@@ -90,31 +117,84 @@ class OpenVinoBackend:
         try:
             model.validate_nodes_and_infer_types()  # a head may have changed sizes
             options = {
-                "INFERENCE_PRECISION_HINT": "f32",
                 "INFERENCE_NUM_THREADS": limit_threads(threads),
                 "NUM_STREAMS": self.in_flight,
             }
-            self._compiled = core.compile_model(model, "CPU", options)
+            parts = [(model, "f32")]
+            if compute == "bf16":
+                _check_float32(self.manifest, path)
+                tower, own_head = _split(openvino, model)
+                parts = [(tower, "bf16"), (own_head, "f32")]
+            self._compiled = [
+                core.compile_model(part, "CPU", {**options, "INFERENCE_PRECISION_HINT": hint})
+                for part, hint in parts
+            ]
+        except RuntimeFailure:
+            raise
         except Exception as error:
             raise _unreadable(path, error) from error
-        self.description = f"OpenVINO {version('openvino')} on cpu"
-        # a request is for one caller at a time; there are as many as there ever were callers
-        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        if compute == "bf16":
+            _check_bfloat16(self._compiled[0], path)
+        in_compute = " in bf16" if compute == "bf16" else ""
+        self.description = f"OpenVINO {version('openvino')} on cpu{in_compute}"
+        # requests are for one caller at a time; there are as many as there ever were callers
+        self._idle: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
         probe(self, path if head is None else head)
         check_content(path, METADATA_KEY)
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
         """See `base.Backend.run`."""
         try:
-            request = self._idle.get_nowait()
+            requests = self._idle.get_nowait()
         except queue.Empty:
-            request = self._compiled.create_infer_request()
+            requests = [compiled.create_infer_request() for compiled in self._compiled]
         try:
-            request.infer({"images": images}, share_inputs=True)
-            # copied: the next call of this request writes over them
-            return Outputs(*(request.get_tensor(name).data.copy() for name in Outputs._fields))
+            requests[0].infer({"images": images}, share_inputs=True)
+            if len(requests) == 1:
+                found = {name: requests[0].get_tensor(name) for name in Outputs._fields}
+            else:
+                features = requests[0].get_output_tensor(0)
+                requests[1].infer([features], share_inputs=True)
+                logits, weights = (requests[1].get_output_tensor(i) for i in (0, 1))
+                found = {"logits": logits, "domain_weights": weights, "features": features}
+            # copied: the next call of these requests writes over them
+            return Outputs(*(found[name].data.copy() for name in Outputs._fields))
         finally:
-            self._idle.put(request)
+            self._idle.put(requests)
+
+
+def _split(openvino: Any, model: Any) -> tuple[Any, Any]:
+    """Image tower, images -> features, and head, features -> logits and domain weights."""
+    sources = {name: model.output(name).get_node().input_value(0) for name in Outputs._fields}
+    features = sources["features"]
+    tower = openvino.Model([features], list(model.get_parameters()), "tower")
+    entry = openvino.opset13.parameter(features.get_partial_shape(), features.get_element_type())
+    for reader in features.get_target_inputs():
+        if reader.get_node().get_type_name() != "Result":
+            reader.replace_source_output(entry.output(0))
+    head = openvino.Model([sources["logits"], sources["domain_weights"]], [entry], "head")
+    return tower, head
+
+
+def _check_float32(manifest: Manifest, path: Path) -> None:
+    if manifest.precision != "fp32":
+        raise RuntimeFailure(
+            where=path,
+            found=f"compute 'bf16' for a graph in {manifest.precision}",
+            expected="a graph in fp32, whose products bf16 replaces",
+            next_step="choose compute fp32, which keeps the graph's own types",
+        )
+
+
+def _check_bfloat16(compiled: Any, path: Path) -> None:
+    found = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    if found != "bf16":  # OpenVINO passes over a hint that it cannot follow
+        raise RuntimeFailure(
+            where=path,
+            found=f"products in {found}, where OpenVINO was asked for bf16",
+            expected="bf16",
+            next_step="choose compute fp32",
+        )
 
 
 def _read_metadata(model: Any) -> str | None:

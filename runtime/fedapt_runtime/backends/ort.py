@@ -176,7 +176,7 @@ class OrtBackend:
         device: `cpu`, `cuda` or `tensorrt-ep`; `auto` takes CUDA where it starts, else the CPU.
         head: a head file to use in place of the model's own head.
         threads: threads of inference on the CPU; 0 takes every core.
-        throughput: on the CPU, the most images a second rather than the soonest answer to one
+        throughput: on the CPU, the most images per second rather than the shortest time of one
             batch.
 
     Raises:
@@ -200,6 +200,8 @@ class OrtBackend:
         plan = plan_cpu_work(threads, throughput)
         opened = _open_on(onnxruntime, path, device, plan.threads)
         self._session = opened.session
+        self.name = "tensorrt-ep" if opened.device == "tensorrt-ep" else "onnxruntime"
+        self.compute = "fp32"
         self.in_flight, self.default_batch = plan.in_flight, plan.default_batch
         if opened.device != "cpu":
             self.in_flight, self.default_batch = STREAMS, DEFAULT_BATCH

@@ -36,6 +36,7 @@ class TensorRtBackend:
     """
 
     def __init__(self, engine: str | Path | EngineFile, head: str | Path | None = None) -> None:
+        self.name, self.compute = "tensorrt", "fp32"
         engine_file = engine if isinstance(engine, EngineFile) else read_engine_file(Path(engine))
         self.manifest = engine_file.manifest
         if head is not None:

@@ -30,6 +30,7 @@ class FakeBackend:
     """Class 0 with 3/4 for an image darker than 100, else class 1 with 3/4; domain likewise."""
 
     description = "a fake"
+    name, compute = "onnxruntime", "fp32"
     in_flight, default_batch = 2, 32
     manifest = make_manifest(("dark, very", "bright"), ("nacht", "täglich"))
 

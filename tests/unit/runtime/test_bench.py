@@ -34,6 +34,7 @@ class FakeBackend:
     """Takes 10 ms an image; every tenth run takes twice as long."""
 
     description = "a fake"
+    name, compute = "onnxruntime", "fp32"
     in_flight, default_batch = 1, 32
     manifest = make_manifest(("a", "b"), ("x",))
 

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+import onnx
 import pytest
 
+from fedapt_export.fuse import attach_manifest, read_manifest
 from fedapt_runtime import Classifier
-from fedapt_runtime.backends import choose, ort
+from fedapt_runtime.backends import choose, ort, selection
+from fedapt_runtime.backends import openvino as backends_openvino
 from fedapt_runtime.backends.base import Outputs
 from fedapt_runtime.backends.choose import PERFORMANCE_HINTS, load_backend
+from fedapt_runtime.backends.selection import Selection
 from fedapt_runtime.cli import main
 from fedapt_runtime.errors import MissingDependency, ModelFileError, RuntimeFailure
 
@@ -167,6 +173,7 @@ def test_openvino_is_taken_where_it_alone_is_installed(
     monkeypatch.setattr(
         choose, "find_spec", lambda name: None if name == "onnxruntime" else find_spec(name)
     )
+    monkeypatch.delenv("FEDAPT_BACKEND")
     description = Classifier.load(tiny_model).description
     assert description.startswith("OpenVINO 20")
     assert description.endswith(" on cpu (auto: no ONNX Runtime)")
@@ -176,6 +183,7 @@ def test_with_neither_the_first_choice_is_asked_for(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(choose, "find_spec", lambda name: None)
+    monkeypatch.delenv("FEDAPT_BACKEND")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingDependency, match=r"pip install 'fedapt-runtime\[cpu\]'"):
         Classifier.load(tiny_model)
@@ -207,6 +215,12 @@ def test_with_neither_the_first_choice_is_asked_for(
         ("m.onnx", "openvino", "cuda", "device: found 'cuda' for the backend openvino; expected"),
         ("m.onnx", "tensorrt-ep", "cpu", "device: found 'cpu' for the backend tensorrt-ep"),
         ("m.onnx", "auto", "tpu", "device: found 'tpu' for the backend onnxruntime; expected auto"),
+        (
+            "m.onnx",
+            "openvino",
+            "tpu",
+            "device: found 'tpu' for the backend openvino; expected auto",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(
@@ -271,3 +285,165 @@ def test_an_unknown_performance_hint_is_refused(tiny_model: Path) -> None:
         RuntimeFailure, match="performance_hint: found 'speed'; expected latency or throughput"
     ):
         load_backend(tiny_model, performance_hint="speed")
+
+
+@needs_openvino
+def test_auto_measures_once_and_says_so(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("FEDAPT_BACKEND")
+    monkeypatch.setenv("FEDAPT_CACHE", str(tmp_path))
+    monkeypatch.setattr(selection, "SECONDS", 0.0)
+    monkeypatch.setattr(choose, "may_have_bfloat16", lambda: False)
+    first = load_backend(tiny_model, device="cpu", performance_hint="throughput")
+    assert first.description.endswith(" on cpu (auto: the fastest of 2 here, measured now)")
+    again = load_backend(tiny_model, device="cpu", performance_hint="throughput")
+    assert again.description.endswith("(auto: the fastest of 2 here, as measured before)")
+    assert (again.name, again.default_batch) == (first.name, first.default_batch)
+    (file,) = (tmp_path / "backends").iterdir()
+    other = {"onnxruntime": "openvino", "openvino": "onnxruntime"}[first.name]
+    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {"backend": other}))
+    assert load_backend(tiny_model, device="cpu", performance_hint="throughput").name == other
+
+
+@needs_openvino
+def test_the_environment_stands_for_auto_and_for_nothing_else(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDAPT_BACKEND", "openvino")
+    assert load_backend(tiny_model).name == "openvino"
+    assert load_backend(tiny_model, "onnxruntime").name == "onnxruntime"
+    monkeypatch.setenv("FEDAPT_COMPUTE", "bf16")
+    with pytest.raises(RuntimeFailure, match="compute: found 'bf16' for the backend onnxruntime"):
+        load_backend(tiny_model, "onnxruntime")
+    assert load_backend(tiny_model, "onnxruntime", compute="fp32").compute == "fp32"
+    monkeypatch.setenv("FEDAPT_COMPUTE", "int3")
+    with pytest.raises(
+        RuntimeFailure, match="FEDAPT_COMPUTE: found 'int3'; expected auto or one of fp32"
+    ):
+        load_backend(tiny_model)
+    monkeypatch.setenv("FEDAPT_BACKEND", "abacus")
+    with pytest.raises(RuntimeFailure, match="FEDAPT_BACKEND: found 'abacus'; expected auto or"):
+        load_backend(tiny_model)
+    with pytest.raises(ModelFileError, match=r"m\.engine"):  # an engine has one backend
+        load_backend("m.engine")
+
+
+def test_an_unknown_compute_precision_is_refused(tiny_model: Path) -> None:
+    with pytest.raises(
+        RuntimeFailure, match="compute: found 'fp64'; expected auto or one of fp32, "
+    ):
+        load_backend(tiny_model, compute="fp64")
+
+
+def agreeing(path: Path, model: Path, images: int, changed: int) -> Path:
+    """A copy whose manifest says so of bfloat16."""
+    copy = onnx.load(model)
+    manifest = read_manifest(copy, model)
+    parity = {**manifest.parity, "computed_in": {"bf16": {"images": images, "changed": changed}}}
+    attach_manifest(copy, dataclasses.replace(manifest, parity=parity))
+    onnx.save(copy, path)
+    return path
+
+
+class Bfloat16Core:
+    """OpenVINO on a processor that has bfloat16, as far as this one can: products are float32."""
+
+    hints: ClassVar[list[str]] = []
+    follows = True
+
+    def __init__(self) -> None:
+        import openvino
+
+        self._core = openvino.Core()
+
+    def get_property(self, device: str, name: str) -> list[str]:
+        return [*self._core.get_property(device, name), "BF16"]
+
+    def read_model(self, path: Path) -> Any:
+        return self._core.read_model(path)
+
+    def compile_model(self, model: Any, device: str, options: dict[str, Any]) -> Any:
+        self.hints.append(options["INFERENCE_PRECISION_HINT"])
+        compiled = self._core.compile_model(
+            model, device, options | {"INFERENCE_PRECISION_HINT": "f32"}
+        )
+        if not (self.follows and self.hints[-1] == "bf16"):
+            return compiled
+        told = SimpleNamespace(get_type_name=lambda: "bf16")
+        return SimpleNamespace(
+            create_infer_request=compiled.create_infer_request, get_property=lambda name: told
+        )
+
+
+@pytest.fixture
+def bfloat16(monkeypatch: pytest.MonkeyPatch) -> type[Bfloat16Core]:
+    import openvino
+
+    monkeypatch.setattr(Bfloat16Core, "hints", [])
+    monkeypatch.setattr(choose, "may_have_bfloat16", lambda: True)
+    fake = SimpleNamespace(Core=Bfloat16Core, Model=openvino.Model, opset13=openvino.opset13)
+    monkeypatch.setattr(backends_openvino, "import_openvino", lambda: fake)
+    return Bfloat16Core
+
+
+@needs_openvino
+def test_bfloat16_is_for_the_tower_and_the_head_stays_float32(
+    tiny_model: Path, bfloat16: type[Bfloat16Core]
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
+    expected = load_backend(tiny_model, "onnxruntime").run(pixels)
+    backend = load_backend(tiny_model, "openvino", compute="bf16")
+    assert bfloat16.hints == ["bf16", "f32"]
+    assert (backend.compute, backend.description.endswith(" on cpu in bf16")) == ("bf16", True)
+    for _ in range(2):  # a request is used again
+        for a, b in zip(backend.run(pixels), expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-4)
+
+
+@needs_openvino
+def test_auto_takes_bfloat16_where_no_label_changed_and_says_so(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bfloat16: type[Bfloat16Core]
+) -> None:
+    monkeypatch.delenv("FEDAPT_BACKEND")
+
+    def take_the_last(candidates: Any, load: Any, determined_by: Any, hint: str) -> Selection:
+        return Selection(candidates[-1], 5, from_cache=False)
+
+    monkeypatch.setattr(choose, "select", take_the_last)
+    exact = load_backend(agreeing(tmp_path / "exact.onnx", tiny_model, 506, 0), device="cpu")
+    assert (exact.compute, exact.default_batch) == ("bf16", 5)
+    assert exact.description.endswith(
+        "in bf16 (auto: the fastest of 3 here, measured now; bf16 changed no label of 506 images"
+        " (at most 0.6 % at 95 % confidence))"
+    )
+    inexact = load_backend(agreeing(tmp_path / "inexact.onnx", tiny_model, 506, 1), device="cpu")
+    assert inexact.compute == "fp32"
+    assert inexact.description.endswith(
+        "(auto: the fastest of 2 here, measured now; not bf16, which changed 1 of 506 labels)"
+    )
+    plain = agreeing(tmp_path / "plain.onnx", tiny_model, 0, 1)  # an entry that nobody could write
+    assert load_backend(plain, device="cpu").description.endswith(
+        "; not bf16, which was not compared in the export)"
+    )
+
+
+@needs_openvino
+def test_bfloat16_where_there_is_none_is_refused(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, bfloat16: type[Bfloat16Core]
+) -> None:
+    monkeypatch.setattr(bfloat16, "follows", False)
+    with pytest.raises(RuntimeFailure, match="found products in f32, where OpenVINO was asked for"):
+        load_backend(tiny_model, "openvino", compute="bf16")
+    monkeypatch.undo()
+    import openvino
+
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        with pytest.raises(RuntimeFailure, match="compute: found 'bf16' on a processor for which"):
+            load_backend(tiny_model, "openvino", compute="bf16")
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "tensorrt-ep"])
+def test_a_backend_without_bfloat16_is_refused(tiny_model: Path, backend: str) -> None:
+    with pytest.raises(RuntimeFailure, match=f"compute: found 'bf16' for the backend {backend}; "):
+        load_backend(tiny_model, backend, compute="bf16")

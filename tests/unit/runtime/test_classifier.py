@@ -36,6 +36,7 @@ class FakeBackend:
     """Looks the first pixel up in `TABLE`."""
 
     description = "a fake"
+    name, compute = "onnxruntime", "fp32"
     in_flight, default_batch = 2, 32
 
     def __init__(self) -> None:

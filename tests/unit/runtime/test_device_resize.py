@@ -53,6 +53,7 @@ def test_without_cuda_it_is_refused() -> None:
 class Keeps:
     """A backend that keeps what it is given."""
 
+    name, compute = "onnxruntime", "fp32"
     in_flight, default_batch, description = 1, 4, "keeps"
 
     def __init__(self, preprocessing: Preprocessing) -> None:

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from fedapt_runtime import Classifier
 from fedapt_runtime.backends.base import Outputs
 from fedapt_runtime.batch import Summary, classify_files, error_kind
+from fedapt_runtime.cli import main
 from fedapt_runtime.errors import InputError, OutputError
-from fedapt_runtime.journal import part_path
+from fedapt_runtime.journal import part_path, read_ran_on
 from fedapt_runtime.sources import find_images
 from tests.unit.runtime.test_batch import FakeBackend, write
 
@@ -259,3 +260,29 @@ def test_parquet_by_hand(classifier: Classifier, paths: list[str], tmp_path: Pat
 )
 def test_errors_are_counted_by_kind(found: str, kind: str) -> None:
     assert error_kind(f"a.png: found {found}; expected x. To do: y.") == kind
+
+
+def test_a_job_that_goes_on_runs_on_what_began_it(
+    tiny_model: Path, tiny_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    folder, out = tiny_images / "photo" / "stripes", tmp_path / "rows.jsonl"
+    paths = [str(path) for path in sorted(folder.iterdir())]
+    began = Classifier.load(tiny_model, "openvino")
+    run_until(began, paths, out, 3)
+    assert read_ran_on(out) == {"backend": "openvino", "compute": "fp32"}
+    command = ["classify", str(tiny_model), str(folder), "--out", str(out), "--json"]
+    assert main([*command, "--resume"]) == 0
+    told = capsys.readouterr()
+    assert "OpenVINO" in told.err  # the tests' environment asks for ONNX Runtime
+    ran_on = {"backend": "openvino", "compute": "fp32", "batch_size": 1}
+    assert json.loads(told.out)["ran_on"] == ran_on
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["ran_on"]["backend"] == "onnxruntime"
+
+
+@pytest.mark.parametrize("line", [None, b"", b"{}", b"[]", b'{"ran_on": []}', b"[" * 99_999])
+def test_a_journal_that_does_not_say_what_it_ran_on(tmp_path: Path, line: bytes | None) -> None:
+    if line is not None:
+        part_path(tmp_path / "rows.csv").write_bytes(line)
+    assert read_ran_on(tmp_path / "rows.csv") == {}

@@ -165,6 +165,7 @@ class FakeBackend:
     """The first pixel decides: z = (log 3, 0) below 100, (0, 0) from there on."""
 
     description = "a fake"
+    name, compute = "onnxruntime", "fp32"
     in_flight, default_batch = 2, 32
 
     def __init__(self, signal: UnknownSignal | None) -> None:

@@ -1,0 +1,118 @@
+"""How many labels it changes when a backend multiplies in bfloat16 what the graph has in float32.
+
+The runtime can ask a backend for that (`Classifier.load(compute="bf16")`) without another file.
+Here it is emulated, the same on every machine: whatever the tower's operators give and the weights
+that they multiply by are rounded to bfloat16, and sums are in float32. Backends round no more than
+that. The head stays in float32, as the runtime has it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from fedapt.model.head import Head
+from fedapt_export.fuse import fuse
+from fedapt_runtime.agreement import Agreement
+from fedapt_runtime.backends.ort import import_onnxruntime, open_session
+
+MAX_BYTES = 1_000_000_000  # of a graph that is emulated, which takes several times its memory
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class ComputeReport:
+    """Products in a lower precision beside float32, on the same images.
+
+    Attributes:
+        images: compared.
+        changed: images with another best class.
+        feature_difference: largest absolute difference of unit features.
+    """
+
+    images: int
+    changed: int
+    feature_difference: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @property
+    def agreement(self) -> Agreement:
+        """What the runtime will read of it."""
+        return Agreement(self.images, self.changed)
+
+
+def emulate_bfloat16_products(tower: onnx.ModelProto) -> onnx.ModelProto:
+    """A float32 copy whose weights and intermediate values are bfloat16 numbers."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(tower)
+    graph = copy.graph
+    inferred = onnx.shape_inference.infer_shapes(tower).graph
+    floats = {
+        value.name
+        for value in [*inferred.value_info, *inferred.output]
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT
+    }
+    for tensor in graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 1:
+            rounded = numpy_helper.to_array(tensor).astype(ml_dtypes.bfloat16).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(rounded, tensor.name))
+    nodes = []
+    for node in graph.node:
+        nodes.append(node)
+        for i, name in enumerate(node.output):
+            if name not in floats:
+                continue
+            exact, half = f"{name}.exact", f"{name}.bfloat16"
+            node.output[i] = exact
+            nodes.append(helper.make_node("Cast", [exact], [half], to=TensorProto.BFLOAT16))
+            nodes.append(helper.make_node("Cast", [half], [name], to=TensorProto.FLOAT))
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(kept)
+    del graph.value_info[:]
+    return copy
+
+
+def compare_bfloat16_products(
+    reference: onnx.ModelProto, tower: onnx.ModelProto, head: Head, images: NDArray[np.uint8]
+) -> ComputeReport | None:
+    """Run both graphs on the same images; None for a tower that is too large to emulate.
+
+    Args:
+        reference: the fused float32 graph of `tower` and `head`.
+        images: uint8 [n, height, width, 3], at least one.
+    """
+    if tower.ByteSize() > MAX_BYTES:
+        return None
+    emulated = fuse(emulate_bfloat16_products(tower), head, "bf16 products")
+    logits, features = _run(emulated, images)
+    known_logits, known_features = _run(reference, images)
+    return ComputeReport(
+        images=len(images),
+        changed=int((logits.argmax(-1) != known_logits.argmax(-1)).sum()),
+        feature_difference=float(np.abs(_unit(features) - _unit(known_features)).max()),
+    )
+
+
+def _run(model: onnx.ModelProto, images: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[Any]]:
+    session = open_session(import_onnxruntime(), model.SerializeToString(), "cpu", "the graph")
+    parts = [
+        session.run(["logits", "features"], {"images": images[i : i + _BATCH]})
+        for i in range(0, len(images), _BATCH)
+    ]
+    logits, features = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return logits, features
+
+
+def _unit(features: NDArray[Any]) -> NDArray[Any]:
+    unit: NDArray[Any] = features / np.linalg.norm(features, axis=-1, keepdims=True)
+    return unit
