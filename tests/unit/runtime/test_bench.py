@@ -59,7 +59,7 @@ def test_rates_and_percentiles_are_those_of_the_clock(monkeypatch: pytest.Monkey
     (timing,) = report.backends[0].batches
     # the first run is not counted; ten follow, of 20 ms but for the tenth, which takes 40
     assert timing.runs == 10
-    assert backend.runs == 11
+    assert backend.runs == 12  # and one on the images that backends are compared on
     assert timing.images_per_second == pytest.approx(2 * 10 / 0.22)
     assert timing.p50_ms == pytest.approx(20)
     assert 20 < timing.p95_ms < timing.p99_ms < 40
@@ -81,13 +81,46 @@ def test_batches_at_once_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
         in_flight = 3
 
         def run(self, images: NDArray[np.uint8]) -> Outputs:
-            if self.runs:  # all but the first come three at a time, or not at all
+            # all timed ones but the first come three at a time, or not at all
+            if self.runs and len(images) == 2:
                 together.wait(timeout=10)
             return super().run(images)
 
     (timed,) = bench([Three(Clock())], [2], seconds=0).backends
     (timing,) = timed.batches
     assert (timed.in_flight, timing.runs) == (3, 15)
+
+
+class Other(FakeBackend):
+    """Has the second class for every image, and features turned by 90 degrees."""
+
+    description, compute = "another", "bf16"
+
+    def run(self, images: NDArray[np.uint8]) -> Outputs:
+        outputs = super().run(images)
+        outputs.logits[:] = [0, 1]
+        return outputs._replace(features=outputs.logits * 7)
+
+
+class One(FakeBackend):
+    """Has the first class for every image."""
+
+    def run(self, images: NDArray[np.uint8]) -> Outputs:
+        outputs = super().run(images)
+        outputs.logits[:] = [1, 0]
+        return outputs._replace(features=outputs.logits * 2)
+
+
+def test_every_backend_is_compared_with_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_module, "_time_decoding", lambda *_: 1.5)
+    images = np.zeros((40, 2, 2, 3), np.uint8)
+    backends = [kind(Clock()) for kind in (One, One, Other)]
+    report = bench(backends, [2], seconds=0, images=images)
+    assert [t.labels_changed for t in report.backends] == [0, 0, 40]
+    assert [t.feature_difference for t in report.backends] == [0.0, 0.0, 1.0]
+    assert [t.compute for t in report.backends] == ["fp32", "fp32", "bf16"]
+    assert report.compared_on == "40 images"
+    assert bench([One(Clock())], [2], seconds=0).compared_on == "32 images of noise"
 
 
 def test_the_command(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,13 +140,22 @@ def test_the_command(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "decoding a 640 x 480 JPEG" in shown
 
 
-def test_backends_side_by_side(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_backends_side_by_side(
+    tiny_model: Path, tiny_images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("openvino", reason="OpenVINO is not installed")
     command = ["bench", str(tiny_model), "--seconds", "1e-9", "--batch-sizes", "2"]
     assert main([*command, "--backend", "onnxruntime,openvino", "--json"]) == 0
     timed = json.loads(capsys.readouterr().out)["backends"]
     assert [t["backend"].split()[0] for t in timed] == ["ONNX", "OpenVINO"]
     assert [t["batches"][0]["runs"] for t in timed] == [5, 5]
+    assert [t["labels_changed"] for t in timed] == [0, 0]
+    assert 0 < timed[1]["feature_difference"] < 1e-4
+    folder = str(tiny_images / "photo")
+    assert main([*command, "--backend", "onnxruntime,openvino", "--images", folder]) == 0
+    assert "0 of 30 images with another label than above, unit" in capsys.readouterr().out
+    assert main([*command, "--images", str(tiny_model)]) == 8
+    assert "images to compare backends on: found no readable image" in capsys.readouterr().err
     with pytest.raises(SystemExit) as caught:
         main([*command, "--backend", "openvino,abacus"])
     assert caught.value.code == 2

@@ -78,6 +78,7 @@ def test_json_prints_the_summary(
     assert len(out.splitlines()) == 1
     summary = json.loads(out)
     assert set(summary) == {
+        "ran_on",
         "images",
         "errors",
         "kinds",
