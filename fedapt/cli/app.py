@@ -34,7 +34,6 @@ app = typer.Typer(
     help="Federated adaptive prompt tuning of CLIP: train, evaluate, export.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 
 

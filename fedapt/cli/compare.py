@@ -26,17 +26,22 @@ if TYPE_CHECKING:
 
 def compare(
     data: Annotated[Path, typer.Option(help="ROOT of ROOT/<domain>/<class>/<images>.")],
-    out: Annotated[Path, typer.Option(help="The folder to write; a finished cell is kept.")],
+    out: Annotated[Path, typer.Option(help="The folder to write; finished cells in it are kept.")],
     methods: Annotated[
-        str, typer.Option(help="Names by commas, or all; see `fedapt methods`.")
+        str, typer.Option(help="Methods, separated by commas, or all; see `fedapt methods`.")
     ] = "zero-shot,local,promptfl,fedapt",
     protocols: Annotated[
-        str, typer.Option(help="By commas: in-domain, leave-one-out, dirichlet, few-shot; or all.")
+        str,
+        typer.Option(
+            help="Protocols by commas: in-domain, leave-one-out, dirichlet, few-shot; or all."
+        ),
     ] = "in-domain",
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ...")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, from 0.")] = 3,
     lr: Annotated[
         str | None,
-        typer.Option(help="Learning rates by commas; each run takes its best (train.lr alone)."),
+        typer.Option(
+            help="Learning rates, separated by commas; each run keeps one (default: train.lr)."
+        ),
     ] = None,
     validation: Annotated[
         float | None,
@@ -54,7 +59,7 @@ def compare(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Train methods under one budget; writes results.json, results.csv and report.html."""
+    """Train methods under one budget; write results.json, results.csv and report.html."""
     with console_reporter("finished cells are kept; the same command continues") as reporter:
         comparison = fedapt.compare(
             data,

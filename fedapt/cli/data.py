@@ -19,7 +19,7 @@ def emoji(
     out: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Build the demo set: the same emoji drawn by four designers."""
+    """Build the demo data: the same emoji by four designers."""
     with console_reporter() as reporter:
         from fedapt.data.emoji import build_emoji_set
         from fedapt.data.folders import scan_folders
@@ -41,7 +41,7 @@ def check(
     root: Annotated[Path, typer.Argument(help="ROOT of ROOT/<domain>/<class>/<images>.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Count images per domain and class, and name everything that is wrong (exit code 4)."""
+    """Count images per domain and class, and list every problem (exit code 4)."""
     with console_reporter() as reporter:
         from fedapt.data.check import FEW_IMAGES, check_data
         from fedapt_runtime.formats import describe_left_out

@@ -17,7 +17,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("demo"),
     as_json: JsonOption = False,
 ) -> None:
-    """Data, train, export, classify: the whole line on four styles of emoji, in minutes."""
+    """Draw, train, export and classify four styles of emoji in a few minutes."""
     try:
         from fedapt.demo.report import write_report
         from fedapt.demo.run import run_demo
@@ -45,5 +45,5 @@ def demo(
         ["domain", *tables],
         rows,
     )
-    print(f"classify your own:  fedapt-runtime classify {result.model} PATH...")
-    print(f"look at the page:   {out / 'report.html'}")
+    print(f"classify your images:  fedapt-runtime classify {result.model} PATH...")
+    print(f"the report:            {out / 'report.html'}")

@@ -13,10 +13,10 @@ from fedapt.cli.show import console_reporter, print_json, print_table
 
 
 def describe(
-    file: Annotated[Path, typer.Argument(help="A checkpoint, a head, a model or an engine.")],
+    file: Annotated[Path, typer.Argument(help="A checkpoint, head, model or TensorRT engine.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Print everything that a file of fedapt's says of itself."""
+    """Show a file's metadata."""
     with console_reporter():
         from fedapt_export.describe import describe as run_describe
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def doctor(as_json: JsonOption = False) -> None:
-    """Say what is here of everything that fedapt can use, and how to get the rest."""
+    """List installed packages and GPUs, and how to install the missing ones."""
     with console_reporter():
         from fedapt_export.doctor import examine
 
@@ -21,7 +21,7 @@ def doctor(as_json: JsonOption = False) -> None:
         print_json([finding.to_dict() for finding in findings])
         return
     rows = [[f.name, "yes" if f.is_there else "no", _text(f)] for f in findings]
-    print_table("What fedapt can use here", ["", "here", ""], rows, figures=False)
+    print_table("Packages and GPUs", ["", "found", ""], rows, figures=False)
 
 
 def _text(finding: Finding) -> str:

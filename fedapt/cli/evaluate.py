@@ -19,15 +19,17 @@ def evaluate(
     checkpoint: CheckpointArgument,
     data: Annotated[
         Path | None,
-        typer.Option(help="ROOT of ROOT/<domain>/<class>/<images> (that of the training run)."),
+        typer.Option(
+            help="ROOT of ROOT/<domain>/<class>/<images> (default: that of the training run)."
+        ),
     ] = None,
     exact: Annotated[
-        bool, typer.Option("--exact", help="Encode every image's own prompts: exact and slow.")
+        bool, typer.Option("--exact", help="Encode the prompts of every image: exact and slow.")
     ] = False,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a checkpoint on each domain's test images, zero-shot CLIP beside it."""
+    """Measure a checkpoint and zero-shot CLIP on the test images of each domain."""
     with console_reporter() as reporter:
         run = fedapt.Run(checkpoint)
         evaluation = run.evaluate(data, exact=exact, device=device, reporter=reporter)
@@ -57,7 +59,7 @@ def show_evaluation(evaluation: Evaluation, title: str) -> None:
         return
     keys = list(next(iter(evaluation.routing.values())))
     print_table(
-        "Routing: % of a domain's images whose largest weight is that key's",
+        "Routing: % of a domain's images that are routed to each key",
         ["domain", *keys],
         [
             [name, *_percents(evaluation.domains[name].n, *shares.values())]

@@ -24,86 +24,94 @@ def export(
     out: Annotated[Path, typer.Option(help="The .onnx file to write, or the head's .safetensors.")],
     data: Annotated[
         Path | None,
-        typer.Option(help="Images for the reports (those of the training run)."),
+        typer.Option(help="Images for the reports (default: those of the training run)."),
     ] = None,
     parity_images: Annotated[
         int, typer.Option(min=0, help="Test images to compare; 0 takes all.")
     ] = 128,
     min_agreement: Annotated[
-        float, typer.Option(min=0, max=1, help="Least share of unchanged best classes.")
+        float, typer.Option(min=0, max=1, help="Minimum share of images that keep their class.")
     ] = 0.98,
     head_only: Annotated[
-        bool, typer.Option("--head-only", help="Write what follows the image tower alone.")
+        bool, typer.Option("--head-only", help="Write the head only, without the image tower.")
     ] = False,
     client: Annotated[
-        str, typer.Option(help="Whose model, of a method that has one for each client.")
+        str,
+        typer.Option(help="Client whose model is exported, for methods with a model per client."),
     ] = "",
     calibrate: Annotated[
         bool,
         typer.Option("--calibrate", help="Fit the probabilities to the run's validation images."),
     ] = False,
     mixing: Annotated[
-        str, typer.Option(help="Text banks: exact mixing, or hard (the likeliest domain alone).")
+        str,
+        typer.Option(help="Mixing of text banks: exact, or hard (the domain with the max weight)."),
     ] = "exact",
     precision: Annotated[
         str, typer.Option(help="Precision of the image tower: fp32, fp16, bf16 or int8.")
     ] = "fp32",
     calibration: Annotated[
         Path | None,
-        typer.Option(help="Images that set the scales of int8 (those of the training run)."),
+        typer.Option(help="Images that set the scales of int8 (default: the training images)."),
     ] = None,
     calibration_images: Annotated[
-        int, typer.Option(min=0, help="How many of them; 0 takes all.")
+        int, typer.Option(min=0, help="Number of calibration images; 0 takes all.")
     ] = 128,
     max_disagreement: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, help="Most labels that a lower precision may change (by precision)."
+            min=0, max=1, help="Maximum share of changed labels (default depends on the precision)."
         ),
     ] = None,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Write a precision that is slower here, or disagrees."),
+        typer.Option(
+            "--force", help="Write the file even if it is slower here or changes too many labels."
+        ),
     ] = False,
     triton: Annotated[
         Path | None,
         typer.Option(help="Also write a Triton model repository into this folder."),
     ] = None,
     trt: Annotated[
-        bool, typer.Option("--trt", help="Also build an .engine.", rich_help_panel=_TRT)
+        bool, typer.Option("--trt", help="Also build a TensorRT engine.", rich_help_panel=_TRT)
     ] = False,
     trt_flavour: Annotated[
         str,
         typer.Option(
-            help="rtx (no GPU needed), tensorrt (on its GPU) or auto.", rich_help_panel=_TRT
+            help="TensorRT library: rtx (needs no GPU), tensorrt (needs its GPU) or auto.",
+            rich_help_panel=_TRT,
         ),
     ] = "auto",
     compute_capability: Annotated[
         str,
         typer.Option(
-            help="Targets of rtx, such as sm89,sm120 (the library's own).", rich_help_panel=_TRT
+            help="Target GPUs of rtx, such as sm89,sm120 (default: the library's).",
+            rich_help_panel=_TRT,
         ),
     ] = "",
     min_batch: Annotated[
-        int, typer.Option(help="Smallest batch of the engine.", rich_help_panel=_TRT)
+        int, typer.Option(help="Min batch size of the TensorRT engine.", rich_help_panel=_TRT)
     ] = 1,
     opt_batch: Annotated[
-        int, typer.Option(help="The batch that the engine is tuned for.", rich_help_panel=_TRT)
+        int, typer.Option(help="Opt batch size of the TensorRT engine.", rich_help_panel=_TRT)
     ] = 32,
     max_batch: Annotated[
-        int, typer.Option(help="Largest batch of the engine.", rich_help_panel=_TRT)
+        int, typer.Option(help="Max batch size of the TensorRT engine.", rich_help_panel=_TRT)
     ] = 128,
     timing_cache: Annotated[
         Path | None,
-        typer.Option(help="Timings of tensorrt, read and written.", rich_help_panel=_TRT),
+        typer.Option(help="Timing cache of tensorrt, read and written.", rich_help_panel=_TRT),
     ] = None,
     refit: Annotated[
         bool,
-        typer.Option("--refit", help="Let weights be replaced (tensorrt).", rich_help_panel=_TRT),
+        typer.Option(
+            "--refit", help="Allow later replacement of weights (tensorrt).", rich_help_panel=_TRT
+        ),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Fuse a checkpoint with its CLIP into one ONNX file, and prove that it computes the same."""
+    """Export a checkpoint and its CLIP as one ONNX file, and verify the file."""
     if not trt:
         _check_no_engine(context, triton is not None)
     with console_reporter() as reporter:
@@ -139,6 +147,7 @@ def export(
     show_parity(exported.parity)
     if exported.precision is not None:
         _show_precision(exported.precision)
+    show_verdict(out, exported.parity, min_agreement)
 
 
 def _check_no_engine(context: typer.Context, triton: bool) -> None:
@@ -162,16 +171,24 @@ def _check_no_engine(context: typer.Context, triton: bool) -> None:
 
 def show_parity(parity: Parity) -> None:
     """The parity report as a table."""
-    features = f"unit features, torch against ONNX, batches of {str(parity.batch_sizes)[1:-1]}"
+    features = f"unit features, torch against ONNX, batches {str(parity.batch_sizes)[1:-1]}"
     rows = [
         [features, f"{parity.feature_difference:.1e}"],
         ["probabilities, torch against ONNX", f"{parity.probability_difference:.1e}"],
-        ["images routed one-hot (largest weight > 0.99), %", percent(parity.one_hot)],
-        ["same best class as of the method itself, %", f"{100 * parity.agreement:.2f}"],
+        ["images routed one-hot (max weight > 0.99), %", percent(parity.one_hot)],
+        ["same class as the method, %", f"{100 * parity.agreement:.2f}"],
         ["logits, fused against the method", f"{parity.exact_logit_difference:.2g}"],
         ["probabilities, fused against the method", f"{parity.exact_probability_difference:.2g}"],
     ]
-    print_table(f"Parity on {parity.source}", ["largest difference, or share", ""], rows)
+    print_table(f"Parity on {parity.source}", ["max difference, or share", ""], rows)
+
+
+def show_verdict(model: Path, parity: Parity, minimum: float) -> None:
+    """The last line of a report that passed; one that did not is an error."""
+    kept = f"{100 * parity.agreement:.2f} % of {parity.images} images keep their class"
+    print(
+        f"passed: {model} computes the results of its checkpoint ({kept}, min {100 * minimum:g} %)"
+    )
 
 
 def _show_precision(report: PrecisionReport) -> None:
@@ -179,8 +196,8 @@ def _show_precision(report: PrecisionReport) -> None:
     rows = [
         ["MB", f"{report.fp32_bytes / 1e6:.1f}", f"{report.bytes / 1e6:.1f}"],
         [f"images/s on {report.device}", f"{report.fp32_images_per_s:.0f}", speed],
-        ["same best class, %", "100.00", f"{100 * (1 - report.disagreement):.2f}"],
-        ["unit features, largest difference", "0", f"{report.feature_difference:.1e}"],
+        ["same class, %", "100.00", f"{100 * (1 - report.disagreement):.2f}"],
+        ["unit features, max difference", "0", f"{report.feature_difference:.1e}"],
     ]
     title = f"{report.precision} against fp32, {report.images} images"
     print_table(title, ["", "fp32", report.precision], rows)

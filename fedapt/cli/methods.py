@@ -9,7 +9,7 @@ from fedapt.cli.show import print_json, print_table
 
 
 def methods(as_json: JsonOption = False) -> None:
-    """List what `train --method` and `compare --methods` take."""
+    """List the methods of `train --method` and `compare --methods`."""
     from fedapt.training.methods import METHODS
 
     rows = [

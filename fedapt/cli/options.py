@@ -20,7 +20,7 @@ _OPTIONS = {
 CheckpointArgument = Annotated[
     Path, typer.Argument(help="A checkpoint.safetensors written by `fedapt train`.")
 ]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="Device: auto, cpu or cuda.")]
 PresetOption = Annotated[
     str, typer.Option("--preset", help="Settings to start from: paper, or recommended.")
 ]

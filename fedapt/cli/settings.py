@@ -9,7 +9,7 @@ from fedapt.core.settings_page import say_default, to_schema
 
 
 def settings(as_json: JsonOption = False) -> None:
-    """List every setting with its default and its values; --json prints the JSON schema."""
+    """List all settings with defaults and values; --json prints the JSON schema."""
     if as_json:
         print_json(to_schema())
         return

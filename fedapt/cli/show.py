@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
@@ -85,17 +86,39 @@ def print_json(value: Any) -> None:
 def print_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, figures: bool = True
 ) -> None:
-    """A table on stdout; the first column is text, and so are the others without `figures`."""
-    table = Table()
-    for i, column in enumerate(columns):
-        justify: Literal["left", "right"] = "right" if figures and i else "left"
-        table.add_column(column, justify=justify, overflow="fold")
-    for row in rows:
-        table.add_row(*map(shown, row))
+    """A table on stdout; the first column is text, and so are the others without `figures`.
+
+    A table of figures that is wider than the terminal continues below, with its first column.
+    """
     width = None if sys.stdout.isatty() else 160
     console = Console(width=width, highlight=False)
     console.print(printable(title), style="bold", markup=False)
-    console.print(table)
+    parts = _split_columns(columns, rows, console.width) if figures else [range(len(columns))]
+    for part in parts:
+        table = Table()
+        for i in part:
+            justify: Literal["left", "right"] = "right" if figures and i else "left"
+            table.add_column(columns[i], justify=justify, overflow="fold")
+        for row in rows:
+            table.add_row(*(shown(row[i]) for i in part))
+        console.print(table)
+
+
+def _split_columns(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], width: int
+) -> list[list[int]]:
+    """The columns of each part: the first one, and as many others as fit into the width."""
+    border = 3  # a column has a line and two spaces; the table one line more
+    widths = [
+        max(cell_len(printable(cell)) for cell in cells) + border
+        for cells in zip(columns, *rows, strict=True)
+    ]
+    parts = [[0]]
+    for i in range(1, len(columns)):
+        if len(parts[-1]) > 1 and sum(widths[j] for j in parts[-1]) + widths[i] + 1 > width:
+            parts.append([0])
+        parts[-1].append(i)
+    return parts
 
 
 def shown(text: str) -> str:

@@ -17,7 +17,7 @@ def swap_head(
     out: Annotated[Path, typer.Option(help="The .onnx file to write; may be MODEL itself.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Put another head into a fused model: more rounds, a new class, a new domain."""
+    """Replace the head of a fused model, such as after more rounds or with a new class."""
     with console_reporter():
         from fedapt_export.swap import swap_head as run_swap
 

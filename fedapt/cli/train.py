@@ -46,15 +46,16 @@ def train(
     override: OverrideOption = None,
     preset: PresetOption = PAPER,
     engine: Annotated[
-        str, typer.Option(help="Who runs the clients: local, or flower for its simulation.")
+        str, typer.Option(help="Engine that runs the clients: local, or flower (simulation).")
     ] = "local",
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from OUT's checkpoint, with its settings.")
+        bool,
+        typer.Option("--resume", help="Continue from the checkpoint in OUT, with its settings."),
     ] = False,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Train one prompt together: one client per domain folder."""
+    """Train one prompt across domains, with one client per domain folder."""
     named = {
         "model": model,
         "pretrained": pretrained,

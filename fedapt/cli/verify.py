@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedapt.cli.export import show_parity
+from fedapt.cli.export import show_parity, show_verdict
 from fedapt.cli.options import CheckpointArgument, JsonOption
 from fedapt.cli.show import console_reporter, print_json
 
@@ -16,15 +16,15 @@ def verify(
     model: Annotated[Path, typer.Argument(help="A model.onnx written by `fedapt export`.")],
     checkpoint: CheckpointArgument,
     data: Annotated[
-        Path | None, typer.Option(help="Images to compare on (those of the training run).")
+        Path | None, typer.Option(help="Images to compare on (default: those of the training run).")
     ] = None,
-    images: Annotated[int, typer.Option(min=0, help="Test images; 0 takes all.")] = 128,
+    images: Annotated[int, typer.Option(min=0, help="Number of test images; 0 takes all.")] = 128,
     min_agreement: Annotated[
-        float, typer.Option(min=0, max=1, help="Least share of unchanged best classes.")
+        float, typer.Option(min=0, max=1, help="Minimum share of images that keep their class.")
     ] = 0.98,
     as_json: JsonOption = False,
 ) -> None:
-    """Prove again, on any data, that a model computes what its checkpoint computes."""
+    """Verify on any images that a model computes the results of its checkpoint."""
     with console_reporter() as reporter:
         from fedapt_export.verify import verify as run_verify
 
@@ -40,3 +40,4 @@ def verify(
         print_json(parity.to_dict())
     else:
         show_parity(parity)
+        show_verdict(model, parity, min_agreement)

@@ -67,8 +67,9 @@ def scan_folders(
         need_named: whether every folder of `class_names` has to be there.
 
     Raises:
-        DataError: no such folder, no domains, a domain without images, two classes of one name, or
-            a class name for a folder that does not exist, and `need_named`.
+        DataError: no such folder, no domains, a root that is one domain, a domain without images,
+            two classes of one name, or a class name for a folder that does not exist, and
+            `need_named`.
     """
     renamed = {unicodedata.normalize("NFC", k): name for k, name in (class_names or {}).items()}
     left_out = LeftOut()
@@ -93,6 +94,13 @@ def scan_folders(
     for domain in domains:
         images, folders[domain] = _list(root / domain, left_out)
         left_out[OUTSIDE] += len(images)
+    if left_out[OUTSIDE] and not any(folders.values()):
+        raise DataError(
+            where=root,
+            found=f"images in its folders, such as {domains[0]}, and no further folders",
+            expected=f"{_LAYOUT}; this folder looks like one domain",
+            next_step=f"pass its parent, {root.absolute().parent}",
+        )
     classes = tuple(sorted({name for names in folders.values() for name in names}))
     _check_encoding(root, (*domains, *classes))
     composed = {name: unicodedata.normalize("NFC", name) for name in classes}

@@ -27,7 +27,7 @@ def loses_words(text: str) -> bool:
 def test_no_help_loses_words() -> None:
     options = dict(walk_options(typer.main.get_command(app)))
     assert len(options) > 80
-    assert options["fedapt export data"] == "Images for the reports (those of the training run)."
+    assert options["fedapt export head_only"] == "Write the head only, without the image tower."
     assert options["fedapt federation train wait"].startswith("Seconds to wait for a server")
     assert [name for name, text in options.items() if loses_words(text)] == []
 

@@ -122,6 +122,17 @@ def test_a_domain_without_images_is_refused(tmp_path: Path, path: str) -> None:
         scan_folders(tmp_path)
 
 
+def test_a_root_that_is_one_domain_names_its_parent(tmp_path: Path) -> None:
+    touch(tmp_path, "photo/mug/1.png", "photo/bike/1.png")
+    with pytest.raises(
+        DataError,
+        match=rf"photo: found images in its folders, such as bike, and no further folders; "
+        rf"expected .*looks like one domain. To do: pass its parent, {tmp_path}",
+    ):
+        scan_folders(tmp_path / "photo")
+    assert scan_folders(tmp_path).domains == ("photo",)
+
+
 @pytest.mark.parametrize("name", [b"caf\xe9/mug", b"a/caf\xe9"])
 def test_a_folder_name_that_is_no_utf_8_is_refused(tmp_path: Path, name: bytes) -> None:
     touch(tmp_path, "a/mug/1.png")

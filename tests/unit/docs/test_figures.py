@@ -111,6 +111,18 @@ def test_the_readmes_table_is_the_record() -> None:
     ]
 
 
+def test_the_demos_table_is_the_record() -> None:
+    lines = (ROOT / "README.md").read_text("utf-8").splitlines()
+    cells = [line.strip("│").split("│") for line in lines if line.startswith("│")]
+    found = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in cells}
+    demo = record("demo")
+    names = ("zero_shot", "alone", "fedapt", "adaptive_analytic")
+    assert found == {
+        domain: [percent(demo[name][domain]) for name in names] for domain in demo["fedapt"]
+    } | {"mean": [percent(demo["mean"][name]) for name in names]}
+    assert f"Accuracy on {demo['images']} test images" in page("README.md")
+
+
 def test_the_methods_tables_are_the_record() -> None:
     rows = table_rows("docs/methods.md")
     for row in record("compare_office_caltech10")["rows"]:

@@ -12,9 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from fedapt.model.backbone import Backbone, load_backbone
 from fedapt.onnx.normalisation import fold_normalisation
-from fedapt.onnx.tower import image_tower_to_onnx, read_tower
 from fedapt_runtime.backends.ort import import_onnxruntime, open_session
 
 MEAN = np.array([0.48, 0.46, 0.41])
@@ -206,50 +204,3 @@ def test_shape_may_read_the_input_as_well() -> None:
     folded = fold(model)
     assert kinds(folded) == {"Shape": 1, "Cast": 1, "Transpose": 1, "Conv": 1}
     assert_same_numbers(folded, model)
-
-
-# real towers
-
-
-def trace(backbone: Backbone) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """The tower as it was traced, and folded."""
-    kept: list[onnx.ModelProto] = []
-
-    def keep_and_fold(model: onnx.ModelProto) -> None:
-        kept.append(copy.deepcopy(model))
-        fold_normalisation(model)
-        kept.append(copy.deepcopy(model))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedapt.onnx.tower.fold_normalisation", keep_and_fold)
-        image_tower_to_onnx(backbone)
-    plain, folded = kept
-    return plain, folded
-
-
-def test_a_vit_begins_with_its_convolution(tiny_backbone: Backbone) -> None:
-    """Patches do not overlap and have no padding: both operators go."""
-    plain, folded = trace(tiny_backbone)
-    before, after = kinds(plain), kinds(folded)
-    assert {k: before[k] - after[k] for k in before if before[k] != after[k]} == {
-        "Mul": 1,
-        "Add": 1,
-    }
-    assert_close_features(plain, folded, 64)
-
-
-def test_lite_keeps_one_sum() -> None:
-    """Its first convolution has padding."""
-    graph = read_tower(load_backbone("lite")).graph
-    operators = [node.op_type for node in graph.node if node.op_type != "Shape"]
-    assert operators[: operators.index("Conv")] in (
-        ["Cast", "Transpose", "Add"],
-        ["Cast", "Transpose", "Add", "Pad"],
-    )
-
-
-def assert_close_features(plain: onnx.ModelProto, folded: onnx.ModelProto, size: int) -> None:
-    expected, found = (run(model, images(size)) for model in (plain, folded))
-    largest = np.abs(expected).max()
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * largest)
-    assert np.abs(expected[0] - expected[1]).max() > 1e-2 * largest

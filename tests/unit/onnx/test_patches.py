@@ -12,9 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from fedapt.model.backbone import Backbone
 from fedapt.onnx.patches import PRODUCT, multiply_patches
-from fedapt.onnx.tower import image_tower_to_onnx
 from fedapt_runtime.backends.ort import import_onnxruntime, open_session
 
 
@@ -104,8 +102,3 @@ def test_another_convolution_stays(changes: dict[str, Any]) -> None:
     before = copy.deepcopy(model)
     multiply_patches(model)
     assert model == before
-
-
-def test_a_vit_has_no_convolution_left(tiny_backbone: Backbone) -> None:
-    model = image_tower_to_onnx(tiny_backbone)
-    assert "Conv" not in {node.op_type for node in model.graph.node}

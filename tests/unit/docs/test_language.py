@@ -1,0 +1,68 @@
+"""Documents and help use the words of docs/glossary.md, and sentences that name their subject."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+
+from fedapt.cli.app import app
+from tests.support.paths import ROOT
+from tests.unit.cli.test_help import walk_options
+
+PAGES = sorted((ROOT / "docs").glob("*.md")) + [
+    ROOT / name for name in ("README.md", "CONTRIBUTING.md", "runtime/README.md")
+]
+# the field has a word for each of these: docs/glossary.md
+WORDS = re.compile(
+    r"\b(doors?|porch|rosters?|borders?|lanes?|blur|stock|settles?|take_apart|believed|usual_batch"
+    r"|mends?|mended|(?-i:of fedapt's))\b",
+    re.IGNORECASE,
+)
+# where a sentence begins: after a full stop, a list's mark, a cell's edge or an empty line
+START = r"(?:^|(?<=\. )|(?<=\n\n)|(?<=\n- )|(?<=\n\| ))"
+BEGINNINGS = re.compile(START + r"(As of|Of|That which|What) \w+")
+
+
+def prose(path: Path) -> str:
+    """A page without its code."""
+    text = re.sub(r"```.*?```", "", path.read_text("utf-8"), flags=re.DOTALL)
+    text = re.sub(r"\n    .*", "", text)
+    return re.sub(r"`[^`\n]*`", "`", text)
+
+
+def find_faults(text: str) -> list[str]:
+    found: Iterator[re.Match[str]] = (m for p in (WORDS, BEGINNINGS) for m in p.finditer(text))
+    return [match[0] for match in found]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_page_uses_plain_words_and_beginnings(path: Path) -> None:
+    assert find_faults(prose(path)) == []
+
+
+def test_help_texts_use_plain_words_and_beginnings() -> None:
+    options = dict(walk_options(typer.main.get_command(app)))
+    faults = {name: find_faults(text) for name, text in options.items()}
+    assert {name: found for name, found in faults.items() if found} == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Of a client, its images count.",
+        "It is fast. What counts is speed.",
+        "a file\n\nAs of this version, no.",
+        "The roster lists nodes.",
+        "An export is not believed.",
+    ],
+)
+def test_a_fault_is_found(text: str) -> None:
+    assert find_faults(text)
+
+
+def test_plain_sentences_have_no_fault() -> None:
+    assert find_faults("The registry lists nodes. At most 3 of them train. What's more.") == []
