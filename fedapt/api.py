@@ -130,6 +130,8 @@ class Run:
         *,
         trt: bool | EngineSettings = False,
         triton: AnyPath | None = None,
+        web: AnyPath | None = None,
+        onnxruntime_web: AnyPath | None = None,
         reporter: Reporter | None = None,
         **settings: Any,
     ) -> Delivered:
@@ -139,6 +141,8 @@ class Run:
             out: the .onnx file to write, or the head's .safetensors.
             trt: also build a TensorRT engine beside it; its settings, or True for the defaults.
             triton: also write a Triton model repository into this folder.
+            web: also write a static page that runs the model in browsers into this folder.
+            onnxruntime_web: the npm package that the page needs; by default npm fetches it.
             settings: fields of `fedapt_export.export.ExportSettings`, such as `precision="fp16"`.
 
         Raises:
@@ -171,6 +175,8 @@ class Run:
             engine=trt if isinstance(trt, EngineSettings) else None,
             trt=bool(trt),
             triton=None if triton is None else Path(triton),
+            web=None if web is None else Path(web),
+            onnxruntime_web=None if onnxruntime_web is None else Path(onnxruntime_web),
         )
 
 

@@ -1,4 +1,4 @@
-"""Checkpoint -> model.onnx -> TensorRT engine -> Triton model repository, as far as asked."""
+"""Checkpoint -> model.onnx -> TensorRT engine, Triton model repository, page, as far as asked."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from fedapt_export.build_script import write_build_script
 from fedapt_export.engine import EngineSettings, build_engine
 from fedapt_export.export import Exported, ExportSettings, export
 from fedapt_export.triton import write_repository
+from fedapt_export.web.bundle import Bundle, write_bundle
+from fedapt_export.web.runtime_files import read_runtime_files
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Delivered:
         engine: the TensorRT engine beside it; None where none was built.
         script: builds the engine elsewhere; None where the engine was built here, or not wanted.
         repository: the model's folder in the Triton repository; None where none was written.
+        bundle: the page that runs the model in browsers; None where none was written.
     """
 
     exported: Exported
@@ -32,6 +35,7 @@ class Delivered:
     engine: Path | None = None
     script: Path | None = None
     repository: Path | None = None
+    bundle: Bundle | None = None
 
 
 def deliver(
@@ -43,6 +47,8 @@ def deliver(
     engine: EngineSettings | None = None,
     trt: bool = False,
     triton: Path | None = None,
+    web: Path | None = None,
+    onnxruntime_web: Path | None = None,
 ) -> Delivered:
     """Export a checkpoint; then build its TensorRT engine and write a Triton repository.
 
@@ -53,21 +59,26 @@ def deliver(
         engine: of the TensorRT engine; its batch sizes are those of the Triton repository too.
         trt: whether to build the engine, beside `out` with the suffix .engine.
         triton: the folder of a Triton model repository.
+        web: the folder of a static page that runs the model in browsers.
+        onnxruntime_web: its npm package, see `web.runtime_files.read_runtime_files`.
 
     Raises:
         UsageError: settings that do not go together.
         ReportedError: see `fedapt.core.errors`; files of earlier steps stay.
     """
-    if settings.head_only and (trt or triton):
+    if settings.head_only and (trt or triton or web):
         raise UsageError(
-            where="head_only and " + ("trt" if trt else "triton"),
+            where="head_only and " + ("trt" if trt else "triton" if triton else "web"),
             found="both",
-            expected="one of them: a TensorRT engine or a server needs the whole graph",
+            expected="one of them: a TensorRT engine, a server or a page needs the whole graph",
             next_step="leave one out",
         )
     engine = engine or EngineSettings()
     engine.check()  # what cannot work is refused before the work
     obstacle = engine.find_obstacle(settings.precision) if trt else ""
+    runtime = {}
+    if web is not None:
+        runtime = read_runtime_files(settings.precision, onnxruntime_web, reporter)
     if trt and not obstacle:
         engine = engine.resolve(settings.precision)
     settings = dataclasses.replace(settings, symmetric=trt)
@@ -89,7 +100,13 @@ def deliver(
     if triton is not None:
         repository = write_repository(served, triton, exported.manifest, engine)
         reporter.message(f"written: {repository}, which serves {served.name} in Triton")
-    return Delivered(exported, out, plan, script, repository)
+    bundle = None
+    if web is not None:
+        bundle = write_bundle(out, web, runtime)
+        sizes = ", ".join(f"{part} {size / 1e6:.1f} MB" for part, size in bundle.bytes.items())
+        total = sum(bundle.gzip_bytes.values()) / 1e6
+        reporter.message(f"written: {web} ({sizes}; {total:.1f} MB to a browser with gzip)")
+    return Delivered(exported, out, plan, script, repository, bundle)
 
 
 def _megabytes(path: Path) -> str:

@@ -21,7 +21,12 @@ _TRT = "TensorRT"
 def export(
     context: typer.Context,
     checkpoint: CheckpointArgument,
-    out: Annotated[Path, typer.Option(help="The .onnx file to write, or the head's .safetensors.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The .onnx file to write, or the head's .safetensors (model.onnx of --web)."
+        ),
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option(help="Images for the reports (default: those of the training run)."),
@@ -73,6 +78,14 @@ def export(
         Path | None,
         typer.Option(help="Also write a Triton model repository into this folder."),
     ] = None,
+    web: Annotated[
+        Path | None,
+        typer.Option(help="Also write a static page that runs the model in browsers."),
+    ] = None,
+    onnxruntime_web: Annotated[
+        Path | None,
+        typer.Option(help="Its npm package, a folder or .tgz (npm fetches it)."),
+    ] = None,
     trt: Annotated[
         bool, typer.Option("--trt", help="Also build a TensorRT engine.", rich_help_panel=_TRT)
     ] = False,
@@ -112,6 +125,14 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Export a checkpoint and its CLIP as one ONNX file, and verify the file."""
+    out = out or _model_of_page(web)
+    if onnxruntime_web is not None and web is None:
+        raise UsageError(
+            where="--onnxruntime-web",
+            found="no --web",
+            expected="--web, which writes the page that it is for",
+            next_step="add --web, or leave it out",
+        )
     if not trt:
         _check_no_engine(context, triton is not None)
     with console_reporter() as reporter:
@@ -138,7 +159,15 @@ def export(
             trt_flavour, targets, min_batch, opt_batch, max_batch, timing_cache, refit
         )
         delivered = deliver(
-            checkpoint, out, settings, reporter, engine=engine, trt=trt, triton=triton
+            checkpoint,
+            out,
+            settings,
+            reporter,
+            engine=engine,
+            trt=trt,
+            triton=triton,
+            web=web,
+            onnxruntime_web=onnxruntime_web,
         )
     exported = delivered.exported
     if as_json:
@@ -148,6 +177,22 @@ def export(
     if exported.precision is not None:
         _show_precision(exported.precision)
     show_verdict(out, exported.parity, min_agreement)
+
+
+def _model_of_page(web: Path | None) -> Path:
+    """Where the model goes that only a page needs.
+
+    Raises:
+        UsageError: there is no page either.
+    """
+    if web is None:
+        raise UsageError(
+            where="--out",
+            found="nothing",
+            expected="--out FILE, or --web DIR, which holds the model",
+            next_step="add one of them",
+        )
+    return web / "model.onnx"
 
 
 def _check_no_engine(context: typer.Context, triton: bool) -> None:

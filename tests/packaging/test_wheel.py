@@ -32,6 +32,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "fedapt/py.typed",
         "fedapt_export/py.typed",
         "fedapt_export/head.py",
+        "fedapt_export/web/static/main.js",
     ],
 )
 def test_it_has(names: list[str], name: str) -> None:

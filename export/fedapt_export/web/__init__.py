@@ -1,0 +1,1 @@
+"""A static page that runs a fused model in the visitor's browser."""

@@ -1,0 +1,123 @@
+"""model.onnx -> a folder of static files: a page that classifies on the visitor's own device.
+
+    DIR/index.html  style.css  page.js      the page, the same as the service's
+    DIR/main.js  worker.js  decode.js  pixels.js  predict.js
+    DIR/bundle.json                          the model's manifest, size and hash
+    DIR/model.onnx
+    DIR/ort/                                 ONNX Runtime Web, THIRD_PARTY.txt its licence
+    DIR/sw.js                                the service worker, which keeps all of it
+
+docs/browser.md says how to serve it, and what the browser computes otherwise than the runtime.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from fedapt.core.files import claim_folder, hash_file, replace_file, write_bytes
+from fedapt_export.web.runtime_files import (
+    LICENCE,
+    VERSION,
+    WASM_FILES,
+    WEBGPU_FILES,
+)
+from fedapt_runtime import Manifest
+from fedapt_runtime.manifest import METADATA_KEY, parse_manifest
+from fedapt_runtime.onnx_file import check_content, read_metadata
+
+MODEL = "model.onnx"
+_LAST = "sw.js"  # a browser looks at it for a new version, so all the rest is there before
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What was written.
+
+    Attributes:
+        folder: the page's.
+        bytes: of the parts `model`, `runtime` and `page`; what a visitor without WebGPU downloads.
+        gzip_bytes: the same as a server sends it with gzip.
+    """
+
+    folder: Path
+    bytes: dict[str, int]
+    gzip_bytes: dict[str, int]
+
+
+def write_bundle(model: Path, folder: Path, runtime: dict[str, bytes]) -> Bundle:
+    """Write, or renew, the page of a model.
+
+    Args:
+        model: an .onnx file that `fedapt export` wrote.
+        folder: of the page; files of other names in it stay.
+        runtime: files of ONNX Runtime Web, from `read_runtime_files`.
+
+    Raises:
+        ModelFileError: no fedapt model, or a damaged one.
+        FileError: another job writes the folder, it cannot be written, or the disk is full.
+
+    Example:
+        >>> write_bundle(Path("model.onnx"), Path("site"), read_runtime_files("fp32")).folder
+        PosixPath('site')
+    """
+    manifest = parse_manifest(read_metadata(model).get(METADATA_KEY), model)
+    check_content(model, METADATA_KEY)
+    described = _describe(model, manifest, webgpu=not runtime.keys().isdisjoint(WEBGPU_FILES))
+    page = _read_page() | {"bundle.json": json.dumps(described, indent=1).encode()}
+    page[_LAST] = _fill_in(page, runtime)
+    with claim_folder(folder):
+        for name, content in runtime.items():
+            write_bytes(folder / "ort" / name, content)
+        write_bytes(folder / "THIRD_PARTY.txt", LICENCE.encode())
+        if not (folder / MODEL).exists() or not model.samefile(folder / MODEL):
+            with replace_file(folder / MODEL) as temporary:
+                shutil.copyfile(model, temporary)
+        for name in sorted(page, key=lambda name: name == _LAST):
+            write_bytes(folder / name, page[name])
+    parts = {
+        "model": [model.read_bytes()],
+        "runtime": [runtime[name] for name in WASM_FILES],
+        "page": list(page.values()),
+    }
+    return Bundle(
+        folder,
+        {part: sum(map(len, contents)) for part, contents in parts.items()},
+        {part: sum(len(gzip.compress(c)) for c in contents) for part, contents in parts.items()},
+    )
+
+
+def _describe(model: Path, manifest: Manifest, *, webgpu: bool) -> dict[str, Any]:
+    """What the page has to know: bundle.json."""
+    return {
+        "model": {
+            "file": MODEL,
+            "bytes": model.stat().st_size,
+            "sha256": hash_file(model),
+        },
+        "onnxruntime_web": VERSION,
+        "webgpu": webgpu,
+        "manifest": json.loads(manifest.to_json()),
+    }
+
+
+def _read_page() -> dict[str, bytes]:
+    """The page that the runtime carries, and what runs the model behind it."""
+    folders = (files("fedapt_runtime") / "page", files("fedapt_export") / "web" / "static")
+    return {file.name: file.read_bytes() for folder in folders for file in folder.iterdir()}
+
+
+def _fill_in(page: dict[str, bytes], runtime: dict[str, bytes]) -> bytes:
+    """The service worker, which names the version and the files of it that are kept at once."""
+    digest = hashlib.sha256()
+    for content in (*page.values(), *runtime.values()):
+        digest.update(hashlib.sha256(content).digest())
+    small = " ".join(sorted(page.keys() - {_LAST}))
+    text = page[_LAST].decode().replace("@VERSION@", digest.hexdigest()[:16])
+    return text.replace("@FILES@", small).encode()

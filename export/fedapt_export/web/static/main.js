@@ -1,0 +1,72 @@
+// The page of a browser bundle: the model runs on the visitor's own device.
+
+import { showFailure, showProgress, startPage } from "./page.js";
+
+const RELOADED = "fedapt-reloaded";
+
+async function main() {
+  const kept = await keepOffline();
+  const bundle = await (await fetch("bundle.json")).json();
+  const megabytes = (bundle.model.bytes / 1e6).toFixed(1);
+  showProgress(`The model, ${megabytes} MB, is being loaded.`);
+  const call = startWorker();
+  const asked = new URLSearchParams(location.search).get("device");
+  const { device } = await call({ load: { bundle, webgpu: bundle.webgpu && asked !== "wasm" } });
+  const { classes, domains, precision } = bundle.manifest;
+  startPage({
+    about: "The images stay on this device: the model runs in the browser.",
+    classes,
+    domains,
+    note: `Model of ${megabytes} MB in ${precision}, on ${device}. ${kept}`,
+    parallel: 2, // one is on its way while one is classified
+    classify: (image) => call({ image }),
+  });
+}
+
+/** A function that sends a message to the worker and resolves with its answer. */
+function startWorker() {
+  const worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
+  const open = new Map();
+  let next = 0;
+  worker.addEventListener("message", ({ data: { id, answer, error } }) => {
+    const { resolve, reject } = open.get(id);
+    open.delete(id);
+    if (error === undefined) resolve(answer);
+    else reject(new Error(error));
+  });
+  worker.addEventListener("error", (event) => {
+    for (const { reject } of open.values()) reject(new Error(event.message || "the worker cannot start"));
+    open.clear();
+  });
+  return (message) =>
+    new Promise((resolve, reject) => {
+      open.set(next, { resolve, reject });
+      worker.postMessage({ id: next++, ...message });
+    });
+}
+
+/**
+ * Register the service worker, which keeps the files for use without a network and adds the headers
+ * that threads need. The page is loaded once more where they were missing.
+ */
+async function keepOffline() {
+  if (!navigator.serviceWorker) return "The browser keeps no page for use offline at this address.";
+  try {
+    const registration = await navigator.serviceWorker.register("sw.js");
+    if (!navigator.serviceWorker.controller && !registration.active) {
+      await new Promise((resolve) => {
+        navigator.serviceWorker.addEventListener("controllerchange", resolve, { once: true });
+      });
+    }
+  } catch (error) {
+    return `The page is not kept for use offline (${error.message}).`;
+  }
+  if (!self.crossOriginIsolated && !sessionStorage.getItem(RELOADED)) {
+    sessionStorage.setItem(RELOADED, "yes");
+    location.reload();
+    await new Promise(() => {}); // nothing more of this page
+  }
+  return "It works offline from now on.";
+}
+
+main().catch((error) => showFailure(`The model cannot be loaded: ${error.message}`));
