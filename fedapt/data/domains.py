@@ -109,12 +109,7 @@ def load_table(
     if folders.left_out:
         reporter.message(f"left out: {describe_left_out(folders.left_out)}")
     paths = [folders.root / sample.path for sample in samples]
-    features = extract_features(
-        paths,
-        encoder,
-        workers=usable_cores(),
-        progress=lambda done, total: reporter.progress("image features", done, total),
-    )
+    features = extract_features(paths, encoder, workers=usable_cores(), reporter=reporter)
     for error in features.errors:
         reporter.message(f"skipped: {error.where}: {error.found}")
     if features.errors:

@@ -2,17 +2,17 @@
 
 The towers are frozen and images are not augmented, so a feature depends on the image's bytes, the
 image tower's weights, the preprocessing and the engine that computes it. The last three name a
-folder of the cache, the first a row in it. Rows are kept in shards that are written whole, so an
-interrupted extraction loses little and two runs can share the cache. A list of images that was
-complete once is kept as a table of its own, which later runs map into memory instead of reading.
+folder of the cache, the first a row in it (`feature_store`). A list of images that was complete
+once is kept as a table of its own, which later runs map into memory instead of reading.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -20,10 +20,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load, save, save_file
+from safetensors.numpy import save_file
 
 from fedapt.core.errors import FileError
-from fedapt.core.files import cache_folder, check_cache, hash_file, replace_file, write_bytes
+from fedapt.core.files import cache_folder, check_cache, replace_file
+from fedapt.core.report import Reporter
+from fedapt.data.feature_store import DamagedStore, FeatureStore, remove_store
 from fedapt_runtime import Preprocessing
 from fedapt_runtime.errors import ImageError
 from fedapt_runtime.pipeline import decode_ahead, split_batches
@@ -31,10 +33,7 @@ from fedapt_runtime.pipeline import decode_ahead, split_batches
 # Every run of the tower has this many images, the last one filled up: a matrix product may round
 # differently for another number of rows, and a feature must not depend on its neighbours.
 BATCH_SIZE = 32
-_SHARD_IMAGES = 2048
 _VERSION = 1  # raise when anything else changes what a feature is
-
-Progress = Callable[[int, int], None]
 
 
 class ImageEncoder(Protocol):
@@ -78,7 +77,8 @@ def extract_features(
     *,
     folder: Path | None = None,
     workers: int = 4,
-    progress: Progress = lambda done, total: None,
+    task: str = "image features",
+    reporter: Reporter | None = None,
 ) -> Features:
     """Features of image files, from the cache where it has them.
 
@@ -87,52 +87,115 @@ def extract_features(
         encoder: computes what the cache lacks.
         folder: the cache; by default `features` in `cache_folder()`.
         workers: threads that read and decode.
-        progress: called with images done and in total.
+        task: name of the progress, after that of `image files`, which are hashed.
+        reporter: told of it.
 
     Raises:
         FileError: a file cannot be read at all, or the cache cannot be written.
     """
-    is_cache = folder is None
-    folder = (folder or cache_folder() / "features") / _cache_key(encoder)
-    with ThreadPoolExecutor(workers) as pool:
-        digests = list(pool.map(_digest, paths))
-    name = hashlib.sha256("".join(digests).encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    table = folder / "tables" / f"{name}.safetensors"
-    if (values := _map_table(table, (len(paths), encoder.width))) is not None:
-        progress(len(paths), len(paths))
-        return Features(values, np.arange(len(paths)), (), name)
-    store = FeatureStore(folder)
-    missing: dict[str, Path] = {}
-    for path, digest in zip(paths, digests, strict=True):
-        if digest not in store.rows:
-            missing.setdefault(digest, path)
-    if missing and is_cache:
-        check_cache()
-    errors: dict[str, ImageError] = {}
-    done = len(paths) - len(missing)
-    progress(done, len(paths))
-    for digest, result in _encode_missing(missing, encoder, workers):
-        if isinstance(result, ImageError):
-            errors[digest] = result
-        else:
-            store.add(digest, result)
-        done += 1
-        progress(done, len(paths))
-    store.flush()
-    kept = [i for i, digest in enumerate(digests) if digest not in errors]
-    values = np.empty((len(kept), encoder.width), dtype=np.float32)
-    for row, i in enumerate(kept):
-        values[row] = store.rows[digests[i]]
-    if kept and not errors:  # a list with errors is read again, so that each run names them
-        _write_table(table, values)
-        mapped = _map_table(table, values.shape)
-        values = values if mapped is None else mapped
-    return Features(
-        values,
-        np.array(kept, dtype=np.int64),
-        tuple(_rename(errors[d], p) for p, d in zip(paths, digests, strict=True) if d in errors),
-        name,
+    if is_cache := folder is None:
+        folder = cache_folder() / "features"
+        if not folder.exists():
+            check_cache()
+    extraction = _Extraction(
+        paths,
+        encoder,
+        folder / _cache_key(encoder),
+        is_cache,
+        workers,
+        task,
+        reporter or Reporter(),
     )
+    try:
+        return extraction.run()
+    except DamagedStore:
+        remove_store(extraction.folder)
+        return extraction.run()
+
+
+@dataclass(frozen=True)
+class _Extraction:
+    """One list of images on its way to features; see `extract_features`."""
+
+    paths: Sequence[Path]
+    encoder: ImageEncoder
+    folder: Path
+    is_cache: bool
+    workers: int
+    task: str
+    reporter: Reporter
+
+    def run(self) -> Features:
+        """All features, the missing ones computed."""
+        with closing(FeatureStore(self.folder)) as store:
+            return self._run(store)
+
+    def _run(self, store: FeatureStore) -> Features:
+        digests = self._hash_files(store)
+        n_images, width = len(digests), self.encoder.width
+        name = hashlib.sha256("".join(digests).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        table = self.folder / "tables" / f"{name}.safetensors"
+        if (values := _map_table(table, (n_images, width))) is not None:
+            self._tell_features(n_images)
+            return Features(values, np.arange(n_images), (), name)
+        rows: dict[str, list[int]] = {}
+        for row, digest in enumerate(digests):
+            rows.setdefault(digest, []).append(row)
+        values = np.empty((n_images, width), np.float32)
+        missing = dict.fromkeys(rows)
+        for digest, feature in store.read(list(rows)):
+            if len(feature) == width:
+                values[rows[digest]] = feature
+                missing.pop(digest, None)
+        errors = self._compute(store, {d: rows[d] for d in missing}, values)
+        kept = [row for row, digest in enumerate(digests) if digest not in errors]
+        if errors:
+            values = values[kept]
+        elif kept:  # a list with errors is read again, so that each run names them
+            _write_table(table, values)
+            mapped = _map_table(table, values.shape)
+            values = values if mapped is None else mapped
+        named = zip(self.paths, digests, strict=True)
+        return Features(
+            values,
+            np.array(kept, dtype=np.int64),
+            tuple(_rename(errors[digest], path) for path, digest in named if digest in errors),
+            name,
+        )
+
+    def _hash_files(self, store: FeatureStore) -> list[str]:
+        """What tells each image's bytes from any others'."""
+        with ThreadPoolExecutor(self.workers) as pool:
+            found = store.hash_files(
+                self.paths,
+                pool,
+                lambda done, total: self.reporter.progress("image files", done, total),
+            )
+        return [d or f"missing {p}" for p, d in zip(self.paths, found, strict=True)]
+
+    def _compute(
+        self, store: FeatureStore, missing: dict[str, list[int]], values: NDArray[np.float32]
+    ) -> dict[str, ImageError]:
+        """Fill in the rows of the missing images; gives the errors of those that have none."""
+        if missing and self.is_cache:
+            check_cache()
+        done = len(self.paths) - len(missing)
+        self._tell_features(done)
+        errors: dict[str, ImageError] = {}
+        files = {digest: self.paths[rows[0]] for digest, rows in missing.items()}
+        for digest, result in _encode_missing(files, self.encoder, self.workers):
+            if isinstance(result, ImageError):
+                errors[digest] = result
+            else:
+                values[missing[digest]] = result
+                store.add(digest, result)
+            done += 1
+            self._tell_features(done)
+        store.flush()
+        return errors
+
+    def _tell_features(self, done: int) -> None:
+        self.reporter.progress(self.task, done, len(self.paths))
 
 
 def _write_table(path: Path, values: NDArray[np.float32]) -> None:
@@ -167,10 +230,6 @@ def _cache_key(encoder: ImageEncoder) -> str:
     return hashlib.sha256(json.dumps(determined_by, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _digest(path: Path) -> str:
-    return hash_file(path) if path.is_file() else f"missing {path}"
-
-
 def _rename(error: ImageError, path: Path) -> ImageError:
     # equal bytes share one row and so one error, which names the first file only
     return ImageError(
@@ -196,53 +255,3 @@ def _encode_missing(
             else:
                 # a copy: a row alone, not a view that keeps the padded batch alive
                 yield digest, next(rows).copy()
-
-
-class FeatureStore:
-    """Features on disk under one key, by the hash of the image's bytes.
-
-    Attributes:
-        rows: digest of an image -> its feature, float32 [D].
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._new: dict[str, NDArray[np.float32]] = {}
-        self.rows: dict[str, NDArray[np.float32]] = {}
-        for shard in sorted(folder.glob("*.safetensors")):
-            try:
-                data = shard.read_bytes()
-                if _content_name(data) != shard.stem:
-                    continue
-                tensors = load(data)
-                digests, features = tensors["digests"], tensors["features"]
-                self.rows.update(
-                    (bytes(digest).hex(), feature)
-                    for digest, feature in zip(digests, features, strict=True)
-                )
-            except (SafetensorError, OSError, KeyError, ValueError):
-                continue  # a damaged shard is a cache miss; what it held is computed again
-
-    def add(self, digest: str, feature: NDArray[np.float32]) -> None:
-        """Keep one feature; it reaches the disk with the next full shard or `flush`."""
-        self.rows[digest] = self._new[digest] = feature
-        if len(self._new) >= _SHARD_IMAGES:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what is not yet on disk.
-
-        Raises:
-            FileError: the cache cannot be written.
-        """
-        if not self._new:
-            return
-        digests = np.array([list(bytes.fromhex(d)) for d in self._new], dtype=np.uint8)
-        data = save({"digests": digests, "features": np.stack(list(self._new.values()))})
-        write_bytes(self._folder / f"{_content_name(data)}.safetensors", data)
-        self._new.clear()
-
-
-def _content_name(data: bytes) -> str:
-    """Shards are named by their content: damage shows, and equal shards are one file."""
-    return hashlib.sha256(data).hexdigest()[:32]

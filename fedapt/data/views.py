@@ -103,12 +103,12 @@ class StrongViews:
 
     def _extract(self, view: int) -> Tensor:
         encoder = _ViewEncoder(self._encoder(), view)
-        task = f"features of view {view + 1}"
         found = extract_features(
             [self._table.paths[row] for row in self._rows.tolist()],
             encoder,
             workers=usable_cores(),
-            progress=lambda done, total: self._reporter.progress(task, done, total),
+            task=f"features of view {view + 1}",
+            reporter=self._reporter,
         )
         if found.errors:  # it could be read when its own feature was computed
             raise found.errors[0]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import random
 import shutil
-from collections.abc import Callable
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import load_file
 
-from fedapt.core import files
 from fedapt.core.errors import FileError
+from fedapt.core.report import Reporter
 from fedapt.data import features as module
-from fedapt.data.features import BATCH_SIZE, Features, FeatureStore, extract_features
+from fedapt.data.features import BATCH_SIZE, Features, extract_features
 from fedapt_runtime import Preprocessing
 
 SIDE = 8
@@ -52,8 +52,15 @@ def colours(*numbers: int) -> list[list[float]]:
     return [[i, 2 * i, 100] for i in numbers]
 
 
-def shards(cache: Path) -> list[Path]:
-    return [path for path in sorted(cache.rglob("*.safetensors")) if path.parent.name != "tables"]
+def stores(cache: Path) -> list[Path]:
+    return sorted(cache.rglob("features.sqlite3"))
+
+
+def count_features(cache: Path) -> int:
+    (path,) = stores(cache)
+    with closing(sqlite3.connect(path)) as database:
+        (count,) = database.execute("SELECT count(*) FROM features").fetchone()
+    return int(count)
 
 
 def tables(cache: Path) -> list[Path]:
@@ -61,7 +68,7 @@ def tables(cache: Path) -> list[Path]:
 
 
 def forget_tables(cache: Path) -> None:
-    """So that what is known comes from the shards."""
+    """So that what is known comes from the store."""
     for path in tables(cache):
         path.unlink()
 
@@ -84,7 +91,7 @@ def test_no_paths_give_no_features(cache: Path) -> None:
     encoder = CountingEncoder()
     found = extract_features([], encoder, folder=cache)
     assert found.values.shape == (0, 3)
-    assert (encoder.batches, shards(cache), tables(cache)) == ([], [], [])
+    assert (encoder.batches, count_features(cache), tables(cache)) == ([], 0, [])
 
 
 @pytest.mark.parametrize(("count", "batches"), [(1, 1), (31, 1), (32, 1), (33, 2), (70, 3)])
@@ -157,20 +164,15 @@ def test_another_encoder_or_preprocessing_shares_nothing(
     assert again.batches == []
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "other bytes", "other tensors"])
-def test_a_damaged_shard_is_computed_again(tmp_path: Path, cache: Path, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["truncated", "empty", "other bytes"])
+def test_a_damaged_store_is_begun_again(tmp_path: Path, cache: Path, damage: str) -> None:
     paths = paint(tmp_path / "images", 3)
     extract_features(paths, CountingEncoder(), folder=cache)
     forget_tables(cache)
-    (shard,) = shards(cache)
-    whole = shard.read_bytes()
-    damaged = {
-        "truncated": whole[:-1],
-        "empty": b"",
-        "other bytes": b"\xff" * len(whole),
-        "other tensors": whole.replace(b'"features"', b'"featured"'),
-    }
-    shard.write_bytes(damaged[damage])
+    (store,) = stores(cache)
+    whole = store.read_bytes()
+    damaged = {"truncated": whole[:50_000], "empty": b"", "other bytes": b"\xff" * len(whole)}
+    store.write_bytes(damaged[damage])
     encoder = CountingEncoder()
     found = extract_features(paths, encoder, folder=cache)
     assert len(encoder.batches) == 1
@@ -211,7 +213,7 @@ def test_nothing_but_broken_images_needs_no_tower(tmp_path: Path, cache: Path) -
     found = extract_features(paths, encoder, folder=cache)
     assert [e.where for e in found.errors] == [str(path) for path in paths]
     assert found.values.shape == (0, 3)
-    assert (encoder.batches, shards(cache), tables(cache)) == ([], [], [])
+    assert (encoder.batches, count_features(cache), tables(cache)) == ([], 0, [])
 
 
 def test_broken_images_between_good_ones_shift_no_row(tmp_path: Path, cache: Path) -> None:
@@ -233,7 +235,7 @@ def test_equal_bytes_are_computed_once(tmp_path: Path, cache: Path) -> None:
     found = extract_features([*copies, *paths], encoder, folder=cache)
     assert len(encoder.batches) == 1
     assert found.values.tolist() == colours(*[1] * 40, 0, 1)
-    assert len(FeatureStore(shards(cache)[0].parent).rows) == 2
+    assert count_features(cache) == 2
 
 
 def test_equal_broken_bytes_are_named_under_both_names(tmp_path: Path, cache: Path) -> None:
@@ -256,70 +258,53 @@ def test_neither_order_nor_cache_change_a_feature(tmp_path: Path, cache: Path, c
     assert found.values.tolist() == colours(*range(70))
 
 
+class Listener(Reporter):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, int, int]] = []
+
+    def progress(self, task: str, done: int, total: int, note: str = "") -> None:
+        self.told.append((task, done, total))
+
+
 def test_what_is_done_is_told_up_to_the_end(tmp_path: Path, cache: Path) -> None:
     paths = paint(tmp_path / "images", 5)
     extract_features(paths[:2], CountingEncoder(), folder=cache)
-    told: list[tuple[int, int]] = []
+    listener = Listener()
     extract_features(
-        [*paths, paths[4]],
-        CountingEncoder(),
-        folder=cache,
-        progress=lambda done, total: told.append((done, total)),
+        [*paths, paths[4]], CountingEncoder(), folder=cache, task="views", reporter=listener
     )
-    assert told == [(3, 6), (4, 6), (5, 6), (6, 6)]
+    assert listener.told == [
+        *[("image files", done, 6) for done in (0, 1, 2, 3, 4, 5, 6)],
+        *[("views", done, 6) for done in (3, 4, 5, 6)],
+    ]
 
 
 def test_by_default_the_cache_is_fedapts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDAPT_CACHE", str(tmp_path / "named"))
     extract_features(paint(tmp_path / "images", 1), CountingEncoder())
-    (shard,), (table,) = shards(tmp_path), tables(tmp_path)
-    assert shard.is_relative_to(tmp_path / "named" / "features")
-    assert table.parent == shard.parent / "tables"
+    (store,), (table,) = stores(tmp_path), tables(tmp_path)
+    assert store.is_relative_to(tmp_path / "named" / "features")
+    assert table.parent == store.parent / "tables"
 
 
-@pytest.mark.parametrize("listed", [shards, tables])
-def test_two_runs_write_the_same_files(
-    tmp_path: Path, cache: Path, listed: Callable[[Path], list[Path]]
-) -> None:
+def test_two_runs_write_the_same_tables(tmp_path: Path, cache: Path) -> None:
     paths = paint(tmp_path / "images", 3)
     extract_features(paths, CountingEncoder(), folder=cache)
     extract_features(paths, CountingEncoder(), folder=tmp_path / "other")
-    assert len(listed(cache)) == 1
-    assert [path.relative_to(cache) for path in listed(cache)] == [
-        path.relative_to(tmp_path / "other") for path in listed(tmp_path / "other")
+    assert len(tables(cache)) == 1
+    assert [path.relative_to(cache) for path in tables(cache)] == [
+        path.relative_to(tmp_path / "other") for path in tables(tmp_path / "other")
     ]
-    assert listed(cache)[0].read_bytes() == listed(tmp_path / "other")[0].read_bytes()
+    assert tables(cache)[0].read_bytes() == tables(tmp_path / "other")[0].read_bytes()
 
 
-def test_full_shards_reach_the_disk_while_the_rest_is_computed(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "_SHARD_IMAGES", 3)
-    store = FeatureStore(cache)
-    counts = []
-    for i in range(7):
-        store.add(f"{i:064x}", np.full(2, i, dtype=np.float32))
-        counts.append(len(shards(cache)))
-    assert counts == [0, 0, 1, 1, 1, 2, 2]
-    assert len(FeatureStore(cache).rows) == 6
-    store.flush()
-    store.flush()
-    assert len(shards(cache)) == 3
-    reread = FeatureStore(cache).rows
-    assert [reread[f"{i:064x}"].tolist() for i in range(7)] == [[i, i] for i in range(7)]
-
-
-def test_a_cache_that_cannot_be_written_is_told(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fsync(_: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(files.os, "fsync", fsync)
+def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, cache: Path) -> None:
+    cache.write_text("in the way")
     paths = paint(tmp_path / "images", 1)
-    with pytest.raises(FileError, match="found No space left on device"):
+    with pytest.raises(FileError, match="found Not a directory; expected a cache that can be"):
         extract_features(paths, CountingEncoder(), folder=cache)
-    assert (shards(cache), tables(cache)) == ([], [])
 
 
 def test_features_are_plain_values(tmp_path: Path, cache: Path) -> None:
@@ -346,7 +331,7 @@ def test_a_list_of_images_is_mapped_from_its_own_table(tmp_path: Path, cache: Pa
         assert (one.kept.tolist(), one.errors) == ([0, 1, 2, 3, 4], ())
 
 
-def test_from_a_table_neither_shards_nor_images_are_opened(
+def test_from_a_table_neither_features_nor_images_are_read(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = paint(tmp_path / "images", 5)
@@ -355,17 +340,12 @@ def test_from_a_table_neither_shards_nor_images_are_opened(
     def refuse(*_: object) -> None:
         raise AssertionError("the table has it all")
 
-    monkeypatch.setattr(module, "FeatureStore", refuse)
+    monkeypatch.setattr(module.FeatureStore, "read", refuse)
     monkeypatch.setattr(module, "decode_ahead", refuse)
-    told: list[tuple[int, int]] = []
-    found = extract_features(
-        paths,
-        CountingEncoder(),
-        folder=cache,
-        progress=lambda done, total: told.append((done, total)),
-    )
+    listener = Listener()
+    found = extract_features(paths, CountingEncoder(), folder=cache, reporter=listener)
     assert found.values.tolist() == colours(*range(5))
-    assert told == [(5, 5)]
+    assert listener.told[-1] == ("image features", 5, 5)
 
 
 def test_every_list_and_order_has_a_table_of_its_own(tmp_path: Path, cache: Path) -> None:
@@ -375,7 +355,7 @@ def test_every_list_and_order_has_a_table_of_its_own(tmp_path: Path, cache: Path
             found = extract_features([paths[i] for i in order], CountingEncoder(), folder=cache)
             assert found.values.tolist() == colours(*order)
     assert len(tables(cache)) == 4
-    assert len(shards(cache)) == 1
+    assert count_features(cache) == 4
 
 
 def test_a_list_with_errors_has_no_table(tmp_path: Path, cache: Path) -> None:
@@ -407,7 +387,7 @@ def test_a_list_with_errors_has_no_table(tmp_path: Path, cache: Path) -> None:
         "more rows",
     ],
 )
-def test_a_damaged_table_is_made_again_from_the_shards(
+def test_a_damaged_table_is_made_again_from_the_store(
     tmp_path: Path, cache: Path, damage: str
 ) -> None:
     paths = paint(tmp_path / "images", 4)
