@@ -30,7 +30,7 @@ def main() -> None:
         run = RunFolder(Path(folder) / "run")
         evaluation = train(config, run.path, resume=False, device="cpu", reporter=Reporter())
         model = Path(folder) / "model.onnx"
-        settings = ExportSettings(parity_images=0, least_agreement=0.0)
+        settings = ExportSettings(parity_images=0, min_agreement=0.0)
         parity = export(run.checkpoint, model, settings, Reporter()).parity
         size = model.stat().st_size
     figures = {k: v for k, v in parity.to_dict().items() if k != "source"}

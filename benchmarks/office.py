@@ -80,7 +80,7 @@ def open_session(
         "train.seed": seed,
     }
     config = read_config(ROOT / "configs" / f"{file}.toml", overrides, options)
-    config = METHODS[config.train.method].settle(config)
+    config = METHODS[config.train.method].resolve(config)
     office = open_office()
     domains = office.domains(seed, validation_fraction)
     return Session(config, office.backbone, office.folders, domains, joined=joined)

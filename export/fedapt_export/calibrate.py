@@ -21,7 +21,7 @@ from fedapt_export.images import open_images, root_of_run
 
 @dataclass(frozen=True)
 class Calibration:
-    """What became of the probabilities on validation images.
+    """Effect of the calibration on the probabilities of validation images.
 
     Attributes:
         images: how many these were.

@@ -19,7 +19,7 @@ from fedapt_export.web.runtime_files import read_runtime_files
 
 @dataclass(frozen=True)
 class Delivered:
-    """What was written.
+    """The files that were written.
 
     Attributes:
         exported: the manifest and the reports.

@@ -1,4 +1,4 @@
-"""What a file of fedapt's is, checkpoint, head, model or engine, and all that it says of itself."""
+"""Metadata of a file: checkpoint, head, model or TensorRT engine."""
 
 from __future__ import annotations
 

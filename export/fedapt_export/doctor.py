@@ -1,4 +1,4 @@
-"""What of everything that fedapt can use is here, and the line that installs what is not."""
+"""Which optional packages and devices are here, and the command that installs a missing one."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ _INSTALL = {
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """What an engine is built for.
+    """Settings of a TensorRT engine.
 
     Attributes:
         flavour: `rtx`, `tensorrt`, or `auto`: `tensorrt` where it and a GPU are there, and where

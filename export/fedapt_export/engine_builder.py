@@ -80,7 +80,7 @@ def _create(kind: Any, *arguments: Any) -> Any:
 
 
 def _need(given: _T | None, instead: str) -> _T:
-    """What the library gave, unless that is nothing."""
+    """The library's result; an error where it is None."""
     if given is None:
         raise BuildError(f"the library gave {instead}")
     return given

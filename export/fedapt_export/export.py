@@ -29,8 +29,8 @@ from fedapt_export.fuse import (
 from fedapt_export.images import collect_calibration, collect_images, has_photos
 from fedapt_export.parity import Parity, measure_parity
 from fedapt_export.precision import (
-    MOST_DISAGREEMENT,
-    MOST_FEATURE_DIFFERENCE,
+    MAX_DISAGREEMENT,
+    MAX_FEATURE_DIFFERENCE,
     PrecisionReport,
     check_precision,
     compare_with_float32,
@@ -43,43 +43,43 @@ from fedapt_runtime import Manifest
 from fedapt_runtime.agreement import PARITY_KEY
 
 MIXINGS = ("exact", "hard")
-_MOST_MODEL_BYTES = 2_000_000_000
+_MAX_MODEL_BYTES = 2_000_000_000
 
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """What is asked of an export.
+    """Settings of an export.
 
     Attributes:
         data: images for the reports, by default those that the run folder names; without either,
             noise.
         parity_images: how many test images to compare; 0 takes all.
-        least_agreement: share of images whose best class must survive the mixing of text banks.
+        min_agreement: share of images whose best class must survive the mixing of text banks.
         head_only: write the head as a .safetensors file; the whole graph is checked all the same.
         mixing: of the text banks, `exact` or `hard`.
         precision: of the image tower, one of `precision.PRECISIONS`.
         calibration: images that set the scales of int8, by default the run's training images.
         calibration_images: how many of them; 0 takes all.
         symmetric: int8 around zero, as TensorRT takes it; see `int8.to_int8`.
-        most_disagreement: share of images that a lower precision may label otherwise than float32;
-            None takes `precision.MOST_DISAGREEMENT`.
+        max_disagreement: share of images that a lower precision may label otherwise than float32;
+            None takes `precision.MAX_DISAGREEMENT`.
         calibrate: fit the logit scale to the run's validation images; no label changes.
-        owner: the client whose model is written, of a method that has one for each.
+        client: the client whose model is written, of a method that has one for each.
         force: write a lower precision that disagrees, is slower, or does not run on this machine.
     """
 
     data: Path | None = None
     parity_images: int = 128
-    least_agreement: float = 0.98
+    min_agreement: float = 0.98
     head_only: bool = False
     mixing: str = "exact"
     precision: str = "fp32"
     calibration: Path | None = None
     calibration_images: int = 128
     symmetric: bool = False
-    most_disagreement: float | None = None
+    max_disagreement: float | None = None
     calibrate: bool = False
-    owner: str = ""
+    client: str = ""
     force: bool = False
 
     def check_out(self, out: Path) -> None:
@@ -88,10 +88,10 @@ class ExportSettings:
         Raises:
             UsageError: the suffix is not that of what is written.
         """
-        of_head = ".safetensors with --head-only"
+        of_head = ".safetensors with `head_only`"
         if out.suffix != (".safetensors" if self.head_only else ".onnx"):
             raise UsageError(
-                where=f"--out {out}",
+                where=f"out {out}",
                 found=f"the suffix {out.suffix!r}",
                 expected=of_head if self.head_only else f".onnx, or {of_head}",
                 next_step="rename the output",
@@ -106,14 +106,14 @@ class ExportSettings:
         check_precision(self.precision, self.calibration is not None)
         if self.mixing not in MIXINGS:
             raise UsageError(
-                where="--mixing",
+                where="mixing",
                 found=repr(self.mixing),
                 expected=" or ".join(MIXINGS),
                 next_step="choose one of these",
             )
         if self.head_only and self.precision != "fp32":
             raise UsageError(
-                where="--head-only and --precision",
+                where="head_only and precision",
                 found=f"both, with {self.precision}",
                 expected="one of them: the head is float32 in every model",
                 next_step="leave one out",
@@ -122,7 +122,7 @@ class ExportSettings:
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export has written, and shown before."""
+    """A finished export: its manifest and its reports."""
 
     manifest: Manifest
     parity: Parity
@@ -140,7 +140,7 @@ def report_parity(
     calibration: Calibration | None = None,
     bfloat16: ComputeReport | None = None,
 ) -> dict[str, Any]:
-    """What the manifest keeps of the comparisons, and of the probabilities' calibration."""
+    """Figures of both comparisons and of the calibration, for the manifest."""
     lower = {} if precision is None else {"against_fp32": precision.to_dict()}
     fitted = {} if calibration is None else {"calibration": calibration.to_dict()}
     computed = {} if bfloat16 is None else {PARITY_KEY: {"bf16": bfloat16.to_dict()}}
@@ -182,9 +182,9 @@ def _export(
         )
         reporter.message(f"calibrating on {scales}")
     info = checkpoint.info
-    backbone = load_backbone(info.model, info.pretrained, depth=info.depth)
+    backbone = load_backbone(info.model, info.pretrained, depth=info.preprocessing.depth)
     reporter.message(f"model: {backbone.label}, {len(info.classes)} classes, {info.rounds} rounds")
-    fusable = read_fusable(checkpoint, backbone, settings.mixing, settings.owner)
+    fusable = read_fusable(checkpoint, backbone, settings.mixing, settings.client)
     fitted = None
     if settings.calibrate:
         fusable, fitted = calibrate(fusable, checkpoint, checkpoint_path, settings.data, backbone)
@@ -206,7 +206,7 @@ def _export(
     reporter.message(f"comparing on {source}")
     runnable = to_runnable(model, settings.precision)
     parity = measure_parity(runnable, fusable, backbone, images, source)
-    parity.check(settings.least_agreement, out, MOST_FEATURE_DIFFERENCE[settings.precision])
+    parity.check(settings.min_agreement, out, MAX_FEATURE_DIFFERENCE[settings.precision])
     if comparison is not None:
         _check_precision(comparison, settings, out, reporter)
     bfloat16 = None
@@ -237,21 +237,21 @@ def _export(
 def _check_precision(
     comparison: PrecisionReport, settings: ExportSettings, out: Path, reporter: Reporter
 ) -> None:
-    most = settings.most_disagreement
+    most = settings.max_disagreement
     try:
-        comparison.check(MOST_DISAGREEMENT[settings.precision] if most is None else most, out)
+        comparison.check(MAX_DISAGREEMENT[settings.precision] if most is None else most, out)
     except ReportedError as error:
         if not settings.force:
             raise
-        reporter.message(f"--force: {error.found}")
+        reporter.message(f"forced: {error.found}")
 
 
 def _check_size(model: onnx.ModelProto, label: str) -> None:
-    if model.ByteSize() > _MOST_MODEL_BYTES:
+    if model.ByteSize() > _MAX_MODEL_BYTES:
         raise ExportError(
             where=f"model {label}",
             found=f"a graph of {model.ByteSize():,} bytes",
-            expected=f"at most {_MOST_MODEL_BYTES:,}, what one ONNX file can hold",
+            expected=f"at most {_MAX_MODEL_BYTES:,}, what one ONNX file can hold",
             next_step="choose a smaller model",
         )
 

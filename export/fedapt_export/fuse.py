@@ -20,7 +20,7 @@ from fedapt.onnx.trace import OPSET
 from fedapt.run.rebuild import rebuild_method
 from fedapt.training.methods.base import ALL_DOMAINS, Fusable
 from fedapt_export.head import LOGITS, WEIGHTS, build_head, swappable_inputs
-from fedapt_runtime import Manifest, Preprocessing
+from fedapt_runtime import Manifest
 from fedapt_runtime.manifest import METADATA_KEY, parse_manifest
 from fedapt_runtime.onnx_file import check_content, check_one_file
 
@@ -146,7 +146,7 @@ def build_manifest(
     return Manifest(
         classes=info.classes,
         domains=fusable.names,
-        preprocessing=Preprocessing.from_dict(info.preprocessing),
+        preprocessing=info.preprocessing,
         clip=clip,
         method=info.method,
         rounds=info.rounds,

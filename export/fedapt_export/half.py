@@ -144,10 +144,10 @@ class _Converter:
             shrunk = values.astype(self._numpy)
         if not np.isfinite(shrunk.astype(np.float32)).all():
             raise ExportError(
-                where="--precision",
+                where="precision",
                 found=f"weights of up to {np.abs(values).max():.3g} in {tensor.name}",
                 expected=f"at most {_MOST[self._precision]:.3g}, the largest {self._precision}",
-                next_step="export with --precision bf16 or fp32",
+                next_step="export with `precision` bf16 or fp32",
             )
         return helper.make_tensor(name, self._half, tensor.dims, shrunk.tobytes(), raw=True)
 

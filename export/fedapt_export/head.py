@@ -16,9 +16,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from fedapt.model.adaptive_network import LEAST_STD
+from fedapt.model.adaptive_network import MIN_STD
 from fedapt.model.backbone import Backbone
-from fedapt.model.head import LEAST_NORM, Head, single_bank
+from fedapt.model.head import MIN_NORM, Head, single_bank
 from fedapt.model.image_tower import FEATURES
 from fedapt.model.prompted_clip import zero_shot_features
 from fedapt.onnx.trace import BATCH, IR_VERSION, OPSET
@@ -86,7 +86,7 @@ def build_head(head: Head) -> onnx.ModelProto:
     for name, value in complete_head(head_tensors(head), n_domains, n_classes).items():
         g.constant(name, value)
     norm = g.node("ReduceL2", "head.norm", FEATURES, g.axes("head.last", -1), keepdims=1)
-    norm = g.node("Max", "head.safe_norm", norm, g.scalar("head.least_norm", LEAST_NORM))
+    norm = g.node("Max", "head.safe_norm", norm, g.scalar("head.min_norm", MIN_NORM))
     unit = g.node("Div", "head.unit_features", FEATURES, norm)
     weights = _domain_weights(g, unit, head.mixing)
 
@@ -101,7 +101,7 @@ def build_head(head: Head) -> onnx.ModelProto:
     column = g.node("Unsqueeze", "head.weight_column", weights, g.axes("head.axis_2", 2))
     squared = g.node("MatMul", "head.squared_column", partial, column)
     squared = g.node("Squeeze", "head.squared", squared, "head.axis_2")
-    squared = g.node("Max", "head.safe_squared", squared, "head.least_norm")
+    squared = g.node("Max", "head.safe_squared", squared, "head.min_norm")
     length = g.node("Sqrt", "head.length", squared)
 
     cosine = g.node("Div", "head.cosine", mixed, length)
@@ -133,7 +133,7 @@ def _domain_weights(g: _GraphBuilder, unit: str, mixing: str) -> str:
     variance = g.node("Div", "head.variance", total, "other_domains")
     std = g.node("Sqrt", "head.std", variance)
     # one domain, or equal scores: 0 / the least std = 0, and softmax makes the weights uniform
-    std = g.node("Max", "head.safe_std", std, g.scalar("head.least_std", LEAST_STD))
+    std = g.node("Max", "head.safe_std", std, g.scalar("head.min_std", MIN_STD))
     # scores less their mean have the same softmax
     std = _choose(g, "router_standardised", std, g.scalar("head.one", 1.0))
     standard = g.node("Div", "head.standard_scores", centred, std)

@@ -12,7 +12,6 @@ from fedapt.core.seeds import child_seed
 from fedapt.data.collection import Collection, open_collection
 from fedapt.model.checkpoint import Checkpoint
 from fedapt.run.folder import RunFolder
-from fedapt_runtime import Preprocessing
 from fedapt_runtime.pipeline import decode_ahead
 
 _PARITY = "parity images"
@@ -31,14 +30,13 @@ def collect_images(
     Raises:
         DataError: there is no readable test image.
     """
-    preprocessing = Preprocessing.from_dict(checkpoint.info.preprocessing)
     if data is None:
         data = root_of_run(checkpoint_path)
     if data is None:
         generator = np.random.default_rng(child_seed(0, _PARITY))
-        shape = (min(count or 64, 64), *preprocessing.size, 3)
+        shape = (min(count or 64, 64), *checkpoint.info.preprocessing.size, 3)
         noise = generator.integers(0, 256, shape, dtype=np.uint8)
-        return noise, f"{len(noise)} images of noise (pass --data for photos)"
+        return noise, f"{len(noise)} images of noise"
     images = open_images(checkpoint, data)
     return _collect(checkpoint, images, "test", _PARITY, count)
 
@@ -65,10 +63,10 @@ def collect_calibration(
     data = data or root_of_run(checkpoint_path)
     if data is None:
         raise DataError(
-            where="--precision int8",
+            where="precision int8",
             found="no images to calibrate with: the run folder's own are not here",
             expected="images like those that will be classified",
-            next_step="pass --calibration ROOT, a folder of domains",
+            next_step="name a folder of domains with `calibration`",
         )
     images = open_images(checkpoint, data)
     return _collect(checkpoint, images, "train", "calibration images", count)
@@ -87,8 +85,7 @@ def _collect(
     if count and len(paths) > count:
         chosen = np.random.default_rng(child_seed(0, purpose)).permutation(len(paths))
         paths = [paths[i] for i in sorted(chosen[:count])]
-    preprocessing = Preprocessing.from_dict(checkpoint.info.preprocessing)
-    decoded = decode_ahead(paths, preprocessing, workers=4, ahead=64)
+    decoded = decode_ahead(paths, checkpoint.info.preprocessing, workers=4, ahead=64)
     pixels = [item.pixels for item in decoded if item.pixels is not None]
     if not pixels:
         raise DataError(

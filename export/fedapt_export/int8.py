@@ -76,10 +76,10 @@ def to_int8(
         except Exception as error:  # the quantiser raises whatever it comes across
             reason = " ".join(str(error).split())[:300]
             raise ExportError(
-                where="--precision int8",
+                where="precision int8",
                 found=f"{type(error).__name__}: {reason}",
                 expected="a graph that ONNX Runtime can quantise",
-                next_step="export with --precision fp32 or fp16, and report this with the model",
+                next_step="export with `precision` fp32 or fp16, and report this with the model",
             ) from error
         model = onnx.load(out)
     model.ir_version = IR_VERSION

@@ -22,7 +22,7 @@ from fedapt.training.methods.base import Fusable
 from fedapt_runtime.backends.ort import import_onnxruntime, open_session
 
 BATCH_SIZES = (1, 2, 5, 8)
-MOST_PROBABILITY_DIFFERENCE = 1e-3  # the head, torch against ONNX on the same features
+MAX_PROBABILITY_DIFFERENCE = 1e-3  # the head, torch against ONNX on the same features
 ONE_HOT = 0.99
 
 
@@ -55,20 +55,20 @@ class Parity:
         return asdict(self)
 
     def check(
-        self, least_agreement: float, where: object, most_feature_difference: float = 1e-4
+        self, min_agreement: float, where: object, max_feature_difference: float = 1e-4
     ) -> None:
         """Refuse a graph that does not compute what the checkpoint computes.
 
         Args:
-            least_agreement: share of images whose best class must not change.
-            most_feature_difference: of unit features; what float32 rounds is well below.
+            min_agreement: share of images whose best class must not change.
+            max_feature_difference: of unit features; what float32 rounds is well below.
 
         Raises:
             ParityError: a figure is beyond its limit, or is no number.
         """
         limits = [
-            ("unit features differ by", self.feature_difference, most_feature_difference),
-            ("probabilities differ by", self.probability_difference, MOST_PROBABILITY_DIFFERENCE),
+            ("unit features differ by", self.feature_difference, max_feature_difference),
+            ("probabilities differ by", self.probability_difference, MAX_PROBABILITY_DIFFERENCE),
         ]
         for what, value, limit in limits:
             if not value <= limit:  # NaN fails too
@@ -78,14 +78,13 @@ class Parity:
                     expected=f"at most {limit:.0e}",
                     next_step="report this with the model's name and the versions; nothing written",
                 )
-        if not self.agreement >= least_agreement:
+        if not self.agreement >= min_agreement:
             raise ParityError(
                 where=where,
                 found=f"{100 * self.agreement:.2f} % of {self.images} images keep their best class"
                 f" under exact prompts ({100 * self.one_hot:.1f} % are routed one-hot)",
-                expected=f"at least {100 * least_agreement:g} %",
-                next_step="train longer or with a lower temperature, or accept it with"
-                " --min-agreement",
+                expected=f"at least {100 * min_agreement:g} %",
+                next_step="train longer or with a lower temperature, or lower `min_agreement`",
             )
 
 

@@ -21,9 +21,9 @@ from fedapt_runtime.errors import ModelFileError
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 # unit features, torch in float32 against the graph; int8 answers for its labels alone
-MOST_FEATURE_DIFFERENCE = {"fp32": 1e-4, "fp16": 2e-3, "bf16": 2e-2, "int8": 2.0}
+MAX_FEATURE_DIFFERENCE = {"fp32": 1e-4, "fp16": 2e-3, "bf16": 2e-2, "int8": 2.0}
 # share of images whose best class may change against float32
-MOST_DISAGREEMENT = {"fp32": 0.0, "fp16": 0.001, "bf16": 0.01, "int8": 0.01}
+MAX_DISAGREEMENT = {"fp32": 0.0, "fp16": 0.001, "bf16": 0.01, "int8": 0.01}
 _BATCH = 32
 _TURNS = 5
 
@@ -57,23 +57,23 @@ class PrecisionReport:
         """Plain values for JSON."""
         return asdict(self)
 
-    def check(self, most_disagreement: float, where: object) -> None:
+    def check(self, max_disagreement: float, where: object) -> None:
         """Refuse a precision that is not worth it on this machine.
 
         Raises:
             ParityError: it changes more labels than that.
             ExportError: it is no faster than float32, or does not run here at all.
         """
-        if not self.disagreement <= most_disagreement:  # NaN fails too
+        if not self.disagreement <= max_disagreement:  # NaN fails too
             raise ParityError(
                 where=where,
                 found=f"{100 * self.disagreement:.2f} % of {self.images} images with another best"
                 f" class in {self.precision} than in fp32",
-                expected=f"at most {100 * most_disagreement:g} %",
-                next_step="choose a higher precision, raise --max-disagreement, or add --force;"
+                expected=f"at most {100 * max_disagreement:g} %",
+                next_step="choose a higher precision, raise `max_disagreement`, or add `force`;"
                 " nothing was written",
             )
-        elsewhere = "add --force if the model is meant for another machine; nothing was written"
+        elsewhere = "add `force` if the model is meant for another machine; nothing was written"
         if self.images_per_s is None:
             raise ExportError(
                 where=where,
@@ -100,17 +100,17 @@ def check_precision(precision: str, calibration: bool) -> None:
     """
     if precision not in PRECISIONS:
         raise UsageError(
-            where="--precision",
+            where="precision",
             found=repr(precision),
             expected=", ".join(PRECISIONS),
             next_step="choose one of these",
         )
     if calibration and precision != "int8":
         raise UsageError(
-            where="--calibration",
-            found=f"--precision {precision}",
-            expected="--precision int8, the one that is calibrated",
-            next_step="leave --calibration out, or choose int8",
+            where="calibration",
+            found=f"precision {precision}",
+            expected="precision int8, the one that is calibrated",
+            next_step="leave `calibration` out, or choose int8",
         )
 
 

@@ -22,7 +22,7 @@ from fedapt_export.images import open_images, root_of_run
 from fedapt_runtime.unknown import UnknownSignal, calibrate_signal
 
 KEEP = 0.95  # share of images of known domains that must not be flagged
-_LEAST_IMAGES = 20  # below that, a threshold at 95 % is one image's doing
+_MIN_IMAGES = 20  # below that, a threshold at 95 % is one image's doing
 
 
 def calibrate_unknown(
@@ -53,7 +53,7 @@ def calibrate_unknown(
     if signal is None:
         reporter.message(
             "no signal for unknown domains: that takes training images of every known one, and"
-            f" {_LEAST_IMAGES} that were held out (--data)"
+            f" {_MIN_IMAGES} that were held out"
         )
         return None
     reporter.message(
@@ -76,7 +76,7 @@ def calibrate_on(
     """
 
     def features(samples: Sequence[Sample]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Of the readable ones, with their classes."""
+        """Features of the readable images, with their classes."""
         paths = [images.root / sample.path for sample in samples]
         found = extract_features(paths, encoder)
         labels = np.array([sample.label for sample in samples], dtype=np.int64)
@@ -95,6 +95,6 @@ def calibrate_on(
             domains.append(number)
         held_out.append(features(images.split.validation[name] or images.split.test[name])[0])
     kept_out = np.concatenate(held_out)
-    if {*domains} != {*range(len(names))} or len(kept_out) < _LEAST_IMAGES:
+    if {*domains} != {*range(len(names))} or len(kept_out) < _MIN_IMAGES:
         return None
     return calibrate_signal(network, np.stack(centres), np.array(domains), kept_out, KEEP)

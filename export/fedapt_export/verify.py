@@ -14,7 +14,7 @@ from fedapt.model.checkpoint import load_checkpoint
 from fedapt_export.fuse import read_fusable, read_model
 from fedapt_export.images import collect_images
 from fedapt_export.parity import Parity, measure_parity
-from fedapt_export.precision import MOST_FEATURE_DIFFERENCE, to_runnable
+from fedapt_export.precision import MAX_FEATURE_DIFFERENCE, to_runnable
 from fedapt_runtime import Manifest
 
 
@@ -24,13 +24,13 @@ def verify(
     *,
     data: Path | None,
     images: int,
-    least_agreement: float,
+    min_agreement: float,
     reporter: Reporter,
 ) -> Parity:
     """Measure a fused model against the checkpoint that it should have come from.
 
     Args:
-        data, images, least_agreement: as in `export.export`.
+        data, images, min_agreement: as in `export.export`.
 
     Raises:
         UsageError: the two files are the wrong way round.
@@ -57,23 +57,23 @@ def verify(
         )
     pixels, source = collect_images(checkpoint, checkpoint_path, data, images)
     backbone = load_backbone(
-        checkpoint.info.model, checkpoint.info.pretrained, depth=checkpoint.info.depth
+        checkpoint.info.model, checkpoint.info.pretrained, depth=checkpoint.info.preprocessing.depth
     )
     reporter.message(f"comparing on {source}")
     fusable = read_fusable(checkpoint, backbone, manifest.mixing, manifest.domains[0])
     runnable = to_runnable(model, manifest.precision)
     parity = measure_parity(runnable, fusable, backbone, pixels, source)
-    parity.check(least_agreement, model_path, MOST_FEATURE_DIFFERENCE[manifest.precision])
+    parity.check(min_agreement, model_path, MAX_FEATURE_DIFFERENCE[manifest.precision])
     return parity
 
 
 def _load(path: Path) -> tuple[onnx.ModelProto, Manifest]:
     model, manifest = read_model(path)
-    if manifest.precision not in MOST_FEATURE_DIFFERENCE:
+    if manifest.precision not in MAX_FEATURE_DIFFERENCE:
         raise ExportError(
             where=path,
             found=f"the precision {manifest.precision!r}",
-            expected=", ".join(MOST_FEATURE_DIFFERENCE),
+            expected=", ".join(MAX_FEATURE_DIFFERENCE),
             next_step="verify with the fedapt that wrote it",
         )
     return model, manifest

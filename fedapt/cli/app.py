@@ -24,7 +24,7 @@ from fedapt.cli import (
     train,
     verify,
 )
-from fedapt.cli.options import names_option, option_of
+from fedapt.cli.options import name_options
 from fedapt.cli.show import Interrupted
 from fedapt_runtime.errors import EXIT_INTERRUPTED, ReportedError
 from fedapt_runtime.streams import fail_stdout, open_standard_streams
@@ -104,8 +104,4 @@ def _name_option(error: ReportedError, arguments: Sequence[str]) -> str:
     for argument in arguments:
         command = getattr(command, "commands", {}).get(argument, command)
     options = {option for parameter in command.params for option in parameter.opts}
-    places = error.where.split(" and ")
-    given = [option_of(place) for place in places]
-    if all(map(names_option, places)) and set(given) <= options:
-        return str(error).replace(error.where, " and ".join(given), 1)
-    return str(error)
+    return name_options(str(error), error.where, options)

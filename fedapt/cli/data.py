@@ -11,7 +11,7 @@ from fedapt.cli.options import JsonOption
 from fedapt.cli.show import console_reporter, print_json, print_table
 
 app = typer.Typer(help="Make and check folders of images.", no_args_is_help=True)
-_MOST_SHOWN = 20
+_MAX_SHOWN = 20
 
 
 @app.command("emoji")
@@ -67,7 +67,7 @@ def check(
 
 
 def _list(problem: str, names: tuple[str, ...]) -> None:
-    for name in names[:_MOST_SHOWN]:
+    for name in names[:_MAX_SHOWN]:
         print(f"{problem}: {name}")
-    if len(names) > _MOST_SHOWN:
-        print(f"{problem}: {len(names) - _MOST_SHOWN} more (--json lists all)")
+    if len(names) > _MAX_SHOWN:
+        print(f"{problem}: {len(names) - _MAX_SHOWN} more (--json lists all)")

@@ -144,15 +144,15 @@ def export(
         settings = ExportSettings(
             data=data,
             parity_images=parity_images,
-            least_agreement=min_agreement,
+            min_agreement=min_agreement,
             head_only=head_only,
-            owner=client,
+            client=client,
             calibrate=calibrate,
             mixing=mixing,
             precision=precision,
             calibration=calibration,
             calibration_images=calibration_images,
-            most_disagreement=max_disagreement,
+            max_disagreement=max_disagreement,
             force=force,
         )
         engine = EngineSettings(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +16,9 @@ from fedapt.core.settings_page import say_default
 _OPTIONS = {
     "data.root": "--data",
     "data.validation_fraction": "--validation",
+    "lrs": "--lr",
     "model.name": "--model",
+    "trackers": "--tracker",
 }
 
 CheckpointArgument = Annotated[
@@ -35,9 +39,31 @@ def option_of(setting: str) -> str:
     return _OPTIONS.get(setting, "--" + setting.rpartition(".")[2].replace("_", "-"))
 
 
-def names_option(place: str) -> bool:
-    """Whether an error's place can be a setting or a parameter: `model.json` is neither."""
-    return place in declarations(Config) or place.isidentifier()
+def name_options(text: str, where: str, options: Collection[str]) -> str:
+    """A library's error with the command's options for the settings and parameters that it names.
+
+    They stand at its beginning, alone or before a value (`model ViT-B-32`, `mixing and precision`),
+    and elsewhere in backticks.
+
+    Args:
+        text: the error, which begins with `where`.
+        options: the command's.
+    """
+
+    def find(name: str) -> str:
+        is_name = name in declarations(Config) or name.isidentifier()
+        option = option_of(name) if is_name else ""
+        return option if option in options else ""
+
+    names = where.split(" and ")
+    given = [find(name) for name in names]
+    if not all(given):
+        names = [where.partition(" ")[0]]
+        given = [find(names[0])]
+    if all(given):
+        text = " and ".join(given) + text.removeprefix(" and ".join(names))
+    text = re.sub(r"`(\w+\.\w+) = ([^`]+)`", r"-o \1=\2", text)
+    return re.sub(r"`([\w.]+)`", lambda found: find(found[1]) or found[0], text)
 
 
 def setting_option(name: str) -> Any:

@@ -33,7 +33,7 @@ def verify(
             checkpoint,
             data=data,
             images=images,
-            least_agreement=min_agreement,
+            min_agreement=min_agreement,
             reporter=reporter,
         )
     if as_json:

@@ -1,4 +1,4 @@
-"""What a comparison runs: one cell for each method, protocol, seed and learning rate.
+"""The cells of a comparison: one cell for each method, protocol, seed and learning rate.
 
 in-domain       every domain trains, as one client, and is tested on images that it kept apart
 leave-one-out   each domain in turn trains nothing and is the one that is tested
@@ -55,7 +55,7 @@ class Cell:
 
     @property
     def path(self) -> PurePosixPath:
-        """Of its result, below the comparison's folder."""
+        """Path of its result, below the comparison's folder."""
         folder = PurePosixPath("cells", self.protocol)
         if self.fold:
             folder /= self.fold
@@ -84,7 +84,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is compared.
+    """The methods, protocols, seeds and learning rates to compare.
 
     Attributes:
         methods, protocols: names, in the order of the tables.
@@ -99,8 +99,8 @@ class Plan:
     rates: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        _check_names("--methods", self.methods, tuple(METHODS))
-        _check_names("--protocols", self.protocols, PROTOCOLS)
+        _check_names("methods", self.methods, tuple(METHODS))
+        _check_names("protocols", self.protocols, PROTOCOLS)
 
     def trials(
         self, protocol: str, method: str, rates: Sequence[float], domains: Sequence[str]
@@ -127,20 +127,20 @@ def check_settings(config: Config, protocols: Sequence[str]) -> None:
             raise UsageError(
                 where=f"{name} = {value!r}",
                 found="a setting that differs from cell to cell",
-                expected="--methods, --protocols and --seeds alone to decide on it",
-                next_step="leave it out of --config and -o",
+                expected="methods, protocols and seeds alone to decide on it",
+                next_step="leave it out",
             )
         if (protocol := _OF_PROTOCOL.get(name)) and protocol not in protocols:
             raise UsageError(
                 where=f"{name} = {value!r}",
                 found=f"protocols {', '.join(protocols)}",
                 expected=f"{protocol}, which alone reads this setting",
-                next_step=f"leave it out, or add {protocol} to --protocols",
+                next_step=f"leave it out, or add {protocol} to `protocols`",
             )
 
 
 def shared_settings(config: Config) -> dict[str, Any]:
-    """What all cells have in common, before a method's own demands: key -> value."""
+    """Settings that all cells share, before a method's own demands: key -> value."""
     own = {*_OWN, "data.root", "train.lr"}
     settings = flatten(remove_paths(config))
     return {name: value for name, value in settings.items() if name not in own}

@@ -70,9 +70,9 @@ def write_report(comparison: Comparison, rows: list[Row], config: Config, path: 
 
 
 def _demands(plan: Plan, config: Config) -> dict[str, list[str]]:
-    """What each method changes, by its title."""
+    """Settings that each method changes, by its title."""
     found = {
-        METHODS[m].title: list_changes(config, METHODS[m].settle(config)) for m in plan.methods
+        METHODS[m].title: list_changes(config, METHODS[m].resolve(config)) for m in plan.methods
     }
     return {title: changes for title, changes in found.items() if changes}
 
@@ -118,7 +118,7 @@ def _curves(
 
 
 def _routing(comparison: Comparison, rows: list[Row]) -> dict[str, str]:
-    """Of methods with keys, mean over the seeds; under leave-one-out each fold has other keys."""
+    """Routing of methods with keys, mean over the seeds; leave-one-out: other keys in each fold."""
     plots = {}
     for row in rows:
         found = [r.routing for r in _results(comparison, row) if r.routing]

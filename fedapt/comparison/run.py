@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CellResult:
-    """What a cell measured.
+    """Result of a cell.
 
     Attributes:
         accuracy, zero_shot: test accuracy of each domain in the chosen round.
@@ -128,10 +128,10 @@ def compare(
     check_settings(config, plan.protocols)
     if len(plan.rates) > 1 and not config.data.validation_fraction:
         raise UsageError(
-            where="--lr",
+            where="lrs",
             found=f"{len(plan.rates)} learning rates and no validation images",
-            expected="--validation above 0: test images choose nothing",
-            next_step="pass --validation 0.2, or one learning rate",
+            expected="`validation` above 0: test images choose nothing",
+            next_step="set `validation` to 0.2, or one learning rate",
         )
     _check_same(out / "config.toml", config_to_toml(config), "settings", _reread_settings)
     backbone = load_backbone(
@@ -239,7 +239,7 @@ def _check_same(
             where=path,
             found=f"a comparison with other {what}",
             expected="those of this command",
-            next_step="choose another --out; methods, protocols, seeds and rates may be added",
+            next_step="choose another `out`; methods, protocols, seeds and rates may be added",
         )
     write_text(path, text)
 
@@ -255,7 +255,7 @@ def _describe_origin(backbone: Backbone, table: ImageTable) -> str:
 
 
 class _Bench:
-    """What the cells share: images, their splits, CLIP, and the results so far."""
+    """State that the cells share: images, splits, CLIP, and the results so far."""
 
     def __init__(
         self,
@@ -311,13 +311,13 @@ class _Bench:
                 if not len(domain.test):
                     raise _missing(where, "test", "data.test_fraction")
                 if config.validation_fraction and not len(domain.validation):
-                    raise _missing(where, "validation", "--validation")
+                    raise _missing(where, "validation", "data.validation_fraction")
             self._domains[key] = domains
         return self._domains[key]
 
     def _train(self, cell: Cell) -> CellResult:
         method = METHODS[cell.method]
-        config = method.settle(cell.configure(self._config))
+        config = method.resolve(cell.configure(self._config))
         if not method.reads_labels:
             config = replace_train(config, patience=0)
         domains = self._divide(config.data)

@@ -1,1 +1,1 @@
-"""What everything else stands on: errors, configuration, seeds, records, files. No torch."""
+"""Errors, configuration, seeds, records and files, which all other packages use. No torch."""

@@ -50,7 +50,7 @@ def setting(
 
 @dataclass(frozen=True)
 class Declaration:
-    """What is known of a setting.
+    """Declaration of a setting.
 
     Attributes:
         default: its value where nothing else is given; REQUIRED for none.
@@ -108,7 +108,7 @@ def say_number(number: float) -> str:
 
 
 class Strict:
-    """What all tables of settings share: unknown names are refused, and so are NaN and infinity."""
+    """Base of all tables of settings: unknown names, NaN and infinity are refused."""
 
     __pydantic_config__: ClassVar[Mapping[str, object]] = {
         "extra": "forbid",

@@ -1,4 +1,4 @@
-"""What is wrong with a folder of images, found before training rather than in it."""
+"""Check of a folder of images before a training."""
 
 from __future__ import annotations
 

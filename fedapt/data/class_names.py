@@ -12,7 +12,7 @@ from fedapt.core.errors import DataError
 
 
 def class_name(folder: str) -> str:
-    """What a class is called in the prompt, by its folder: `laptop_computer` is two words.
+    """Name of a class in the prompt, by its folder: `laptop_computer` is two words.
 
     Composed characters (NFC), so that a folder from macOS has the name that it has elsewhere.
     """
@@ -20,7 +20,7 @@ def class_name(folder: str) -> str:
 
 
 def class_key(name: str) -> str:
-    """What is left of a name when CLIP's tokenizer has cleaned it; equal keys are equal prompts.
+    """A name as CLIP's tokenizer cleans it; equal keys are equal prompts.
 
     Source: open_clip.tokenizer, `basic_clean`, `whitespace_clean` and lower case.
     """

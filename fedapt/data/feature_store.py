@@ -44,7 +44,7 @@ CREATE TABLE IF NOT EXISTS features (digest TEXT PRIMARY KEY, feature BLOB, seal
 
 
 class DamagedStore(FileError):
-    """What is in the place of the database is none, or damaged."""
+    """The database is damaged, or the file is none."""
 
 
 def remove_store(folder: Path) -> None:
@@ -170,7 +170,7 @@ class FeatureStore:
 
 @dataclass(frozen=True)
 class _State:
-    """What tells whether a file has changed.
+    """Size, times and inode of a file, which tell whether it has changed.
 
     Attributes:
         text: size, times and inode.

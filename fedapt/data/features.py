@@ -37,7 +37,7 @@ _VERSION = 1  # raise when anything else changes what a feature is
 
 
 class ImageEncoder(Protocol):
-    """What computes features.
+    """An image tower that computes features.
 
     Attributes:
         preprocessing: image file -> uint8 array.
@@ -164,7 +164,7 @@ class _Extraction:
         )
 
     def _hash_files(self, store: FeatureStore) -> list[str]:
-        """What tells each image's bytes from any others'."""
+        """A hash of each image's bytes."""
         with ThreadPoolExecutor(self.workers) as pool:
             found = store.hash_files(
                 self.paths,

@@ -79,7 +79,7 @@ def scan_folders(
             where=root,
             found="no folders",
             expected=_LAYOUT,
-            next_step="point --data at the folder that holds the domains",
+            next_step="name the folder that holds the domains",
         )
     if domain:
         domains = [name for name in domains if name == domain]
@@ -160,7 +160,7 @@ def check_complete(folders: ImageFolders, allow_missing_classes: bool) -> None:
             where=folders.root,
             found=f"no images in {shown}",
             expected="images of every class in every domain",
-            next_step="add images, or allow it with -o data.allow_missing_classes=true",
+            next_step="add images, or allow it with `data.allow_missing_classes = true`",
         )
 
 

@@ -23,7 +23,7 @@ from fedapt.data.domains import Domain, ImageSet
 
 @dataclass(frozen=True)
 class ClientInfo:
-    """What is known of a client wherever its images are.
+    """A client, wherever its images are.
 
     Attributes:
         index: among all clients.
@@ -112,7 +112,7 @@ def deal_domain(domain: Domain, index: int, config: FederationConfig, seed: int)
 def name_keys(
     clients: Sequence[ClientInfo], domains: Sequence[str], n_keys: int
 ) -> tuple[str, ...]:
-    """What each key stands for: its domain, the domains that share it, or a part of one.
+    """Name of each key: its domain, the domains that share it, or a part of one.
 
     Args:
         domains: their names.

@@ -29,7 +29,7 @@ from fedapt_runtime.machine import usable_cores
 
 _FLIP, _JITTER, _GREY, _BLUR = 0.5, 0.8, 0.2, 0.2
 _STRENGTH, _HUE = 0.8, 0.2
-_LEAST_SIGMA, _MOST_SIGMA = 0.1, 2.0
+_MIN_SIGMA, _MAX_SIGMA = 0.1, 2.0
 _VERSION = 1  # raise when a view of the same number becomes another image
 
 
@@ -44,7 +44,7 @@ class StrongView(Preprocessing):
         return augment(super().image_to_array(image), self.view)
 
     def to_dict(self) -> dict[str, Any]:
-        """What determines the pixels."""
+        """Values that determine the pixels."""
         return super().to_dict() | {"strong view": _VERSION}
 
 
@@ -60,7 +60,7 @@ def augment(pixels: NDArray[np.uint8], view: int) -> NDArray[np.uint8]:
     if rng.random() < _GREY:
         image = image.convert("L").convert("RGB")
     if rng.random() < _BLUR:
-        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(_LEAST_SIGMA, _MOST_SIGMA)))
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(_MIN_SIGMA, _MAX_SIGMA)))
     return np.asarray(image)
 
 

@@ -54,7 +54,7 @@ class Classified:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo measured, all of it through the runtime.
+    """Figures of the demo, measured through the runtime.
 
     Attributes:
         domains, classes: names.
@@ -131,7 +131,7 @@ def check_out(out: Path) -> None:
             where=out,
             found="a folder with other files in it",
             expected="a new folder, or that of an earlier demo",
-            next_step="choose another --out",
+            next_step="choose another `out`",
         )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from fedapt.core.seeds import child_seed
 
 # below this spread all scores count as equal; it also keeps 0 / 0 away
-LEAST_STD = 1e-12
+MIN_STD = 1e-12
 
 
 def draw_adaptive_network(n_domains: int, joint_width: int, seed: int) -> Tensor:
@@ -42,4 +42,4 @@ def domain_weights(scores: Tensor, temperature: float) -> Tensor:
         return torch.ones_like(scores)
     centred = scores - scores.mean(-1, keepdim=True)
     std = (centred.square().sum(-1, keepdim=True) / (n_domains - 1)).sqrt()
-    return (centred / std.clamp_min(LEAST_STD) / temperature).softmax(-1)
+    return (centred / std.clamp_min(MIN_STD) / temperature).softmax(-1)

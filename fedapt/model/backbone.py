@@ -24,7 +24,7 @@ from fedapt.model.hub import ask_hub_once, describe_cache
 from fedapt.model.lite.load import build_lite
 from fedapt.model.open_clip_import import import_open_clip
 from fedapt.model.text_tower import TextTower, check_tokens
-from fedapt.model.tokens import PromptTokenizer, take_apart
+from fedapt.model.tokens import PromptTokenizer, to_prompt_tokenizer
 from fedapt.model.weights import as_open_clip_file, as_open_clip_folder
 from fedapt_runtime import Preprocessing
 from fedapt_runtime.errors import ModelFileError
@@ -33,7 +33,7 @@ LITE = "lite"
 RANDOM = "random"  # the one name under which weights may be random
 _RANDOM_SEED = 0
 _HUB, _FOLDER = "hf-hub:", "local-dir:"  # as OpenCLIP writes them
-_MOST_NAMED = 3
+_MAX_NAMED = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +110,7 @@ def hash_tensors(tensors: Iterable[tuple[str, Tensor]], more: bytes = b"") -> st
 
 
 def _hash_clip(clip: nn.Module, prefix: str = "") -> str:
-    """Of everything below a prefix: the weights, and QuickGELU, which leaves no trace in them.
+    """Hash of a module below a prefix: its weights, and QuickGELU, which leaves no trace in them.
 
     The same file of weights loads with and without it, and gives other features.
     """
@@ -139,16 +139,16 @@ def load_backbone(
     if name == LITE:
         if pretrained:
             raise ModelError(
-                where="--pretrained",
+                where="pretrained",
                 found=repr(pretrained),
                 expected="nothing: lite has one set of weights",
-                next_step="leave --pretrained out, or name another --model",
+                next_step="leave `pretrained` out, or name another model",
             )
         clip = build_lite()
         tokenizer = import_open_clip().SimpleTokenizer()
     else:
         clip, tokenizer = _build_open_clip(name, pretrained)
-    prompts = take_apart(tokenizer, name)
+    prompts = to_prompt_tokenizer(tokenizer, name)
     for parameter in clip.parameters():
         parameter.requires_grad_(False)
     clip = clip.float().to(device).eval()
@@ -176,10 +176,10 @@ def _build_open_clip(name: str, pretrained: str) -> tuple[nn.Module, Any]:
             _check_name(import_open_clip(), name, pretrained)
         if source.startswith((_HUB, _FOLDER)) and pretrained:
             raise ModelError(
-                where="--pretrained",
+                where="pretrained",
                 found=repr(pretrained),
                 expected=f"nothing: {name} brings its own weights",
-                next_step="leave --pretrained out",
+                next_step="leave `pretrained` out",
             )
         weights = pretrained
         if pretrained and Path(pretrained).is_file():
@@ -221,8 +221,8 @@ def _load_towers(source: str, weights: str, where: str, silent: str) -> nn.Modul
             where=where,
             found=f"no usable weights ({_say(error, silent)})",
             expected="weights that the hub serves, or a local file or folder of this model",
-            next_step="check the network, or download the weights elsewhere and pass "
-            f"--pretrained FILE; the default model lite needs no download{offline}",
+            next_step="check the network, or download the weights elsewhere and "
+            f"name the file with `pretrained`; the default model lite needs no download{offline}",
         ) from error
 
 
@@ -245,12 +245,12 @@ def _count_keys(text: str) -> str:
         listed = re.search(rf"{title}\(s\) in state_dict: ((?:\"[^\"]+\"(?:, )?)+)", text)
         names = re.findall(r'"([^"]+)"', listed[1]) if listed else []
         if names:
-            more = ", ..." if len(names) > _MOST_NAMED else ""
-            found.append(f"{len(names)} {what}: {', '.join(names[:_MOST_NAMED])}{more}")
+            more = ", ..." if len(names) > _MAX_NAMED else ""
+            found.append(f"{len(names)} {what}: {', '.join(names[:_MAX_NAMED])}{more}")
     shapes = re.findall(r"size mismatch for (\S+):", text)
     if shapes:
-        more = ", ..." if len(shapes) > _MOST_NAMED else ""
-        found.append(f"{len(shapes)} of another shape: {', '.join(shapes[:_MOST_NAMED])}{more}")
+        more = ", ..." if len(shapes) > _MAX_NAMED else ""
+        found.append(f"{len(shapes)} of another shape: {', '.join(shapes[:_MAX_NAMED])}{more}")
     return f"tensors that do not fit the model, {'; '.join(found)}" if found else ""
 
 
@@ -259,7 +259,7 @@ def _check_name(open_clip: Any, name: str, pretrained: str) -> None:
     if name not in names:
         close = difflib.get_close_matches(name, [*names, LITE], n=3, cutoff=0.4)
         raise ModelError(
-            where="--model",
+            where="model",
             found=f"the unknown model {name!r}",
             expected=f"lite, one of OpenCLIP's {len(names)} models, a folder, or hf-hub:NAME",
             next_step=f"did you mean {' or '.join(close)}" if close else "check the spelling",
@@ -267,7 +267,7 @@ def _check_name(open_clip: Any, name: str, pretrained: str) -> None:
     config = open_clip.get_model_config(name)
     if inner := config["text_cfg"].get("hf_model_name"):
         raise ModelNotSupported(
-            where=f"--model {name}",
+            where=f"model {name}",
             found=f"the text tower {inner} of Hugging Face's, which takes no learned context",
             expected="a text transformer of OpenCLIP's own",
             next_step="choose another model, such as ViT-B-32-quickgelu or lite",
@@ -284,17 +284,17 @@ def _check_name(open_clip: Any, name: str, pretrained: str) -> None:
         # OpenCLIP only warns here, and every feature would be wrong
         other = f"{name}-quickgelu"
         raise ModelError(
-            where=f"--model {name}",
-            found=f"--pretrained {pretrained!r}, weights trained with another activation function",
+            where=f"model {name}",
+            found=f"pretrained {pretrained!r}, weights trained with another activation function",
             expected=f"one of {', '.join(tags) or '(no tags)'}, or the model of these weights",
-            next_step=f"use --model {other}" if other in names else "choose another model or tag",
+            next_step=f"use the model {other}" if other in names else "choose another model or tag",
         )
     if pretrained not in tags:
         raise ModelError(
-            where=f"--model {name}",
-            found=f"--pretrained {pretrained!r}" if pretrained else "no --pretrained",
+            where=f"model {name}",
+            found=f"pretrained {pretrained!r}" if pretrained else "no pretrained weights",
             expected=f"one of {', '.join(tags) or '(no tags)'}, a weights file, or random",
-            next_step=f"add --pretrained {tags[0]}" if tags else "pass --pretrained FILE",
+            next_step=f"add `pretrained` {tags[0]}" if tags else "name a file with `pretrained`",
         )
 
 

@@ -30,12 +30,12 @@ from fedapt_runtime import Preprocessing, integrity
 
 SCHEMA = 2  # raise when an older version would misread the file; added fields do not count
 _METADATA_KEY = "fedapt"
-_MOST_BYTES = 16 << 30
+_MAX_BYTES = 16 << 30
 
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """What a checkpoint says of itself.
+    """Description of a checkpoint.
 
     Attributes:
         model, pretrained, clip_sha256: the CLIP, by name and by hash of its weights; a folder or
@@ -46,7 +46,7 @@ class CheckpointInfo:
         clients: index of each client's domain.
         rounds: rounds of training behind the tensors.
         config: the run's settings, without the folder of its images and a joined checkpoint's path.
-        preprocessing: as `Preprocessing.to_dict` gives it.
+        preprocessing: of the images that it was trained on.
         versions: of the software that trained it.
     """
 
@@ -59,7 +59,7 @@ class CheckpointInfo:
     clients: tuple[int, ...]
     rounds: int
     config: Config
-    preprocessing: dict[str, Any]
+    preprocessing: Preprocessing
     versions: dict[str, str]
     schema: int = SCHEMA
 
@@ -67,11 +67,6 @@ class CheckpointInfo:
     def method(self) -> str:
         """The federated method."""
         return self.config.train.method
-
-    @property
-    def depth(self) -> str:
-        """How images of more than 8 bits were read, see `Preprocessing`."""
-        return Preprocessing.from_dict(self.preprocessing).depth
 
 
 @dataclass(frozen=True)
@@ -146,7 +141,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     if not path.is_file():
         raise _refuse(path, "no such file" if not path.exists() else "not a file")
-    if path.stat().st_size > _MOST_BYTES:
+    if path.stat().st_size > _MAX_BYTES:
         raise _refuse(path, f"a file of {path.stat().st_size:,} bytes")
     try:
         with safe_open(str(path), framework="pt") as stream:
@@ -168,6 +163,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         known = {field.name for field in dataclasses.fields(CheckpointInfo)}
         fields = {name: value for name, value in fields.items() if name in known}
         fields["config"] = config_from_dict(fields["config"], str(path), skip_unknown=True)
+        fields["preprocessing"] = _read_preprocessing(path, fields["preprocessing"])
         keys = tensors.pop(KEYS, None)
         checkpoint = Checkpoint(CheckpointInfo(**fields), tensors, keys)
         _check_info(path, checkpoint.info)
@@ -196,6 +192,13 @@ def _list_content(tensors: dict[str, Tensor]) -> Iterator[integrity.Part]:
         yield tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
+def _read_preprocessing(path: Path, fields: Any) -> Preprocessing:
+    try:
+        return Preprocessing.from_dict(fields)
+    except (ReportedError, TypeError, AttributeError, ValueError, KeyError) as error:
+        raise _refuse(path, "metadata with a wrong preprocessing") from error
+
+
 def _check_info(path: Path, info: CheckpointInfo) -> None:
     texts = (info.model, info.pretrained, info.clip_sha256)
     wrong = []
@@ -205,10 +208,6 @@ def _check_info(path: Path, info: CheckpointInfo) -> None:
         wrong.append("names")
     if not all(_is_count(d) and d < len(info.domains) for d in info.clients):
         wrong.append("clients")
-    try:
-        Preprocessing.from_dict(info.preprocessing)
-    except (ReportedError, TypeError, AttributeError, ValueError, KeyError):
-        wrong.append("preprocessing")
     if wrong:
         raise _refuse(path, f"metadata with a wrong {', '.join(wrong)}")
 

@@ -22,12 +22,12 @@ from torch.nn.functional import normalize, one_hot
 
 from fedapt.model.adaptive_network import domain_weights
 
-LEAST_NORM = 1e-12
+MIN_NORM = 1e-12
 
 
 @dataclass(frozen=True)
 class Head:
-    """What follows the image tower; N banks of C class vectors, and what chooses among them.
+    """The graph behind the image tower: N banks of C class vectors, and the router among them.
 
     Attributes:
         banks: T, float32 [N, C, D].
@@ -129,4 +129,4 @@ def mix_banks(features: Tensor, weights: Tensor, banks: Tensor, gram: Tensor) ->
     similarity = torch.einsum("bd,ncd->bnc", features, banks)
     mixed = torch.einsum("bn,bnc->bc", weights, similarity)
     squared = torch.einsum("bn,cnm,bm->bc", weights, gram, weights)
-    return mixed / squared.clamp_min(LEAST_NORM).sqrt()
+    return mixed / squared.clamp_min(MIN_NORM).sqrt()

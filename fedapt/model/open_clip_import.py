@@ -17,13 +17,13 @@ import sys
 from types import ModuleType
 
 _MISSING_OPERATOR = re.compile(r"operator torchvision::(\w+) does not exist")
-_MOST_OPERATORS = 32
+_MAX_OPERATORS = 32
 
 
 def _import_torchvision() -> None:
     from torch import library
 
-    for _ in range(_MOST_OPERATORS):
+    for _ in range(_MAX_OPERATORS):
         try:
             importlib.import_module("torchvision")
             return

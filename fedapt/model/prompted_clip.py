@@ -183,14 +183,14 @@ class GlobalModel:
         )
 
     @torch.inference_mode()
-    def exact_logits(self, features: Tensor, most_prompts: int = 512) -> Tensor:
+    def exact_logits(self, features: Tensor, max_prompts: int = 512) -> Tensor:
         """Logits float32 [n, C] under each image's own prompt, as the method defines them.
 
         Args:
             features: float32 [n, D].
-            most_prompts: prompts in one run of the text tower; bounds the memory.
+            max_prompts: prompts in one run of the text tower; bounds the memory.
         """
-        n_images = max(1, most_prompts // self.text.n_classes)
+        n_images = max(1, max_prompts // self.text.n_classes)
         rows = []
         for part in torch.split(features, n_images):
             prompts = personalise(self.context, self.keys, self.weights(part))

@@ -23,7 +23,7 @@ _QUICK_GELU = 1.702
 
 @dataclass(frozen=True)
 class KeysValues:
-    """What later tokens attend to: float32 [n, heads, tokens, width of a head] each."""
+    """Keys and values of earlier tokens: float32 [n, heads, tokens, width of a head] each."""
 
     keys: Tensor
     values: Tensor
@@ -121,7 +121,7 @@ class TextBlock(nn.Module):
         return torch.cat(outputs, dim=-1).to(x.dtype)
 
     def _absorb_quick_gelu(self) -> None:
-        """Of x sigmoid(a x) = silu(a x) / a, the layers before and behind take a and 1 / a.
+        """The layers before and behind x sigmoid(a x) = silu(a x) / a take a and 1 / a.
 
         One pass over the widest tensors is left where there were three, and of five in the
         gradient one. The layers are copies: the CLIP itself keeps its weights.

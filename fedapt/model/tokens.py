@@ -66,7 +66,7 @@ class PromptTokens:
     context_length: int
 
 
-def take_apart(tokenizer: Any, name: str) -> PromptTokenizer:
+def to_prompt_tokenizer(tokenizer: Any, name: str) -> PromptTokenizer:
     """OpenCLIP's own byte-pair tokenizer, or one of Hugging Face's behind OpenCLIP's.
 
     Args:

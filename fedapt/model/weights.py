@@ -32,7 +32,7 @@ _WEIGHTS = ("model.safetensors", f"model{_INDEX}", "pytorch_model.bin")
 # what holds the tensors in a training checkpoint: Lightning and OpenCLIP, then others
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "ema")
 _SCALE = "logit_scale"  # of every CLIP: where it stands, the model's names begin
-_MOST_WRAPPED = 3
+_MAX_WRAPPED = 3
 _VOCABULARY = 49408  # of the one tokenizer that CLIPModel and OpenCLIP share
 # defaults of transformers' CLIPConfig, which a configuration leaves out
 _VISION = {
@@ -158,7 +158,7 @@ def read_state(path: Path) -> State:
         ) from None  # torch's message advises to read it without that protection
     except Exception as error:  # torch's reader raises whatever it comes across
         raise _refuse(path, f"a file that cannot be read ({_first_words(error)})") from error
-    for _ in range(_MOST_WRAPPED):
+    for _ in range(_MAX_WRAPPED):
         inside = [content[w] for w in _WRAPPERS if isinstance(content, dict) and w in content]
         if not inside or not isinstance(inside[0], dict):
             break

@@ -78,7 +78,7 @@ def check_privacy(config: Config, *, local: bool) -> None:
             "federation.secure, node_clip, node_noise",
             "clients that are all in this process",
             "clients that are nodes",
-            "train with --engine flower or `fedapt federation`",
+            "train with `engine` flower or `fedapt federation`",
         )
     if federation.secure:
         method = METHODS[config.train.method]

@@ -1,4 +1,4 @@
-"""What every run has, wherever its images are: a method, its clients, and the checkpoint."""
+"""Base of every run, wherever its images are: a method, its clients, and the checkpoint."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class BaseSession:
     """A method and its clients.
 
     Args:
-        config: as the method settles it.
+        config: as the method resolves it.
         classes: names in the order of the labels.
         trained: names of the domains that train, in the order of their indices.
         joined: a checkpoint that the run goes on from; further domains come behind its own.
@@ -84,7 +84,7 @@ class BaseSession:
         return count, count / sum(p.numel() for p in self.backbone.clip.parameters())
 
     def begin(self) -> Progress:
-        """What is learned, before the first round."""
+        """Learned tensors before the first round."""
         learned = self.method.begin()
         if self._joined is not None:
             self._joined.check_backbone(self.backbone)
@@ -122,7 +122,7 @@ class BaseSession:
             clients=tuple(client.domain for client in self.method.setting.clients),
             rounds=progress.rounds,
             config=remove_folders(config),
-            preprocessing=backbone.preprocessing.to_dict(),
+            preprocessing=backbone.preprocessing,
             versions=software_versions(),
         )
         learned = {name: tensor.cpu() for name, tensor in progress.learned.items()}
@@ -145,7 +145,7 @@ class BaseSession:
 def _check_classes(joined: Checkpoint, classes: tuple[str, ...]) -> None:
     if joined.info.classes != classes:
         raise CheckpointError(
-            where="--join",
+            where="join",
             found=f"images of the classes {', '.join(classes)}",
             expected=f"those of the federation: {', '.join(joined.info.classes)}",
             next_step="join with the same classes, or train all domains together from the start",
@@ -153,7 +153,7 @@ def _check_classes(joined: Checkpoint, classes: tuple[str, ...]) -> None:
 
 
 def _extend(begun: Learned, joined: Checkpoint, growing: set[str]) -> Learned:
-    """What a federation has learned, with fresh rows for keys and clients that are new.
+    """Learned tensors of a federation, with fresh rows for keys and clients that are new.
 
     Args:
         growing: tensors that have such rows.
@@ -173,7 +173,7 @@ def _extend(begun: Learned, joined: Checkpoint, growing: set[str]) -> Learned:
         ):
             found, expected = (None if t is None else list(t.shape) for t in (known, fresh))
             raise CheckpointError(
-                where="--join",
+                where="join",
                 found=f"{name} of shape {found}",
                 expected=f"{expected}" + (", or fewer rows" if name in growing else ""),
                 next_step="join with the method and the context of the federation",

@@ -91,7 +91,7 @@ def _serve(
     registry = NodeRegistry(run.path / REGISTRY, grid, name, plan, watch, server.domains)
     keys = folder / server.nodes
     registry.wait(
-        server.least_nodes,
+        server.min_nodes,
         server.wait_seconds,
         lambda: [path.stem for path in keys.glob("*.pub")] if name_nodes else [],
     )
@@ -120,7 +120,7 @@ def resolve_deployment(config: Config) -> Config:
     """
     check_engine(FLOWER, config)
     _check_own_images(config)
-    return METHODS[config.train.method].settle(config)
+    return METHODS[config.train.method].resolve(config)
 
 
 def _train(

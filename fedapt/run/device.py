@@ -18,7 +18,7 @@ def choose_device(device: str) -> str:
         return "cuda" if available else "cpu"
     if device not in ("cpu", "cuda") or (device == "cuda" and not available):
         raise UsageError(
-            where="--device",
+            where="device",
             found=device,
             expected="auto, cpu or cuda" if available else "auto or cpu: torch sees no CUDA device",
             next_step="choose one of these",

@@ -34,14 +34,15 @@ def evaluate_checkpoint(
     info = checkpoint.info
     if exact and info.method not in FUSED_METHODS:
         raise UsageError(
-            where="--exact",
+            where="exact",
             found=f"a checkpoint of {info.method}",
             expected=f"one of {', '.join(FUSED_METHODS)}, whose prompts may be mixed or exact",
-            next_step="leave --exact out",
+            next_step="leave `exact` out",
         )
     images = open_collection(info.config.data, data, training=False)
     images = images.only("test").renumber(info.classes, "the checkpoint")
-    backbone = load_backbone(info.model, info.pretrained, choose_device(device), info.depth)
+    depth = info.preprocessing.depth
+    backbone = load_backbone(info.model, info.pretrained, choose_device(device), depth)
     checkpoint.check_backbone(backbone)
     domains = images.load(image_encoder(backbone), reporter, backbone.device, need_train=False)
     method, learned = rebuild_method(checkpoint, backbone, domains[0].test.table)

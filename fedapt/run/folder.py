@@ -32,7 +32,7 @@ class RunFolder:
 
     @property
     def checkpoint(self) -> Path:
-        """What was learned, after the last round."""
+        """Learned tensors after the last round."""
         return self.path / "checkpoint.safetensors"
 
     @property
@@ -80,7 +80,7 @@ class RunFolder:
                     where=self.path,
                     found="a run",
                     expected="a new folder",
-                    next_step="go on with --resume, or choose another --out",
+                    next_step="continue it with `resume`, or choose another `out`",
                 )
             self._check_same(config)
 
@@ -107,5 +107,5 @@ class RunFolder:
                 where=self.config,
                 found=f"another value of {', '.join(changed)}",
                 expected=f"the settings that the run began with{may_change}",
-                next_step="leave that setting out, or choose another --out",
+                next_step="leave that setting out, or choose another `out`",
             )

@@ -23,7 +23,7 @@ class RemoteSession(BaseSession):
     """A method whose clients are nodes.
 
     Args:
-        config: as the method settles it.
+        config: as the method resolves it.
         classes: names in the order of the labels.
         domains: that train, in the order of their indices.
         known: the run's checkpoint, if there is one; further domains come behind its own.
@@ -41,7 +41,7 @@ class RemoteSession(BaseSession):
         super().__init__(config, backbone, classes, domains, clients, known, None)
 
     def resume(self, run: RunFolder) -> Progress:
-        """What the run's checkpoint has learned, with fresh rows for domains that came later.
+        """Learned tensors of the run's checkpoint, with fresh rows for domains that came later.
 
         Raises:
             CheckpointError: it is of another CLIP, or of other classes.

@@ -30,7 +30,7 @@ class Session(BaseSession):
     """A method, its clients and their images.
 
     Args:
-        config: as the method settles it.
+        config: as the method resolves it.
         joined: a federation's checkpoint that these domains go on from, each new one with a key of
             its own.
 
@@ -63,7 +63,7 @@ class Session(BaseSession):
         super().__init__(config, backbone, folders.class_names, names, clients, joined, images)
 
     def resume(self, run: RunFolder) -> Progress:
-        """What the run's checkpoint has learned.
+        """Learned tensors of the run's checkpoint.
 
         Raises:
             CheckpointError: it is damaged, or of another CLIP.
@@ -146,14 +146,14 @@ def _order_domains(
     info = joined.info
     if missing := [name for name in info.domains if name not in trained]:
         raise DataError(
-            where="--join",
+            where="join",
             found=f"no images of {', '.join(missing)}",
             expected=f"all domains of the federation: {', '.join(info.domains)}",
             next_step="add them: those who were there before go on training",
         )
     if len(info.clients) != config.federation.clients_per_domain * len(info.domains):
         raise CheckpointError(
-            where="--join",
+            where="join",
             found=f"{len(info.clients)} clients in {len(info.domains)} domains",
             expected=f"{config.federation.clients_per_domain} in each"
             " (federation.clients_per_domain)",
@@ -161,7 +161,7 @@ def _order_domains(
         )
     if config.prompt.n_keys or len(info.keys) != len(info.domains):
         raise CheckpointError(
-            where="--join",
+            where="join",
             found=f"{len(info.keys)} keys for {len(info.domains)} domains",
             expected="one key for each domain (prompt.n_keys = 0)",
             next_step="train all domains together from the start",

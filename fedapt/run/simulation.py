@@ -30,7 +30,7 @@ def check_engine(engine: str, config: Config) -> None:
     """
     if engine not in (LOCAL, FLOWER):
         raise UsageError(
-            where="--engine",
+            where="engine",
             found=repr(engine),
             expected=f"{LOCAL} or {FLOWER}",
             next_step="check the spelling",
@@ -38,10 +38,10 @@ def check_engine(engine: str, config: Config) -> None:
     if engine == FLOWER:
         if not METHODS[config.train.method].sends:
             raise UsageError(
-                where=f"--engine {FLOWER}",
+                where=f"engine {FLOWER}",
                 found=f"the method {config.train.method}, whose clients send nothing",
                 expected="a federated method",
-                next_step="leave --engine out, or choose another --method",
+                next_step="leave `engine` out, or choose another `method`",
             )
         require_flower("ray")
     check_privacy(config, local=engine == LOCAL)
@@ -51,7 +51,7 @@ def check_engine(engine: str, config: Config) -> None:
 def open_engine(
     engine: str, session: Session, device: str, reporter: Reporter
 ) -> Iterator[Engine | None]:
-    """What runs the session's clients for as long as the block runs; None for this process."""
+    """Engine of the session's clients for as long as the block runs; None for this process."""
     if engine == LOCAL:
         yield None
         return

@@ -90,7 +90,7 @@ def check_trackers(names: Sequence[str]) -> None:
     for name in names:
         if name not in TRACKERS:
             raise UsageError(
-                where="--tracker",
+                where="trackers",
                 found=repr(name),
                 expected=f"one of {', '.join(TRACKERS)}",
                 next_step="check the spelling",
@@ -130,7 +130,7 @@ def _open(stack: ExitStack, name: str, folder: Path, config: Config) -> Log:
         raise
     except Exception as error:  # each library has its own tree
         raise UsageError(
-            where=f"--tracker {name}",
+            where=f"tracker {name}",
             found=_say(error),
             expected="a tracker that can begin",
             next_step=f"set {name} up as its own documentation says, or leave it out",
@@ -146,7 +146,7 @@ def _import(module: str, package: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise DependencyError(
-            where=f"--tracker {package}",
+            where=f"tracker {package}",
             found=f"no {package} ({error})",
             expected=f"the package {package}",
             next_step=f"pip install 'fedapt[{package}]'",

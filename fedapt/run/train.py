@@ -54,13 +54,13 @@ def train(
                 where=out,
                 found="no run",
                 expected="one to go on with",
-                next_step="check --out, or begin a run with --data ROOT",
+                next_step="check `out`, or begin a run with `data`",
             )
         raise UsageError(
-            where="--data",
+            where="data",
             found="nothing",
             expected="the folder with the domains",
-            next_step="pass --data ROOT",
+            next_step="name it with `data`",
         )
     check_trackers(trackers)
     check_engine(engine, config)
@@ -81,15 +81,15 @@ def _train(
     collection = open_collection(config.data)
     join = config.federation.join
     joined = load_checkpoint(Path(join)) if join else None
-    settled = METHODS[config.train.method].settle(config)
-    for change in list_changes(config, settled):
+    resolved = METHODS[config.train.method].resolve(config)
+    for change in list_changes(config, resolved):
         reporter.message(f"{config.train.method}: {change}")
-    run.check(settled, resume)
+    run.check(resolved, resume)
     depth: str = config.data.preprocess
     if run.checkpoint.is_file():  # a run from before there was this setting goes on as it began
-        depth = load_checkpoint(run.checkpoint).info.depth
+        depth = load_checkpoint(run.checkpoint).info.preprocessing.depth
     backbone = load_backbone(config.model.name, config.model.pretrained, device, depth)
-    going_on = run.begin(settled)
+    going_on = run.begin(resolved)
     if resume and not going_on:
         reporter.message(f"nothing to resume in {run.path}: a new run begins")
     reporter.message(f"model: {backbone.label} on {device}")
@@ -97,7 +97,7 @@ def _train(
     if not run.keep_images(digest_images(domains), going_on):
         reporter.message(f"images or their split have changed since {run.path} began")
     folders = collection.folders
-    session = Session(settled, backbone, folders, domains, reporter=reporter, joined=joined)
+    session = Session(resolved, backbone, folders, domains, reporter=reporter, joined=joined)
     start = session.resume(run) if going_on else session.begin()
     count, share = session.count_parameters(start)
     reporter.message(f"trained: {count:,} values, {100 * share:.2f} % of the CLIP")
@@ -105,7 +105,7 @@ def _train(
         reporter.message(f"resuming after round {start.rounds}")
     write = session.saver(run)
     with (
-        track(trackers, run.path, settled, reporter) as log,
+        track(trackers, run.path, resolved, reporter) as log,
         open_engine(engine, session, device, reporter) as opened,
     ):
 
@@ -127,7 +127,7 @@ def _train(
 
 
 def list_changes(before: Config, after: Config) -> list[str]:
-    """What a method asks to be otherwise, as `section.name = value, not value`."""
+    """Settings that a method changes, as `section.name = value, not value`."""
     old = flatten(before)
     return [
         f"{name} = {value!r}, not {old[name]!r}"

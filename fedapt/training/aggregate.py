@@ -1,4 +1,4 @@
-"""What the server makes of a round's replies.
+"""Aggregation of a round's replies on the server.
 
     mean       x <- mean over the round's clients, uniform or weighted by their images
     sum        x <- x + sum over the round's clients, of a method whose replies add up
@@ -57,7 +57,7 @@ class Aggregation(Protocol):
 
 @dataclass(frozen=True)
 class Aggregated:
-    """What replies come to.
+    """Result of an aggregation.
 
     Attributes:
         learned: the aggregate.
@@ -107,7 +107,7 @@ def aggregate(
 
 
 def find_origin(method: Method, start: Learned) -> Learned:
-    """What a client that has nothing to say would reply: the start, or sums of nothing."""
+    """Reply of a client without images: the start, or sums of zero."""
     if not method.adds_up:
         return start
     return {name: torch.zeros_like(tensor) for name, tensor in start.items()}
@@ -134,7 +134,7 @@ def begin_aggregation(
 
 @dataclass
 class Total:
-    """What replies of sums add to those that there are (`Method.adds_up`). See `Aggregation`.
+    """Sum of replies and the sums so far (`Method.adds_up`). See `Aggregation`.
 
     Args:
         start: the aggregate of the round before.

@@ -1,4 +1,4 @@
-"""What one client does in one round: SGD on what is trained, over its own images.
+"""A client's round: SGD on what is trained, over its own images.
 
 The loss is the method's (`fedapt.training.methods`). FedProx adds
 mu/2 |x - start|^2 to any of them.

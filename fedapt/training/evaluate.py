@@ -112,7 +112,7 @@ def tell_low_routing(evaluation: Evaluation, reporter: Reporter) -> None:
 
 
 def share_routed(domain: str, shares: Mapping[str, float]) -> float:
-    """Of a domain's images that some domain's key takes, the share that its own keys take.
+    """Share of a domain's images that its own keys take, among those that a domain's key takes.
 
     Args:
         shares: of all its images, by what a key stands for.

@@ -18,7 +18,7 @@ from fedapt.training.sampling import sample_clients
 
 @dataclass(frozen=True)
 class RoundResult:
-    """What a round has brought.
+    """Result of a round.
 
     Attributes:
         learned: the aggregate of the clients' replies.

@@ -18,6 +18,7 @@ from fedapt_runtime.errors import InputError, OutputError
 from fedapt_runtime.journal import Journal, part_path
 from fedapt_runtime.output import check_output, read_paths, show_path, write_output
 from fedapt_runtime.pipeline import is_whole, name_of
+from fedapt_runtime.printable import printable
 
 # images -> their rows, in order
 Engine = Callable[[Iterable[Image]], Iterator[dict[str, Any]]]
@@ -52,18 +53,22 @@ class Summary:
         """New rows per second of wall time."""
         return (self.images - self.resumed) / self.seconds if self.seconds else 0.0
 
-    def count(self, error: str | None) -> None:
+    def count(self, row: dict[str, Any]) -> None:
         """Count one row, by the error that it has."""
         self.images += 1
-        if error is not None:
+        if row["error"] is not None:
             self.errors += 1
-            kind = error_kind(error)
+            kind = error_kind(row["path"], row["error"])
             self.kinds[kind] = self.kinds.get(kind, 0) + 1
 
 
-def error_kind(error: str) -> str:
-    """What an error's message found, without the particulars: "no such file", "a damaged image"."""
-    found = error.split(": found ", 1)[-1].split("; expected ", 1)[0]
+def error_kind(path: str, error: str) -> str:
+    """Kind of a row's error, without the particulars: "no such file", "a damaged image".
+
+    A row of an earlier job has its error as text alone, which begins with its path.
+    """
+    found = error.removeprefix(f"{printable(path)}: ").removeprefix("found ")
+    found = found.split("; expected ", 1)[0]
     return "an image over the limits" if ", over the limit" in found else found.split(" (", 1)[0]
 
 
@@ -127,7 +132,7 @@ def classify_files(
     started = time.monotonic()
 
     def advance(row: dict[str, Any]) -> None:
-        summary.count(row["error"])
+        summary.count(row)
         summary.seconds = time.monotonic() - started
         progress(summary)
 
@@ -152,7 +157,7 @@ def classify_files(
                     journal.keep(_count_whole(journal))
                 for row in _skip_finished(journal, images):
                     summary.resumed += 1
-                    summary.count(row["error"])
+                    summary.count(row)
                 started = time.monotonic()
                 for row in predict(images, size):
                     journal.write(row)
@@ -175,7 +180,7 @@ def classify_files(
 
 
 def _describe_job(classifier: Classifier, options: dict[str, Any]) -> dict[str, Any]:
-    """What makes the rows of two jobs comparable: the model and the options that change a row."""
+    """Identity of a job's rows: the model and the options that change a row."""
     manifest = json.dumps(asdict(classifier.manifest), sort_keys=True)
     return {"model": hashlib.sha256(manifest.encode()).hexdigest(), **options}
 

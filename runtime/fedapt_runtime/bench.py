@@ -27,7 +27,7 @@ from fedapt_runtime.preprocess import Preprocessing
 from fedapt_runtime.sources import find_images
 
 _PHOTO = (480, 640)  # height and width of the JPEG that decoding is timed on
-_LEAST_RUNS = 5
+_MIN_RUNS = 5
 _COMPARED, _MAX_COMPARED = 32, 512  # images that backends are compared on: of noise, of others
 _LARGEST_BATCH, _WORTHWHILE, _SLOW_MS = 256, 1.05, 500.0
 
@@ -190,7 +190,7 @@ def _time_batch(backend: Backend, batch: int, seconds: float) -> BatchTiming:
 
     def repeat(_: int) -> list[float]:
         times: list[float] = []
-        while len(times) < _LEAST_RUNS or time.perf_counter() < begun + seconds:
+        while len(times) < _MIN_RUNS or time.perf_counter() < begun + seconds:
             started = time.perf_counter()
             backend.run(images)
             times.append(time.perf_counter() - started)
@@ -211,7 +211,7 @@ def _time_decoding(preprocessing: Preprocessing, seconds: float) -> float:
     photo.save(encoded, "JPEG", quality=90)
     times: list[float] = []
     ends = time.perf_counter() + seconds
-    while len(times) < _LEAST_RUNS or time.perf_counter() < ends:
+    while len(times) < _MIN_RUNS or time.perf_counter() < ends:
         encoded.seek(0)
         started = time.perf_counter()
         preprocessing.load(encoded, "a JPEG in memory")

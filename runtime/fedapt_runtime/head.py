@@ -24,9 +24,9 @@ from fedapt_runtime.manifest import METADATA_KEY, Manifest, parse_manifest
 
 Tensor = NDArray[np.float32] | NDArray[np.int64]
 
-_MOST_HEADER_BYTES = 16 << 20
-_MOST_BYTES = 2 << 30
-_MOST_DIMENSIONS = 8
+_MAX_HEADER_BYTES = 16 << 20
+_MAX_BYTES = 2 << 30
+_MAX_DIMENSIONS = 8
 
 
 def complete_head(
@@ -107,11 +107,11 @@ def read_head(path: str | Path) -> HeadFile:
     path = Path(path)
     try:
         size = path.stat().st_size
-        if size > _MOST_BYTES:
+        if size > _MAX_BYTES:
             raise _refuse(path, f"a file of {size:,} bytes")
         data = path.read_bytes()
         header_bytes = int.from_bytes(data[:8], "little")
-        if not 2 <= header_bytes <= min(_MOST_HEADER_BYTES, len(data) - 8):
+        if not 2 <= header_bytes <= min(_MAX_HEADER_BYTES, len(data) - 8):
             raise _refuse(path, "no safetensors header")
         header: dict[str, Any] = json.loads(data[8 : 8 + header_bytes])
         manifest = header.pop("__metadata__", {}).get(METADATA_KEY)
@@ -138,7 +138,7 @@ def read_head(path: str | Path) -> HeadFile:
 def _read_tensor(body: memoryview, entry: dict[str, Any]) -> NDArray[np.float32]:
     begin, end = entry["data_offsets"]
     shape = entry["shape"]
-    if len(shape) > _MOST_DIMENSIONS or not all(type(n) is int for n in [*shape, begin, end]):
+    if len(shape) > _MAX_DIMENSIONS or not all(type(n) is int for n in [*shape, begin, end]):
         raise ValueError(f"a shape of {len(shape)} sizes, or one that is no whole number")
     if entry["dtype"] != "F32" or min(shape, default=0) < 0 or not 0 <= begin <= end <= len(body):
         raise ValueError(f"a tensor of {entry['dtype']} {shape} at {begin} to {end}")

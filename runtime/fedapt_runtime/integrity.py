@@ -31,7 +31,7 @@ def seal(description: Mapping[str, Any], content: Iterable[Part]) -> str:
 
 
 def find_damage(text: str, content: Iterable[Part]) -> str:
-    """What is wrong with a description, valid JSON, and its content; empty where nothing is."""
+    """Damage of a description, valid JSON, or of its content; empty where there is none."""
     description: dict[str, Any] = json.loads(text)
     known = description.pop(KEY, None)
     if known is None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 _SUFFIX = ".fedapt-lock"
-_MOST_BYTES = 4096
+_MAX_BYTES = 4096
 _HELD = (errno.EWOULDBLOCK, errno.EACCES)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
@@ -127,7 +127,7 @@ def _sign(handle: int) -> None:
 def _describe(handle: int) -> str:
     try:
         os.lseek(handle, 0, os.SEEK_SET)
-        holder: dict[str, Any] = json.loads(os.read(handle, _MOST_BYTES))
+        holder: dict[str, Any] = json.loads(os.read(handle, _MAX_BYTES))
         since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(float(holder["since"])))
         return f"process {int(holder['pid'])} on {str(holder['host'])[:253]} since {since}"
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):

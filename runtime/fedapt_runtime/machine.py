@@ -1,4 +1,4 @@
-"""What this process may use of its machine: cores by affinity and quota, memory by limit.
+"""Resources of this process: cores by affinity and quota, memory by limit.
 
 A container or a job of a scheduler sees all cores and all memory of its host; what it may use of
 them stands in its affinity and its control groups.

@@ -34,7 +34,7 @@ _INSIDE: dict[str, dict[int, str]] = {
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """What stands in a file.
+    """Content of an ONNX file.
 
     Attributes:
         metadata: of `metadata_props`.

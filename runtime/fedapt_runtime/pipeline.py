@@ -37,7 +37,7 @@ class Decoded:
 
 
 def name_of(image: Image, index: int) -> str:
-    """What to call an image in rows and messages; an array by its place."""
+    """Name of an image in rows and messages; an array's is its place."""
     if isinstance(image, np.ndarray):
         return f"#{index}"
     return image.name if isinstance(image, Member) else os.fspath(image)

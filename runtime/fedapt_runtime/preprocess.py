@@ -26,9 +26,9 @@ from fedapt_runtime.depth import scale_to_8_bits
 from fedapt_runtime.errors import ImageError, ModelFileError
 from fedapt_runtime.formats import FORMATS, optional_formats
 
-MOST_PIXELS = 100_000_000  # 300 MB decoded: the largest photo sensors, not a decompression bomb
+MAX_PIXELS = 100_000_000  # 300 MB decoded: the largest photo sensors, not a decompression bomb
 MAX_CANVAS = 1024  # pixels a side of an image that is resized on a GPU
-MOST_FILE_BYTES = 512 * 1024 * 1024
+MAX_FILE_BYTES = 512 * 1024 * 1024
 _INTERPOLATION = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
@@ -41,7 +41,7 @@ ImageSource = str | os.PathLike[str] | BinaryIO | Image.Image
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What OpenCLIP does to an image before a model sees it.
+    """OpenCLIP's preprocessing of an image for one model.
 
     Attributes:
         size: (height, width) of the array, pixels.
@@ -159,14 +159,14 @@ class Preprocessing:
                 _check_pixels(image.size, self, where)
                 if fast or not (resize or max(image.size) <= MAX_CANVAS):
                     # a JPEG decoder scales for nothing; others ignore it
-                    image.draft(image.mode, self._least_size(image.size))
+                    image.draft(image.mode, self._min_size(image.size))
                 return self._finish(self._to_8_bits(image, where), resize)
         except ImageError:
             raise
         except UnidentifiedImageError as error:
             raise _unreadable(where, "not an image of a known format") from error
         except Image.DecompressionBombError as error:
-            raise _unreadable(where, f"an image of more than {MOST_PIXELS:,} pixels") from error
+            raise _unreadable(where, f"an image of more than {MAX_PIXELS:,} pixels") from error
         except FileNotFoundError as error:
             raise _unreadable(where, "no such file") from error
         except MemoryError as error:
@@ -188,7 +188,7 @@ class Preprocessing:
     def _to_8_bits(self, image: Image.Image, where: object) -> Image.Image:
         return scale_to_8_bits(image, where) if self.depth == "scale" else image
 
-    def _least_size(self, size: tuple[int, int]) -> tuple[int, int]:
+    def _min_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """(width, height) that resizing must not have to enlarge."""
         height, width = self.size
         if self.resize_mode == "squash":
@@ -261,8 +261,8 @@ def _check_file(path: Path) -> None:
     size = path.stat().st_size
     if size == 0:
         raise _unreadable(path, "an empty file")
-    if size > MOST_FILE_BYTES:
-        raise _unreadable(path, f"a file of {size:,} bytes, over the limit of {MOST_FILE_BYTES:,}")
+    if size > MAX_FILE_BYTES:
+        raise _unreadable(path, f"a file of {size:,} bytes, over the limit of {MAX_FILE_BYTES:,}")
 
 
 def _check_pixels(size: tuple[int, int], preprocessing: Preprocessing, where: object) -> None:
@@ -270,7 +270,7 @@ def _check_pixels(size: tuple[int, int], preprocessing: Preprocessing, where: ob
     scale = 1.0
     if preprocessing.resize_mode == "shortest":  # a sliver grows: 1 x 9 000 becomes 224 x 2 016 000
         scale = max(1.0, max(preprocessing.size) / min(width, height))
-    if width * height * scale * scale > MOST_PIXELS:
+    if width * height * scale * scale > MAX_PIXELS:
         raise _unreadable(
-            where, f"{width} x {height} pixels, over the limit of {MOST_PIXELS:,} (resized)"
+            where, f"{width} x {height} pixels, over the limit of {MAX_PIXELS:,} (resized)"
         )

@@ -49,7 +49,7 @@ class RaySettings:
 
 @dataclass(frozen=True)
 class _Job:
-    """What every worker is told."""
+    """Job description for every worker."""
 
     files: dict[str, bytes]
     model: str

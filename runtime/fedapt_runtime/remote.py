@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote
 
 from fedapt_runtime.errors import ImageError, InputError, MissingDependency, OutputError, first_line
 from fedapt_runtime.foreign import translate
-from fedapt_runtime.preprocess import MOST_FILE_BYTES
+from fedapt_runtime.preprocess import MAX_FILE_BYTES
 
 _URI = re.compile(r"[a-z][a-z0-9+.-]+://", re.ASCII)
 _A_PLACE = "a file, a folder or a prefix with images"
@@ -130,8 +130,8 @@ def read_remote(uri: str) -> bytes:
             raise _unreadable(uri, "no such file") from error
         with stream:
             size = stream.size()
-            if size > MOST_FILE_BYTES:
-                found = f"a file of {size:,} bytes, over the limit of {MOST_FILE_BYTES:,}"
+            if size > MAX_FILE_BYTES:
+                found = f"a file of {size:,} bytes, over the limit of {MAX_FILE_BYTES:,}"
                 raise _unreadable(uri, found)
             data: bytes = stream.read()
             return data

@@ -35,7 +35,7 @@ def open_standard_streams() -> None:
 
 
 def fail_stdout(error: OSError) -> OutputError | None:
-    """What to tell of a stdout that cannot be written; None of a reader who has gone (`| head`)."""
+    """Error of a stdout that cannot be written; None where its reader has gone (`| head`)."""
     # keeps the interpreter from complaining about it again at its end
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if isinstance(error, BrokenPipeError):

@@ -26,7 +26,7 @@ from fedapt_runtime.errors import ModelFileError, RuntimeFailure
 from fedapt_runtime.manifest import Manifest
 
 SCORE = "max of entropy of softmax(Q f) and distance to class centres, standardised"
-_LEAST_STD = 1e-6
+_MIN_STD = 1e-6
 
 Rows = NDArray[np.float32]
 
@@ -112,7 +112,7 @@ def calibrate_signal(
     centres = centres.astype("<f2").astype(np.float32)  # as the manifest keeps them
     found = measure_features(held_out, network, centres, domains)
     (mean, std), (far, far_std) = ((float(v.mean()), float(v.std())) for v in found)
-    usual = (mean, max(std, _LEAST_STD), far, max(far_std, _LEAST_STD))
+    usual = (mean, max(std, _MIN_STD), far, max(far_std, _MIN_STD))
     scores = UnknownSignal(network, centres, domains, usual, 0.0, 0.0, 0).score(held_out)
     threshold = float(np.quantile(scores, keep, method="higher"))
     kept = float((scores <= threshold).mean())

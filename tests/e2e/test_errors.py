@@ -113,7 +113,7 @@ def test_an_image_too_large_is_named(
     images: Path, tmp_path: Path, tiny_clip: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEDAPT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("fedapt_runtime.preprocess.MOST_PIXELS", 80 * 72 - 1)
+    monkeypatch.setattr("fedapt_runtime.preprocess.MAX_PIXELS", 80 * 72 - 1)
     assert train(images, tmp_path / "run", tiny_clip) == 4
     messages = capsys.readouterr().err
     assert "80 x 72 pixels, over the limit of 5,759" in messages
@@ -142,7 +142,7 @@ def test_an_unknown_model(images: Path, tmp_path: Path, capsys) -> None:
 def test_a_model_without_its_tag(images: Path, tmp_path: Path, capsys) -> None:
     named = ["--data", str(images), "--out", str(tmp_path / "run")]
     assert main(["train", *named, "--model", "ViT-B-32-quickgelu"]) == 4
-    assert_error(capsys, "found no --pretrained; expected one of openai")
+    assert_error(capsys, "found no pretrained weights; expected one of openai")
 
 
 def test_weights_that_cannot_be_reached(
@@ -157,7 +157,7 @@ def test_weights_that_cannot_be_reached(
     named = ["--data", str(images), "--out", str(tmp_path / "run")]
     model = ["--model", "ViT-B-32-quickgelu", "--pretrained", "openai"]
     assert main(["train", *named, *model]) == 4
-    assert_error(capsys, "found no usable weights (", "--pretrained FILE")
+    assert_error(capsys, "found no usable weights (", "name the file with --pretrained; the")
 
 
 def test_a_run_that_never_began_takes_no_folder(

@@ -200,7 +200,7 @@ def test_a_secure_run_is_the_mean_that_everybody_could_see(
 
 def test_who_is_not_let_in_is_told_why(live: Deployment, tmp_path: Path, images: Path) -> None:
     live.configure("server/server.toml", out="chosen", settings="settings.toml", domains=["photo"])
-    live.configure("server/server.toml", least_nodes=1)
+    live.configure("server/server.toml", min_nodes=1)
     nodes = live.folder / "nodes"
     clip = tomllib.loads((nodes / "photo/node.toml").read_text())["model"]
     for name in ("stranger", "keyless", "lost", "renamed", "foreign"):

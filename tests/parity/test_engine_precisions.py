@@ -111,10 +111,10 @@ def test_the_command_refuses_int8_before_the_work(
 def test_the_command_builds_from_float16(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fedapt_export.precision import MOST_FEATURE_DIFFERENCE
+    from fedapt_export.precision import MAX_FEATURE_DIFFERENCE
 
     # a feature of 32 numbers moves more than one of hundreds
-    monkeypatch.setitem(MOST_FEATURE_DIFFERENCE, "fp16", 2e-2)
+    monkeypatch.setitem(MAX_FEATURE_DIFFERENCE, "fp16", 2e-2)
     out = tmp_path / "model.onnx"
     named = ["export", str(tiny_run / "checkpoint.safetensors"), "--out", str(out), "--trt"]
     options = ["--precision", "fp16", "--force", "--min-agreement", "0", "--trt-flavour", "rtx"]

@@ -246,7 +246,7 @@ def test_text_towers_of_hugging_face_are_refused_before_anything_is_built(
     inner = open_clip.get_model_config(name)["text_cfg"]["hf_model_name"]
     with pytest.raises(
         ModelNotSupported,
-        match=rf"--model {name}: found the text tower {inner} of Hugging Face's, which takes no "
+        match=rf"^model {name}: found the text tower {inner} of Hugging Face's, which takes no "
         "learned context; expected a text transformer of OpenCLIP's own",
     ) as caught:
         load_backbone(name, pretrained)

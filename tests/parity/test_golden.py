@@ -16,7 +16,7 @@ from fedapt.model.backbone import Backbone
 from fedapt.model.open_clip_import import import_open_clip
 from fedapt.model.prompted_clip import GlobalModel
 from fedapt.model.text_tower import TextTower
-from fedapt.model.tokens import Layout, take_apart, tokenize_prompts
+from fedapt.model.tokens import Layout, to_prompt_tokenizer, tokenize_prompts
 from fedapt.training.aggregate import Average
 from fedapt.training.client import train_client
 from fedapt.training.methods import Learned, Setting
@@ -91,7 +91,7 @@ class Golden:
                     clip=self.clip,
                     text_tower=TextTower(self.clip, "golden").eval(),
                     tokenizer=import_open_clip().SimpleTokenizer(),
-                    prompts=take_apart(import_open_clip().SimpleTokenizer(), "golden"),
+                    prompts=to_prompt_tokenizer(import_open_clip().SimpleTokenizer(), "golden"),
                     preprocessing=Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3),
                 ),
                 class_names=self.names,
@@ -123,7 +123,7 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
 
 
 def test_the_prompts_have_the_authors_tokens(golden: Golden) -> None:
-    tokenizer = take_apart(import_open_clip().SimpleTokenizer(), "CLIP")
+    tokenizer = to_prompt_tokenizer(import_open_clip().SimpleTokenizer(), "CLIP")
     tokens = tokenize_prompts(tokenizer, golden.names, 16, Layout(77))
     length = tokens.ids.shape[1]
     assert torch.equal(tokens.ids, golden["tokens"][:, :length].long())

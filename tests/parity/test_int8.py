@@ -258,7 +258,7 @@ def test_what_the_quantiser_refuses_is_told(
     monkeypatch.setattr(quantization, "quantize_static", fail)
     with pytest.raises(
         ExportError,
-        match=r"--precision int8: found KeyError: .*a tensor.*; expected a graph that ONNX Runtime "
+        match=r"^precision int8: found KeyError: .*a tensor.*; expected a graph that ONNX Runtime "
         "can quantise",
     ) as caught:
         to_int8(read_tower(tiny_backbone), some_images(tiny_backbone, 1), symmetric=False)
@@ -387,12 +387,12 @@ def test_without_a_run_folder_calibration_is_asked_for(
     tiny_run: Path, tiny_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     alone = Path(shutil.copy(tiny_run / "checkpoint.safetensors", tmp_path))
-    with pytest.raises(DataError, match=r"--precision int8: found no images to calibrate with"):
+    with pytest.raises(DataError, match=r"^precision int8: found no images to calibrate with"):
         collect_calibration(load_checkpoint(alone), alone, None, 0)
     out = tmp_path / "model.onnx"
     assert export_int8(alone, out, "--data", str(tiny_images)) == 4
     message = capsys.readouterr().err
-    assert "To do: pass --calibration ROOT, a folder of domains" in message
+    assert "To do: name a folder of domains with `calibration`." in message
     assert not out.exists()
     pixels, _ = collect_calibration(load_checkpoint(alone), alone, tiny_images, 5)
     assert len(pixels) == 5

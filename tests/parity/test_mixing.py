@@ -19,7 +19,7 @@ from fedapt.model.prompted_clip import GlobalModel
 from fedapt.onnx.tower import read_tower
 from fedapt_export import precision as precision_module
 from fedapt_export.fuse import fuse, read_manifest
-from fedapt_export.precision import MOST_FEATURE_DIFFERENCE
+from fedapt_export.precision import MAX_FEATURE_DIFFERENCE
 from fedapt_runtime import Classifier
 from fedapt_runtime.backends.ort import import_onnxruntime, open_session
 from fedapt_runtime.errors import ModelFileError
@@ -149,7 +149,7 @@ def test_swapping_keeps_the_graphs_precision(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(MOST_FEATURE_DIFFERENCE, precision, 0.1)
+    monkeypatch.setitem(MAX_FEATURE_DIFFERENCE, precision, 0.1)
     monkeypatch.setattr(precision_module, "_time_in_turns", lambda s, _: [1.0, 2.0][: len(s)])
     model = tmp_path / "model.onnx"
     export_run(tiny_run, model, precision=precision, force=True)

@@ -28,7 +28,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def parity(run: Path) -> Parity:
-    settings = ExportSettings(parity_images=0, least_agreement=0.995)
+    settings = ExportSettings(parity_images=0, min_agreement=0.995)
     return export(run / "checkpoint.safetensors", run / "model.onnx", settings, Reporter()).parity
 
 

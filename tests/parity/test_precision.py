@@ -17,7 +17,7 @@ from fedapt_export import precision as precision_module
 from fedapt_export.describe import describe
 from fedapt_export.export import ExportSettings
 from fedapt_export.fuse import read_manifest
-from fedapt_export.precision import MOST_FEATURE_DIFFERENCE, PrecisionReport
+from fedapt_export.precision import MAX_FEATURE_DIFFERENCE, PrecisionReport
 from fedapt_runtime.errors import ModelFileError, ReportedError
 from tests.support.fusing import save_changed
 
@@ -40,8 +40,8 @@ lower = pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
 @pytest.fixture(autouse=True)
 def tiny_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """A feature of 32 numbers moves more than one of hundreds; limits have tests of their own."""
-    monkeypatch.setitem(MOST_FEATURE_DIFFERENCE, "fp16", 2e-2)
-    monkeypatch.setitem(MOST_FEATURE_DIFFERENCE, "bf16", 0.1)
+    monkeypatch.setitem(MAX_FEATURE_DIFFERENCE, "fp16", 2e-2)
+    monkeypatch.setitem(MAX_FEATURE_DIFFERENCE, "bf16", 0.1)
 
 
 def set_speeds(monkeypatch: pytest.MonkeyPatch, fp32: float, lowered: float) -> None:
@@ -69,9 +69,9 @@ def export(run: Path, out: Path, *more: str) -> int:
         ({"mixing": "soft"}, "--mixing: found 'soft'; expected exact or hard"),
         (
             {"precision": "fp16", "calibration": Path("x")},
-            "--calibration: found --precision fp16; expected --precision int8",
+            "calibration: found precision fp16; expected precision int8",
         ),
-        ({"calibration": Path("x")}, "--calibration: found --precision fp32"),
+        ({"calibration": Path("x")}, "calibration: found precision fp32"),
         (
             {"precision": "fp16", "head_only": True},
             "--head-only and --precision: found both, with fp16; expected one of them",
@@ -191,7 +191,7 @@ def test_a_precision_that_is_not_is_refused(
         report.check(0.001, "model.onnx")
     assert text in str(caught.value)
     assert "nothing was written" in str(caught.value)
-    assert "--force" in str(caught.value)
+    assert "add `force`" in str(caught.value)
     assert caught.value.exit_code == code
 
 

@@ -24,7 +24,7 @@ from fedapt_runtime.integrity import list_content
 
 def export_run(run: Path, out: Path, **settings: Any) -> Exported:
     """Fuse a run's checkpoint, compared on all of its test images."""
-    chosen = ExportSettings(**({"parity_images": 0, "least_agreement": 0.0} | settings))
+    chosen = ExportSettings(**({"parity_images": 0, "min_agreement": 0.0} | settings))
     return export(run / "checkpoint.safetensors", out, chosen, Reporter())
 
 

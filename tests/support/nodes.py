@@ -32,7 +32,7 @@ def configure(root: Path, clip: Path, *settings: str) -> Config:
     few = ("unsupervised.warm_up_rounds=1", "train.images_per_round=8")
     options = {"data.root": str(root), "model.name": str(clip)}
     config = read_config(None, [*always, *few, *settings], options)
-    return METHODS[config.train.method].settle(config)
+    return METHODS[config.train.method].resolve(config)
 
 
 def open_session(config: Config, backbone: Backbone) -> Session:

@@ -131,7 +131,7 @@ def read_party(context: Context) -> Party:
                 where="the node's configuration",
                 shareable=True,
                 found=f"no {name}",
-                expected='--node-config \'data="ROOT" domain="NAME"\'',
+                expected='the configuration data="ROOT" domain="NAME"',
                 next_step="start the node with both",
             )
     others = ("domain", "name", "model", "pretrained", "device")

@@ -59,8 +59,8 @@ def write_deployment(folder: Path, deployment: Deployment) -> None:
         ConfigError: the address is none, or the classes cannot be told apart.
         UsageError: a node's name or domain that the server would turn away.
     """
-    host, _ = split_address(deployment.address, "--server")
-    check_classes(deployment.classes, "--classes")
+    host, _ = split_address(deployment.address, "server")
+    check_classes(deployment.classes, "classes")
     for name, domain in deployment.nodes.items():
         _check_node(name, domain)
     hosts = [host, "127.0.0.1", "localhost"] if is_loopback(host) else [host]
@@ -68,7 +68,7 @@ def write_deployment(folder: Path, deployment: Deployment) -> None:
     table = {
         "address": deployment.address,
         "classes": list(deployment.classes),
-        "least_nodes": len(deployment.nodes),
+        "min_nodes": len(deployment.nodes),
     }
     secure = deployment.config.federation.secure
     with make_folder(folder) as new:

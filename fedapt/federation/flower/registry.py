@@ -100,8 +100,8 @@ class NodeRegistry:
                     where="the federation",
                     found=f"{len(here)} nodes ({', '.join(sorted(here)) or 'none'})"
                     + "".join(f"; {name}: {why}" for name, why in self._reasons.items()),
-                    expected=f"{least} (least_nodes) within {seconds:g} s",
-                    next_step="see to the others, or lower least_nodes",
+                    expected=f"{least} (min_nodes) within {seconds:g} s",
+                    next_step="see to the others, or lower min_nodes",
                 )
             time.sleep(_POLL_S)
         self.admit()

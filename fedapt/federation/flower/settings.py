@@ -28,7 +28,7 @@ class ServerSettings(Strict):
         address: HOST:PORT that nodes connect to.
         classes: names in the order of the labels, as every node's folders have them.
         domains: that may take part; none for any.
-        least_nodes: connected nodes without which training does not begin.
+        min_nodes: connected nodes without which training does not begin.
         wait_seconds: how long they are waited for.
         settings: TOML file of the training, as of `fedapt train --config`.
         out: the run folder.
@@ -41,7 +41,7 @@ class ServerSettings(Strict):
     address: str
     classes: tuple[str, ...]
     domains: tuple[str, ...] = ()
-    least_nodes: int = setting(1, "connected nodes that training waits for", 1, 1_000_000)
+    min_nodes: int = setting(1, "connected nodes that training waits for", 1, 1_000_000)
     wait_seconds: float = setting(600.0, "how long it waits for them", 0.0, 1e7)
     settings: str = "settings.toml"
     out: str = "run"

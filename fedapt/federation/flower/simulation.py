@@ -82,10 +82,10 @@ def simulate(
         grid = grids.get(timeout=_START_S)
         if isinstance(grid, BaseException):
             raise FederationError(
-                where="--engine flower",
+                where="engine flower",
                 found=f"{type(grid).__name__}: {grid}",
                 expected="Flower's simulation runtime",
-                next_step="train with --engine local, or see Flower's own messages above",
+                next_step="train with `engine` local, or see Flower's own messages above",
             ) from grid
         _wait_for_nodes(grid, n_nodes)
         yield grid
@@ -100,10 +100,10 @@ def _wait_for_nodes(grid: Grid, n_nodes: int) -> None:
     while len(list(grid.get_node_ids())) < n_nodes:
         if time.monotonic() - started > _START_S:
             raise FederationError(
-                where="--engine flower",
+                where="engine flower",
                 found=f"{len(list(grid.get_node_ids()))} simulated nodes",
                 expected=str(n_nodes),
-                next_step="train with --engine local, or see Flower's own messages above",
+                next_step="train with `engine` local, or see Flower's own messages above",
             )
         time.sleep(0.1)
 

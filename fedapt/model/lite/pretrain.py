@@ -51,7 +51,7 @@ TEMPLATES = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What determines the trained weights."""
+    """Settings that determine the trained weights."""
 
     steps: int = 9000
     batch_size: int = 256
@@ -92,7 +92,7 @@ def batch_similarity_loss(student: Tensor, target: Tensor, scale: float) -> Tens
 
 
 def narrow_config() -> dict[str, Any]:
-    """Of the tower that is trained, which `lite` has twice (`side_by_side.py`)."""
+    """Shapes of the tower that is trained, which `lite` has twice (`side_by_side.py`)."""
     config: dict[str, Any] = read_lite_config()["model_cfg"]
     text = config["text_cfg"]
     halved = {"width": text["width"] // 2, "heads": text["heads"] // 2}

@@ -64,7 +64,7 @@ class Analytic(Method):
     adds_up = True
 
     @classmethod
-    def settle(cls, config: Config) -> Config:
+    def resolve(cls, config: Config) -> Config:
         """One round of every client, each counted as often as it has images."""
         federation = dataclasses.replace(config.federation, sampled=0, sampled_per_domain=0)
         config = dataclasses.replace(config, federation=federation)
@@ -173,7 +173,7 @@ class AdaptiveAnalytic(Analytic):
 
     @torch.inference_mode()
     def alone(self, learned: Learned, key: int) -> Head:
-        """What the party of one key has without the others: ridge regression on its own sums."""
+        """Classifier of one key's party alone: ridge regression on its own sums."""
         vectors, bias = split_solution(self._solve_pooled([self.read_sums(learned)[key]]))
         return single_bank(vectors, LOGIT_SCALE, bias, renormalised=False)
 

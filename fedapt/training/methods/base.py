@@ -1,7 +1,7 @@
-"""What a federated method is: what is learned, a client's loss, and the global prediction.
+"""Interface of a federated method: what is learned, a client's loss, the global prediction.
 
 One budget for all: rounds, optimiser, batches, splits and seeds come from the run's configuration;
-what a method's paper demands otherwise, it asks for in `settle` and says so in its docstring.
+what a method's paper demands otherwise, it asks for in `resolve` and says so in its docstring.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class Setting:
-    """What every method of a run is built on.
+    """Inputs of every method of a run.
 
     Attributes:
-        config: the run's, as `Method.settle` leaves it.
+        config: the run's, as `Method.resolve` leaves it.
         backbone: the frozen CLIP.
         class_names: in the order of the labels.
         n_keys: N.
@@ -72,7 +72,7 @@ class Setting:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of matrix products in training."""
+        """Dtype of matrix products in training."""
         return _DTYPES[self.config.train.precision]
 
     @cached_property
@@ -176,13 +176,13 @@ class Method(ABC):
         self.setting = setting
 
     @classmethod
-    def settle(cls, config: Config) -> Config:
+    def resolve(cls, config: Config) -> Config:
         """The run's configuration, where the method's paper demands otherwise."""
         return config
 
     @abstractmethod
     def begin(self) -> Learned:
-        """What is learned, before the first round, on the backbone's device."""
+        """Learned tensors before the first round, on the backbone's device."""
 
     @abstractmethod
     def objective(self, start: Learned, client: Client, round_number: int) -> Objective:
@@ -206,7 +206,7 @@ class Method(ABC):
         return None
 
     def bank_names(self, keys: tuple[str, ...]) -> tuple[str, ...]:
-        """What `routing` chooses among.
+        """Names of the keys that `routing` chooses among.
 
         Args:
             keys: what each key stands for.
@@ -237,7 +237,7 @@ class Method(ABC):
         return {name: index[owner] for name, owner in self.owned.items()}
 
     def share(self, learned: Learned, client: ClientInfo) -> Learned:
-        """What a client has of the aggregate: its own slices, and what all share."""
+        """A client's part of the aggregate: its own slices, and what all share."""
         slots = self.slots(client)
         return {n: t[slots[n]] if n in slots else t for n, t in learned.items()}
 

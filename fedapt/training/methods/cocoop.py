@@ -38,7 +38,7 @@ from fedapt.training.methods.promptfl import CONTEXT, begin_context
 START, CONTEXT_LENGTH = "a photo of a", 4
 IMAGES_PER_ROUND, BATCH_SIZE = 32, 32
 _REDUCTION = 16
-_MOST_PROMPTS = 512
+_MAX_PROMPTS = 512
 
 
 class CoCoOp(Method):
@@ -49,7 +49,7 @@ class CoCoOp(Method):
     not_fused = "every image has prompts of its own, so no bank of text features stands for them"
 
     @classmethod
-    def settle(cls, config: Config) -> Config:
+    def resolve(cls, config: Config) -> Config:
         """The paper's context, and few images a round."""
         train = config.train
         config = replace_prompt(
@@ -63,12 +63,12 @@ class CoCoOp(Method):
 
     @property
     def step_bytes(self) -> int:
-        """As of as many prompts as are encoded at a time."""
+        """Images of as many prompts as are encoded at a time."""
         return self.setting.prompts_bytes * self._images_at_once
 
     @property
     def _images_at_once(self) -> int:
-        return max(1, _MOST_PROMPTS // len(self.setting.class_names))
+        return max(1, _MAX_PROMPTS // len(self.setting.class_names))
 
     def begin(self) -> Learned:
         """V of the phrase; the network as torch's Linear starts."""

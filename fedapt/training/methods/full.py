@@ -58,10 +58,10 @@ class FullFineTuning(Method):
         self._tower: nn.Module = image_tower(setting.backbone)
 
     @classmethod
-    def settle(cls, config: Config) -> Config:
+    def resolve(cls, config: Config) -> Config:
         """Few images and rounds, and batches that fit into memory with all activations."""
         train = config.train
-        # a resumed run brings what was settled before
+        # a resumed run brings what was resolved before
         limited = train.images_per_round in (0, IMAGES_PER_ROUND)
         return replace_train(
             config,

@@ -51,7 +51,7 @@ class UnsupervisedFedAPT(FedAPT):
         self._neighbours: dict[int, Tensor] = {}  # by client: the features never change
 
     @classmethod
-    def settle(cls, config: Config) -> Config:
+    def resolve(cls, config: Config) -> Config:
         """A shared context of 16, and the paper's rounds where the run has as many."""
         several = config.federation.clients_per_domain > 1
         most = config.unsupervised.warm_up_rounds + (ROUNDS_OF_MANY_CLIENTS if several else ROUNDS)

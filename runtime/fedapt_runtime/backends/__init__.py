@@ -1,1 +1,1 @@
-"""What runs the fused graph; each backend is one file that meets `base.Backend`."""
+"""Backends of the fused graph; each is one file that implements `base.Backend`."""

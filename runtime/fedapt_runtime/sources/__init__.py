@@ -1,4 +1,4 @@
-"""What to classify: files, folders, patterns, lists, archives, URIs, standard input; one by one.
+"""Images to classify: files, folders, patterns, lists, archives, URIs, standard input; one by one.
 
 Nothing is extracted to disk, and of folders, lists and tar archives no name is held longer than its
 turn: a million paths need no more memory than a thousand.

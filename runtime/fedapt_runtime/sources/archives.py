@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fedapt_runtime.errors import ImageError, InputError
 from fedapt_runtime.foreign import translate
 from fedapt_runtime.formats import LINK_OUT, LeftOut, PathRule
-from fedapt_runtime.preprocess import MOST_FILE_BYTES
+from fedapt_runtime.preprocess import MAX_FILE_BYTES
 
 ZIP_SUFFIXES = (".zip",)
 _MAX_LINK_BYTES = 4096
@@ -33,7 +33,7 @@ class Member:
 
 
 def failing(error: ImageError) -> Callable[[], bytes]:
-    """What reads a member that cannot be read."""
+    """Reader of a member that cannot be read."""
 
     def read() -> bytes:
         raise error
@@ -64,7 +64,7 @@ def unreadable(name: str, found: str) -> ImageError:
 
 def too_large(name: str, size: int) -> ImageError:
     """The error of a member over the limit of every file."""
-    return unreadable(name, f"a file of {size:,} bytes, over the limit of {MOST_FILE_BYTES:,}")
+    return unreadable(name, f"a file of {size:,} bytes, over the limit of {MAX_FILE_BYTES:,}")
 
 
 def resolve_link(name: str, target: str) -> str:
@@ -127,7 +127,7 @@ class ZipIndex:
         return Member(full, lambda: self._read(info, full))
 
     def _read(self, info: zipfile.ZipInfo, name: str) -> bytes:
-        if info.file_size > MOST_FILE_BYTES:
+        if info.file_size > MAX_FILE_BYTES:
             raise too_large(name, info.file_size)
         with reading(name, "a damaged archive member"):
             with self._lock:  # zipfile counts its open members without one

@@ -1,4 +1,4 @@
-"""What each path stands for, one by one."""
+"""Images of each path, one by one."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def count_images(paths: Iterable[str | os.PathLike[str]]) -> int | None:
 
 
 def _choose(path: str) -> tuple[str, Callable[[LeftOut], Iterator[Found]] | None]:
-    """What the path is called in messages, and what finds its images; None for one of its own."""
+    """Name of a path in messages, and the function that finds its images; None for an image."""
     small = path.lower()
     if path == STDIN:
         return "a list", lambda left_out: _open_members(read_stdin())

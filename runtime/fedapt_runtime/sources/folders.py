@@ -135,7 +135,7 @@ def _split_pattern(pattern: str) -> tuple[str, list[str]]:
 
 
 def _glob(place: str, parts: Sequence[str]) -> list[str]:
-    """What parts without `**` match; brackets stand for themselves where they match nothing."""
+    """Matches of parts without `**`; brackets stand for themselves where they match nothing."""
     rest = os.sep.join(parts)
     for tail in (rest, rest.replace("[", "[[]")):
         if found := glob.glob(os.path.join(glob.escape(place), tail)):

@@ -86,7 +86,7 @@ def _read_some(stream: BinaryIO) -> bytes:
 
 
 def _read_now(stream: BinaryIO) -> bytes:
-    """What is there, without waiting for more: paths may come as they are found."""
+    """Bytes that are there, without waiting for more: paths may come as they are found."""
     read = getattr(stream, "read1", stream.read)
     data: bytes = read(_CHUNK_BYTES)
     return data

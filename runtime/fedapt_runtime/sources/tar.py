@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from fedapt_runtime.errors import ImageError, ReportedError
 from fedapt_runtime.foreign import explain
 from fedapt_runtime.formats import LINK_OUT, SPECIAL, LeftOut, PathRule
-from fedapt_runtime.preprocess import MOST_FILE_BYTES
+from fedapt_runtime.preprocess import MAX_FILE_BYTES
 from fedapt_runtime.sources.archives import (
     Member,
     failing,
@@ -136,7 +136,7 @@ def _walk(path: str) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
 
 def _read(archive: tarfile.TarFile, info: tarfile.TarInfo, names: list[str]) -> list[Member]:
     """The bytes of the member at hand, under each of its names."""
-    if info.size > MOST_FILE_BYTES:
+    if info.size > MAX_FILE_BYTES:
         return [Member(name, failing(too_large(name, info.size))) for name in names]
     stream = archive.extractfile(info)
     data = b"" if stream is None else stream.read()

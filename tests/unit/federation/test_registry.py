@@ -73,7 +73,7 @@ def test_who_is_missing_is_told_by_name(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(FederationError) as caught:
         registry.wait(3, 25.0, lambda: registered)
     assert caught.value.found == "1 nodes (berlin); brno: old"
-    assert caught.value.expected == "3 (least_nodes) within 25 s"
+    assert caught.value.expected == "3 (min_nodes) within 25 s"
     events = [json.loads(line) for line in live.read_text().splitlines()]
     assert [e["event"] for e in events] == ["joined", "turned away", "waiting", "waiting"]
     text = "waiting for nodes: 1 of 3 ready; not connected yet: prague; getting ready: bern"

@@ -48,7 +48,7 @@ def rewrite(path: Path, **values: object) -> None:
 def test_a_new_deployment_can_be_read(folder: Path) -> None:
     server = read_server(folder / "server")
     assert (server.address, server.classes) == ("federation.example.org:8000", ("mug", "bike"))
-    assert (server.least_nodes, server.insecure) == (2, False)
+    assert (server.min_nodes, server.insecure) == (2, False)
     node = read_node(folder / "nodes" / "clinic")
     assert (node.server, node.domain, node.name) == (server.address, "webcam", "clinic")
     assert node.to_party(Path("/srv")).root == Path("/srv/data")
@@ -238,7 +238,7 @@ def test_wrong_settings(folder: Path) -> None:
         ({"classes": ["mug", " "]}, "two names or more"),
         ({"classes": "mug"}, "a list of names"),
         ({"classes": [1, 2]}, "a list of names"),
-        ({"least_nodes": "2"}, "an integer from 1 to 1 000 000"),
+        ({"min_nodes": "2"}, "an integer from 1 to 1 000 000"),
         ({"nods": 1}, "one of address, classes"),
         ({"key": "lost.key"}, "`fedapt federation init` has made"),
     ):

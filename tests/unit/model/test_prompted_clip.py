@@ -244,12 +244,12 @@ def test_exact_logits_are_a_plain_loop_over_images(
         torch.testing.assert_close(m.exact_logits(FEATURES), torch.stack(rows), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("most_prompts", [1, 3, 7, 9, 10_000])
+@pytest.mark.parametrize("max_prompts", [1, 3, 7, 9, 10_000])
 def test_exact_logits_do_not_depend_on_how_many_run_at_once(
-    soft_model: GlobalModel, most_prompts: int
+    soft_model: GlobalModel, max_prompts: int
 ) -> None:
     expected = soft_model.exact_logits(FEATURES)
-    found = soft_model.exact_logits(FEATURES, most_prompts)
+    found = soft_model.exact_logits(FEATURES, max_prompts)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 

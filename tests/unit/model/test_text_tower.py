@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fedapt.core.errors import ModelError, ModelNotSupported
 from fedapt.model.open_clip_import import import_open_clip
 from fedapt.model.text_tower import TextTower
-from fedapt.model.tokens import take_apart, tokenize_texts
+from fedapt.model.tokens import to_prompt_tokenizer, tokenize_texts
 
 VISION = {"image_size": 16, "layers": 1, "width": 64, "patch_size": 16}
 TEXT: dict[str, Any] = {
@@ -201,7 +201,7 @@ def test_a_tower_that_sees_padding_gets_open_clips_features(
     tower = TextTower(clip, "test").eval()
     assert not tower.is_causal
     assert (tower.layout.whole, tower.layout.pooled) == (True, "last" if pool == "last" else "EOS")
-    tokenizer = take_apart(import_open_clip().SimpleTokenizer(), "x")
+    tokenizer = to_prompt_tokenizer(import_open_clip().SimpleTokenizer(), "x")
     tokens = tokenize_texts(tokenizer, tuple(TEXTS), tower.layout)
     assert torch.equal(tokens.ids, ids)
     found = tower(tower.token_embedding(tokens.ids), tokens.pooled)
@@ -213,7 +213,7 @@ def test_a_tower_that_sees_padding_gets_open_clips_features(
 def test_cocas_class_token_gives_open_clips_features(ids: Tensor) -> None:
     clip = build("CustomTextCLIP", embed_cls=True, context_length=76)
     tower = TextTower(clip, "test").eval()
-    tokenizer = take_apart(import_open_clip().SimpleTokenizer(), "x")
+    tokenizer = to_prompt_tokenizer(import_open_clip().SimpleTokenizer(), "x")
     full = "mug " * 74  # 76 tokens: no padding is left
     for texts in (tuple(TEXTS), (full, "x"), (full,), ("mug " * 73, "x")):
         tokens = tokenize_texts(tokenizer, texts, tower.layout)

@@ -12,7 +12,7 @@ from fedapt.model.open_clip_import import import_open_clip
 from fedapt.model.tokens import (
     Layout,
     PromptTokenizer,
-    take_apart,
+    to_prompt_tokenizer,
     tokenize_prompts,
     tokenize_texts,
 )
@@ -27,7 +27,7 @@ def theirs() -> Any:
 
 @pytest.fixture(scope="module")
 def tokenizer(theirs: Any) -> PromptTokenizer:
-    return take_apart(theirs, "a model")
+    return to_prompt_tokenizer(theirs, "a model")
 
 
 def test_the_layout(tokenizer: PromptTokenizer) -> None:
@@ -104,4 +104,4 @@ def test_a_token_of_padding_is_added_where_there_is_room(tokenizer: PromptTokeni
 
 def test_an_unknown_tokenizer_is_refused() -> None:
     with pytest.raises(ModelNotSupported, match="model x: found a tokenizer of class object"):
-        take_apart(object(), "x")
+        to_prompt_tokenizer(object(), "x")

@@ -198,7 +198,7 @@ def test_too_few_nodes(tmp_path: Path, images: Path, tiny_clip: Path) -> None:
     server = write_server(tmp_path / "d", tiny_clip, 3, 1)
     append(server, "wait_seconds = 0.5")
     grid = DirectGrid({1: node_of(images, tiny_clip, "photo")})
-    with pytest.raises(FederationError, match=r"found 1 nodes \(photo\); expected 3 \(least_nod"):
+    with pytest.raises(FederationError, match=r"found 1 nodes \(photo\); expected 3 \(min_nodes"):
         serve(grid, server, Reporter())
     (failed,) = events(server, "failed")
     assert "found 1 nodes (photo)" in failed["reason"]

@@ -161,7 +161,7 @@ def test_a_missing_library(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
         pass
     error = caught.value
     assert error.exit_code == 9
-    assert error.where == f"--tracker {name}"
+    assert error.where == f"tracker {name}"
     assert error.found.startswith(f"no {name} (")
     assert error.expected == f"the package {name}"
     assert error.next_step == f"pip install 'fedapt[{name}]'"
@@ -190,7 +190,7 @@ def test_an_unknown_tracker() -> None:
         check_trackers(["tensorboard", "tensorbord"])
     error = caught.value
     assert error.exit_code == 2
-    assert (error.where, error.found) == ("--tracker", "'tensorbord'")
+    assert (error.where, error.found) == ("trackers", "'tensorbord'")
     assert error.expected == "one of tensorboard, mlflow, wandb"
 
 
@@ -281,7 +281,7 @@ def test_a_tracker_that_cannot_begin_is_refused(
 
     monkeypatch.setitem(TRACKERS, "wandb", failing)
     with (
-        pytest.raises(UsageError, match=r"--tracker wandb: found ValueError: no store; expected a"),
+        pytest.raises(UsageError, match=r"^tracker wandb: found ValueError: no store; expected a"),
         track(["wandb"], tmp_path, CONFIG, Reporter()),
     ):
         pass

@@ -13,7 +13,6 @@ from fedapt.core.report import Reporter
 from fedapt.model.checkpoint import load_checkpoint
 from fedapt.run.train import train
 from fedapt.training.evaluate import DomainResult, Evaluation
-from fedapt_runtime import Preprocessing
 from tests.support.tiny import write_tiny_images
 
 CHANGED = "images or their split have changed since"
@@ -62,7 +61,7 @@ def test_the_setting_decides_how_deep_images_are_read(
     for value in ("scale", "openclip"):
         run(settings(root, tiny_clip, data__preprocess=value), tmp_path / value)
         info = load_checkpoint(tmp_path / value / "checkpoint.safetensors").info
-        assert Preprocessing.from_dict(info.preprocessing).depth == info.depth == value
+        assert info.preprocessing.depth == value
 
 
 def test_what_is_left_out_is_told(tmp_path: Path, root: Path, tiny_clip: Path) -> None:

@@ -332,9 +332,9 @@ def test_a_decoded_sliver_is_refused_too() -> None:
 def test_a_large_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_rgb(tmp_path / "image", (64, 64))
     size = path.stat().st_size
-    monkeypatch.setattr(preprocess, "MOST_FILE_BYTES", size)
+    monkeypatch.setattr(preprocess, "MAX_FILE_BYTES", size)
     assert make().load(path).shape == (64, 64, 3)
-    monkeypatch.setattr(preprocess, "MOST_FILE_BYTES", size - 1)
+    monkeypatch.setattr(preprocess, "MAX_FILE_BYTES", size - 1)
     with pytest.raises(
         ImageError, match=f"a file of {size:,} bytes, over the limit of {size - 1:,}"
     ):

@@ -108,7 +108,7 @@ def test_local_files_by_uri(tmp_path: Path) -> None:
 
 def test_a_file_over_the_limit_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.png").write_bytes(encode(50))
-    monkeypatch.setattr(remote, "MOST_FILE_BYTES", 20)
+    monkeypatch.setattr(remote, "MAX_FILE_BYTES", 20)
     with pytest.raises(ImageError, match=r"found a file of \d+ bytes, over the limit of 20;"):
         read_remote(f"file://{tmp_path}/a.png")
 

@@ -16,7 +16,7 @@ from fedapt_runtime import Classifier
 from fedapt_runtime.backends.base import Outputs
 from fedapt_runtime.batch import Summary, classify_files, error_kind
 from fedapt_runtime.cli import main
-from fedapt_runtime.errors import InputError, OutputError
+from fedapt_runtime.errors import ImageError, InputError, OutputError
 from fedapt_runtime.journal import part_path, read_ran_on
 from fedapt_runtime.sources import find_images
 from tests.unit.runtime.test_batch import FakeBackend, write
@@ -259,7 +259,9 @@ def test_parquet_by_hand(classifier: Classifier, paths: list[str], tmp_path: Pat
     ],
 )
 def test_errors_are_counted_by_kind(found: str, kind: str) -> None:
-    assert error_kind(f"a.png: found {found}; expected x. To do: y.") == kind
+    for path in ("a.png", "a: found b.png", "a; expected (b).png", "line\nend.png"):
+        error = ImageError(where=path, found=found, expected="x", next_step="y")
+        assert error_kind(path, str(error)) == kind
 
 
 def test_a_job_that_goes_on_runs_on_what_began_it(
@@ -286,3 +288,8 @@ def test_a_journal_that_does_not_say_what_it_ran_on(tmp_path: Path, line: bytes 
     if line is not None:
         part_path(tmp_path / "rows.csv").write_bytes(line)
     assert read_ran_on(tmp_path / "rows.csv") == {}
+
+
+def test_what_a_model_returned_is_a_kind_of_its_own() -> None:
+    kind = "the model returned NaN or infinity"
+    assert error_kind("a (1).png", f"a (1).png: {kind}") == kind

@@ -117,7 +117,7 @@ def test_a_member_over_the_limit_is_not_read(
     folder: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
     for module in (archives, tar):
-        monkeypatch.setattr(module, "MOST_FILE_BYTES", 10)
+        monkeypatch.setattr(module, "MAX_FILE_BYTES", 10)
     found = [item for item in find_images([pack(folder, suffix)]) if isinstance(item, Member)]
     assert len(found) == 3
     for item in found:

@@ -78,7 +78,7 @@ class SecureRound:
                 where="federation.secure",
                 found=f"a round of {len(contents)} clients",
                 expected=f"{MIN_CLIENTS} or more: of a sum of two, each takes off its own",
-                next_step="sample more, or set least_nodes in server.toml",
+                next_step="sample more, or set min_nodes in server.toml",
             )
         self._collect_keys(contents)
         sealed = self._deal_shares()

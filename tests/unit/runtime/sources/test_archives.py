@@ -260,7 +260,7 @@ def test_a_file_at_the_limit_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
     for module in (archives, tar):
-        monkeypatch.setattr(module, "MOST_FILE_BYTES", 10)
+        monkeypatch.setattr(module, "MAX_FILE_BYTES", 10)
     members = [("a.jpg", b"x" * 10), ("b.jpg", b"x" * 11)]
     if suffix == ".zip":
         with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:

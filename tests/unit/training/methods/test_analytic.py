@@ -23,7 +23,7 @@ BOTH = pytest.mark.parametrize("name", ["analytic", "adaptive-analytic"])
 
 
 def build(name: str, **settings: Any) -> Method:
-    config = METHODS[name].settle(make_config({"train.method": name}))
+    config = METHODS[name].resolve(make_config({"train.method": name}))
     return METHODS[name](make_setting(config=config, **settings))
 
 
@@ -111,10 +111,10 @@ def test_the_result_does_not_depend_on_how_images_are_spread(name: str) -> None:
 @BOTH
 def test_a_run_has_one_round_of_every_client(name: str) -> None:
     asked = make_config({"train.method": name, "train.rounds": 50, "federation.sampled": 1})
-    settled = METHODS[name].settle(asked)
-    assert (settled.train.rounds, settled.train.weighting) == (1, "uniform")
-    assert (settled.federation.sampled, settled.federation.sampled_per_domain) == (0, 0)
-    method = METHODS[name](make_setting(config=settled))
+    resolved = METHODS[name].resolve(asked)
+    assert (resolved.train.rounds, resolved.train.weighting) == (1, "uniform")
+    assert (resolved.federation.sampled, resolved.federation.sampled_per_domain) == (0, 0)
+    method = METHODS[name](make_setting(config=resolved))
     done = one_round(method, method.begin())
     (record,) = done.records
     assert (record["round"], record["clients"]) == (1, 2)

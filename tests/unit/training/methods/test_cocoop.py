@@ -86,11 +86,11 @@ def by_hand(batch: Labelled) -> Gradients:
     return gradients
 
 
-@pytest.mark.parametrize("most_prompts", [512, 4 * C, 1], ids=["at once", "in parts", "one by one"])
+@pytest.mark.parametrize("max_prompts", [512, 4 * C, 1], ids=["at once", "in parts", "one by one"])
 def test_a_clients_steps_and_the_aggregate(
-    monkeypatch: pytest.MonkeyPatch, most_prompts: int
+    monkeypatch: pytest.MonkeyPatch, max_prompts: int
 ) -> None:
-    monkeypatch.setattr("fedapt.training.methods.cocoop._MOST_PROMPTS", most_prompts)
+    monkeypatch.setattr("fedapt.training.methods.cocoop._MAX_PROMPTS", max_prompts)
     setting = make_setting(settings=SHARED)
     method = CoCoOp(setting)
     replies = []
@@ -110,7 +110,7 @@ def test_a_clients_steps_and_the_aggregate(
 
 
 def settled(**settings: object) -> Config:
-    return CoCoOp.settle(make_config({k.replace("__", "."): v for k, v in settings.items()}))
+    return CoCoOp.resolve(make_config({k.replace("__", "."): v for k, v in settings.items()}))
 
 
 def one_by_one(backbone: Backbone, x: dict[str, Tensor], features: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ def test_a_clients_steps_with_every_prompt_encoded_alone(tiny_backbone: Backbone
 def test_the_prediction_is_that_of_every_image_alone(
     tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedapt.training.methods.cocoop._MOST_PROMPTS", 30 * C)  # three parts
+    monkeypatch.setattr("fedapt.training.methods.cocoop._MAX_PROMPTS", 30 * C)  # three parts
     setting = make_setting(tiny_backbone, sizes=(30, 40), config=settled())
     method = CoCoOp(setting)
     learned = {n: 3 * t for n, t in method.begin().items()}

@@ -62,7 +62,7 @@ def backbone(request: pytest.FixtureRequest) -> Backbone:
 
 
 def make_full(backbone: Backbone, images: Path, **settings: Any) -> Setting:
-    config = FullFineTuning.settle(make_config(TRAIN | settings))
+    config = FullFineTuning.resolve(make_config(TRAIN | settings))
     paths = sorted(images.glob("*/*/*.png"))[::4]
     labels = torch.tensor([i % 3 for i in range(len(paths))])
     return make_setting(backbone, SIZES, config=config, paths=paths, labels=labels)
@@ -199,7 +199,7 @@ def test_an_image_that_has_gone_is_told_by_name(
 
 def test_what_it_settles() -> None:
     def settled(**train: Any) -> tuple[int, int, int]:
-        config = FullFineTuning.settle(make_config({f"train.{k}": v for k, v in train.items()}))
+        config = FullFineTuning.resolve(make_config({f"train.{k}": v for k, v in train.items()}))
         return config.train.rounds, config.train.images_per_round, config.train.batch_size
 
     assert settled(rounds=50) == (5, 32, 32)
@@ -210,10 +210,10 @@ def test_what_it_settles() -> None:
 
 def test_settling_twice_is_settling_once() -> None:
     """As on --resume, which reads the settled settings, with the command line over them."""
-    once: Config = FullFineTuning.settle(make_config({"train.rounds": 50}))
-    assert FullFineTuning.settle(once) == once
+    once: Config = FullFineTuning.resolve(make_config({"train.rounds": 50}))
+    assert FullFineTuning.resolve(once) == once
     again = make_config({"train.rounds": 50, "train.images_per_round": once.train.images_per_round})
-    assert FullFineTuning.settle(again).train.rounds == once.train.rounds
+    assert FullFineTuning.resolve(again).train.rounds == once.train.rounds
 
 
 def test_parameters_and_bytes(tiny_backbone: Backbone, tiny_images: Path) -> None:

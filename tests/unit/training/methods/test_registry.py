@@ -26,7 +26,7 @@ TRAINED = pytest.mark.parametrize("name", [name for name in METHODS if METHODS[n
 @pytest.fixture
 def build(tiny_backbone: Backbone, tiny_images: Path) -> Any:
     def build(name: str, **settings: Any) -> Method:
-        settled = METHODS[name].settle(make_config({"train.method": name} | settings))
+        settled = METHODS[name].resolve(make_config({"train.method": name} | settings))
         paths = sorted(tiny_images.glob("*/*/*.png"))[::4]
         labels = torch.tensor([i % 3 for i in range(len(paths))])
         return METHODS[name](
@@ -65,14 +65,14 @@ def test_they_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
 def test_settling_twice_is_settling_once(name: str, rounds: int) -> None:
     """A resumed run settles what was settled, with the command line over it once more."""
     asked = {"train.rounds": rounds, "prompt.context_length": 24, "train.batch_size": 256}
-    once = METHODS[name].settle(make_config({"train.method": name} | asked))
-    assert METHODS[name].settle(once) == once
+    once = METHODS[name].resolve(make_config({"train.method": name} | asked))
+    assert METHODS[name].resolve(once) == once
     again = dataclasses.replace(
         once,
         train=dataclasses.replace(once.train, rounds=rounds, batch_size=256),
         prompt=dataclasses.replace(once.prompt, context_length=24),
     )
-    assert METHODS[name].settle(again) == once
+    assert METHODS[name].resolve(again) == once
 
 
 @TRAINED

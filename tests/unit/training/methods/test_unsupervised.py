@@ -424,8 +424,8 @@ def test_the_prediction_is_fedapts() -> None:
 def test_what_it_settles() -> None:
     def settled(**settings: Any) -> tuple[int, int, bool]:
         config = make_config({k.replace("__", "."): v for k, v in settings.items()})
-        once = UnsupervisedFedAPT.settle(config)
-        assert UnsupervisedFedAPT.settle(once) == once
+        once = UnsupervisedFedAPT.resolve(config)
+        assert UnsupervisedFedAPT.resolve(once) == once
         return once.train.rounds, once.prompt.context_length, once.prompt.class_specific
 
     assert settled(train__rounds=50, prompt__context_length=24) == (14, 16, False)
