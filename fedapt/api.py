@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 AnyPath = str | Path
 Settings = Config | Mapping[str, Any] | AnyPath | None
+# a folder of domains, a table of images, or a split of Hugging Face `datasets`
+Images = AnyPath | Any
 
 # share of training images that choose round and learning rate in a comparison
 VALIDATION = 0.2
@@ -86,7 +89,7 @@ class Run:
 
     def evaluate(
         self,
-        data: AnyPath | None = None,
+        data: Images | None = None,
         *,
         exact: bool = False,
         device: str = "auto",
@@ -95,7 +98,7 @@ class Run:
         """Measure the checkpoint on each domain's test images, with zero-shot CLIP beside it.
 
         Args:
-            data: ROOT of ROOT/<domain>/<class>/<images>; None takes the run's own images.
+            data: see `train`; None takes the run's own images.
             exact: encode every image's own prompts; exact and slow.
             device: `auto`, `cpu` or `cuda`.
 
@@ -112,7 +115,7 @@ class Run:
         """
         from fedapt.run.evaluate import evaluate_checkpoint
 
-        root = self.folder.find_images() if data is None else Path(data)
+        root = self.folder.find_images() if data is None else find_images(data)
         if root is None:
             raise UsageError(
                 where="data",
@@ -181,7 +184,7 @@ class Run:
 
 
 def train(
-    data: AnyPath | None = None,
+    data: Images | None = None,
     out: AnyPath = "run",
     *,
     settings: Settings = None,
@@ -197,8 +200,9 @@ def train(
     """Train one prompt together: one client per domain folder.
 
     Args:
-        data: ROOT of ROOT/<domain>/<class>/<images>, or a CSV or Parquet table of path, class and
-            domain; None takes `data.root` of the settings.
+        data: ROOT of ROOT/<domain>/<class>/<images>; or a CSV or Parquet table of path, class and
+            domain; or a split of Hugging Face `datasets` with images, class or label, and domain;
+            None takes `data.root` of the settings.
         out: the run folder to write.
         settings: a TOML file, a `fedapt.Config`, or `section.key` -> value.
         overrides: `section.key=value`, after the settings.
@@ -239,7 +243,7 @@ def train(
 
 
 def compare(
-    data: AnyPath | None = None,
+    data: Images | None = None,
     out: AnyPath = "comparison",
     *,
     methods: Sequence[str] = ("zero-shot", "local", "promptfl", "fedapt"),
@@ -314,7 +318,7 @@ def load(path: AnyPath) -> Run:
 
 def read_run_settings(
     settings: Settings,
-    data: AnyPath | None,
+    data: Images | None,
     named: Mapping[str, Any],
     overrides: Sequence[str] = (),
     preset: str = PAPER,
@@ -339,7 +343,7 @@ def read_run_settings(
         values = dict(settings)
     values |= {_SHORT.get(name, name): value for name, value in named.items() if value is not None}
     if data is not None:
-        values["data.root"] = str(Path(data).resolve())
+        values["data.root"] = str(find_images(data).resolve())
     # a folder or file by its full path, so that the checkpoint finds it from anywhere
     for name in ("model.name", "model.pretrained"):
         if is_path(str(values.get(name, ""))) and Path(values[name]).exists():
@@ -347,6 +351,28 @@ def read_run_settings(
     if values.get("federation.join"):
         values["federation.join"] = str(Path(values["federation.join"]).resolve())
     return read_config(base, overrides, values, preset)
+
+
+def find_images(data: Images) -> Path:
+    """The folder or table of images; a split of `datasets` is written as a table into the cache.
+
+    Raises:
+        DataError: a split without the columns that are needed.
+        UsageError: none of these.
+        FileError: the cache cannot be written.
+    """
+    from fedapt.data.hugging_face import is_split, write_table
+
+    if is_split(data):
+        return write_table(data)
+    if isinstance(data, str | os.PathLike):
+        return Path(data)
+    raise UsageError(
+        where="data",
+        found=f"a {type(data).__name__}",
+        expected="a folder of domains, a CSV or Parquet table, or a split of `datasets`",
+        next_step="pass one of these",
+    )
 
 
 def _short_names() -> dict[str, str]:

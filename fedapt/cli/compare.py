@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def compare(
-    data: Annotated[Path, typer.Option(help="ROOT of ROOT/<domain>/<class>/<images>.")],
+    data: Annotated[Path, typer.Option(help="ROOT of ROOT/<domain>/<class>/<images>, or a table.")],
     out: Annotated[Path, typer.Option(help="The folder to write; finished cells in it are kept.")],
     methods: Annotated[
         str, typer.Option(help="Methods, separated by commas, or all; see `fedapt methods`.")

@@ -20,7 +20,7 @@ def evaluate(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="ROOT of ROOT/<domain>/<class>/<images> (default: that of the training run)."
+            help="ROOT of ROOT/<domain>/<class>/<images>, or a table (default: the run's own)."
         ),
     ] = None,
     exact: Annotated[

@@ -25,7 +25,7 @@ _RESUME = "`fedapt train --resume` continues"
 def train(
     out: Annotated[Path, typer.Option(help="The run folder to write.")],
     data: Annotated[
-        Path | None, typer.Option(help="ROOT of ROOT/<domain>/<class>/<images>.")
+        Path | None, typer.Option(help="ROOT of ROOT/<domain>/<class>/<images>, or a table.")
     ] = None,
     config: Annotated[Path | None, typer.Option(help="A TOML file with settings.")] = None,
     model: Annotated[str | None, setting_option("model.name")] = None,

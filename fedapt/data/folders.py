@@ -1,4 +1,7 @@
-"""`root/<domain>/<class>/*.jpg`, the layout of DomainNet, PACS, Office-Caltech10 and DomainBed."""
+"""Labelled images of several domains: `root/<domain>/<class>/*.jpg`, or the rows of a table.
+
+The folders are laid out as DomainNet, PACS, Office-Caltech10 and DomainBed are.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from pathlib import Path
 
 from fedapt.core.errors import DataError
 from fedapt.data.class_names import check_class_names, class_name
+from fedapt.data.tables import is_table, read_table
 from fedapt_runtime.formats import LeftOut, reason_to_skip_file, reason_to_skip_folder
 from fedapt_runtime.sources.folders import list_folder
 
@@ -59,9 +63,10 @@ def scan_folders(
     domain: str = "",
     need_named: bool = True,
 ) -> ImageFolders:
-    """List the images below `root`; opens none of them.
+    """List the images below `root`, or of a table; opens none of them.
 
     Args:
+        root: a folder of domains, or a CSV or Parquet table (`tables`).
         class_names: folder name -> name in the prompt; others have `_` and `-` read as spaces.
         domain: the only one to look at; empty for all.
         need_named: whether every folder of `class_names` has to be there.
@@ -71,38 +76,19 @@ def scan_folders(
             two classes of one name, or a class name for a folder that does not exist, and
             `need_named`.
     """
-    renamed = {unicodedata.normalize("NFC", k): name for k, name in (class_names or {}).items()}
     left_out = LeftOut()
-    domains = _list(root, LeftOut())[1]  # beside the domains stand lists and licences
-    if not domains:
-        raise DataError(
-            where=root,
-            found="no folders",
-            expected=_LAYOUT,
-            next_step="name the folder that holds the domains",
-        )
+    if is_table(root):
+        listed, root = read_table(root), root.parent
+    else:
+        listed = _list_folders(root, domain, left_out)
     if domain:
-        domains = [name for name in domains if name == domain]
-        if not domains:
-            raise DataError(
-                where=root / domain,
-                found="no such folder",
-                expected=_LAYOUT,
-                next_step="check the folder of the images and the name of the domain",
-            )
-    folders = {}
-    for domain in domains:
-        images, folders[domain] = _list(root / domain, left_out)
-        left_out[OUTSIDE] += len(images)
-    if left_out[OUTSIDE] and not any(folders.values()):
-        raise DataError(
-            where=root,
-            found=f"images in its folders, such as {domains[0]}, and no further folders",
-            expected=f"{_LAYOUT}; this folder looks like one domain",
-            next_step=f"pass its parent, {root.absolute().parent}",
-        )
-    classes = tuple(sorted({name for names in folders.values() for name in names}))
+        listed = {name: listed[name] for name in listed if name == domain}
+        if not listed:
+            raise _no_domain(root / domain)
+    domains = tuple(sorted(listed))
+    classes = tuple(sorted({name for found in listed.values() for name in found}))
     _check_encoding(root, (*domains, *classes))
+    renamed = {unicodedata.normalize("NFC", k): name for k, name in (class_names or {}).items()}
     composed = {name: unicodedata.normalize("NFC", name) for name in classes}
     if need_named and (unknown := sorted(set(renamed) - set(composed.values()))):
         raise DataError(
@@ -113,22 +99,61 @@ def scan_folders(
         )
     index = {name: label for label, name in enumerate(classes)}
     samples = {}
-    for domain in domains:
-        samples[domain] = tuple(
-            Sample(f"{domain}/{name}/{image}", index[name])
-            for name in folders[domain]
-            for image in _images(root / domain / name, left_out)
+    for name in domains:
+        samples[name] = tuple(
+            Sample(image, index[of_class])
+            for of_class, images in sorted(listed[name].items())
+            for image in sorted(images)
         )
-        if not samples[domain]:
+        if not samples[name]:
             raise DataError(
-                where=root / domain,
+                where=root / name,
                 found="a domain without images",
                 expected=f"images in {_LAYOUT}",
                 next_step="add images or remove the folder",
             )
     names = tuple(renamed.get(composed[c], class_name(c)) for c in classes)
     check_class_names(root, list(classes), list(names))
-    return ImageFolders(root, tuple(domains), classes, names, samples, +left_out)
+    return ImageFolders(root, domains, classes, names, samples, +left_out)
+
+
+def _list_folders(root: Path, domain: str, left_out: LeftOut) -> dict[str, dict[str, list[str]]]:
+    """Images below a root: domain -> class -> paths, relative to it."""
+    domains = _list(root, LeftOut())[1]  # beside the domains stand lists and licences
+    if not domains:
+        raise DataError(
+            where=root,
+            found="no folders",
+            expected=_LAYOUT,
+            next_step="name the folder that holds the domains",
+        )
+    found: dict[str, dict[str, list[str]]] = {}
+    for name in domains:
+        if domain not in ("", name):
+            continue
+        images, classes = _list(root / name, left_out)
+        left_out[OUTSIDE] += len(images)
+        found[name] = {
+            c: [f"{name}/{c}/{image}" for image in _images(root / name / c, left_out)]
+            for c in classes
+        }
+    if left_out[OUTSIDE] and not any(found.values()):
+        raise DataError(
+            where=root,
+            found=f"images in its folders, such as {domains[0]}, and no further folders",
+            expected=f"{_LAYOUT}; this folder looks like one domain",
+            next_step=f"pass its parent, {root.absolute().parent}",
+        )
+    return found
+
+
+def _no_domain(path: Path) -> DataError:
+    return DataError(
+        where=path,
+        found="no such folder",
+        expected=_LAYOUT,
+        next_step="check the folder of the images and the name of the domain",
+    )
 
 
 def check_complete(folders: ImageFolders, allow_missing_classes: bool) -> None:

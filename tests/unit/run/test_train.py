@@ -55,6 +55,18 @@ def test_a_resume_says_when_images_have_moved(tmp_path: Path, root: Path, tiny_c
     assert [m for m in messages if CHANGED in m] == [f"{CHANGED} {tmp_path / 'run'} began"]
 
 
+def test_a_table_trains_what_its_folders_train(tmp_path: Path, root: Path, tiny_clip: Path) -> None:
+    paths = sorted(path.relative_to(root) for path in root.rglob("*.png"))
+    rows = [f"{path.as_posix()},{path.parts[1]},{path.parts[0]}" for path in paths]
+    table = root / "images.csv"
+    table.write_text("\n".join(["path,class,domain", *reversed(rows)]) + "\n")
+    by_folder, _ = run(settings(root, tiny_clip), tmp_path / "a")
+    by_table, _ = run(settings(table, tiny_clip), tmp_path / "b")
+    assert by_table.to_dict() == by_folder.to_dict()
+    checkpoints = [(tmp_path / name / "checkpoint.safetensors").read_bytes() for name in "ab"]
+    assert checkpoints[0] == checkpoints[1]
+
+
 def test_the_setting_decides_how_deep_images_are_read(
     tmp_path: Path, root: Path, tiny_clip: Path
 ) -> None:
