@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from fedapt.comparison.run import open_images
+from fedapt.comparison.bench import open_images
 from fedapt.core.config import read_config
 from fedapt.core.files import write_text
 from fedapt.core.report import Reporter

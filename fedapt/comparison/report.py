@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedapt.comparison.plan import LEAVE_ONE_OUT, PROTOCOLS, Plan, shared_settings
-from fedapt.comparison.run import CellResult, Comparison
+from fedapt.comparison.result import CellResult
+from fedapt.comparison.run import Comparison
 from fedapt.comparison.table import Row, show_rates
 from fedapt.core.config import Config
 from fedapt.core.files import write_text

@@ -10,7 +10,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from fedapt.comparison.plan import LEAVE_ONE_OUT
-from fedapt.comparison.run import CellResult, Comparison
+from fedapt.comparison.result import CellResult
+from fedapt.comparison.run import Comparison
 from fedapt.core.versions import software_versions
 from fedapt.training.methods import METHODS
 

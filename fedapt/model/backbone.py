@@ -3,37 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
-import logging
-import re
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fedapt.core.errors import ModelError, ModelNotSupported
-from fedapt.core.names import is_path
-from fedapt.model.hub import ask_hub_once, describe_cache
 from fedapt.model.lite.load import build_lite
 from fedapt.model.open_clip_import import import_open_clip
+from fedapt.model.open_clip_models import LITE, build_open_clip
 from fedapt.model.text_tower import TextTower, check_tokens
 from fedapt.model.tokens import PromptTokenizer, to_prompt_tokenizer
-from fedapt.model.weights import as_open_clip_file, as_open_clip_folder
 from fedapt_runtime import Preprocessing
 from fedapt_runtime.errors import ModelFileError
-
-LITE = "lite"
-RANDOM = "random"  # the one name under which weights may be random
-_RANDOM_SEED = 0
-_HUB, _FOLDER = "hf-hub:", "local-dir:"  # as OpenCLIP writes them
-_MAX_NAMED = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +133,7 @@ def load_backbone(
         clip = build_lite()
         tokenizer = import_open_clip().SimpleTokenizer()
     else:
-        clip, tokenizer = _build_open_clip(name, pretrained)
+        clip, tokenizer = build_open_clip(name, pretrained)
     prompts = to_prompt_tokenizer(tokenizer, name)
     for parameter in clip.parameters():
         parameter.requires_grad_(False)
@@ -163,152 +149,6 @@ def load_backbone(
         prompts=prompts,
         preprocessing=dataclasses.replace(_read_preprocessing(clip, name), depth=depth),
     )
-
-
-def _build_open_clip(name: str, pretrained: str) -> tuple[nn.Module, Any]:
-    with ExitStack() as stack:
-        is_folder = name.startswith(_FOLDER) or is_path(name)
-        source = name
-        if is_folder:
-            folder = Path(name.removeprefix(_FOLDER))
-            source = f"{_FOLDER}{stack.enter_context(as_open_clip_folder(folder))}"
-        elif not name.startswith(_HUB):
-            _check_name(import_open_clip(), name, pretrained)
-        if source.startswith((_HUB, _FOLDER)) and pretrained:
-            raise ModelError(
-                where="pretrained",
-                found=repr(pretrained),
-                expected=f"nothing: {name} brings its own weights",
-                next_step="leave `pretrained` out",
-            )
-        weights = pretrained
-        if pretrained and Path(pretrained).is_file():
-            weights = str(stack.enter_context(as_open_clip_file(Path(pretrained))))
-        # a folder, a file and random weights take no hub; a tokenizer may all the same
-        silent = stack.enter_context(ask_hub_once()) if _takes_hub(source, weights) else ""
-        stack.enter_context(_quiet())
-        where = f"model {name}" + (f", pretrained {pretrained}" if pretrained else "")
-        clip = _load_towers(source, weights, where, silent)
-        try:
-            return clip, import_open_clip().get_tokenizer(source)
-        except Exception as error:  # as below; a tokenizer of Hugging Face's takes transformers too
-            raise ModelError(
-                where=f"model {name}",
-                found=f"no usable tokenizer ({_say(error, silent)})",
-                expected="the files of its tokenizer, and the package transformers that reads them",
-                next_step="pip install 'fedapt[transformers]', and check the network",
-            ) from error
-
-
-def _takes_hub(source: str, weights: str) -> bool:
-    if source.startswith(_HUB):
-        return True
-    return bool(weights) and weights != RANDOM and not Path(weights).is_file()
-
-
-def _load_towers(source: str, weights: str, where: str, silent: str) -> nn.Module:
-    create: Callable[..., nn.Module] = import_open_clip().create_model
-    try:
-        if weights == RANDOM:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(_RANDOM_SEED)
-                return create(source, pretrained=None, load_weights=False)
-        return create(source, pretrained=weights or None, require_pretrained=True)
-    except Exception as error:
-        # the hub, the file system, torch and OpenCLIP raise a dozen kinds here: all mean no weights
-        offline = f"; the hub is {describe_cache()}" if silent else ""
-        raise ModelError(
-            where=where,
-            found=f"no usable weights ({_say(error, silent)})",
-            expected="weights that the hub serves, or a local file or folder of this model",
-            next_step="check the network, or download the weights elsewhere and "
-            f"name the file with `pretrained`; the default model lite needs no download{offline}",
-        ) from error
-
-
-def _say(error: Exception, silent: str = "") -> str:
-    """A foreign error in a few words, without advice that would be wrong here."""
-    text = " ".join(str(error).split())
-    if silent:
-        return f"{silent}, and its cache has no such files"
-    if "weights_only" in text:
-        return "a pickled file that holds more than tensors, which is not read"
-    if wrong := _count_keys(text):
-        return wrong
-    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
-
-
-def _count_keys(text: str) -> str:
-    """How many tensors torch misses, does not know or finds of another shape, and which."""
-    found = []
-    for what, title in (("missing", "Missing key"), ("unknown", "Unexpected key")):
-        listed = re.search(rf"{title}\(s\) in state_dict: ((?:\"[^\"]+\"(?:, )?)+)", text)
-        names = re.findall(r'"([^"]+)"', listed[1]) if listed else []
-        if names:
-            more = ", ..." if len(names) > _MAX_NAMED else ""
-            found.append(f"{len(names)} {what}: {', '.join(names[:_MAX_NAMED])}{more}")
-    shapes = re.findall(r"size mismatch for (\S+):", text)
-    if shapes:
-        more = ", ..." if len(shapes) > _MAX_NAMED else ""
-        found.append(f"{len(shapes)} of another shape: {', '.join(shapes[:_MAX_NAMED])}{more}")
-    return f"tensors that do not fit the model, {'; '.join(found)}" if found else ""
-
-
-def _check_name(open_clip: Any, name: str, pretrained: str) -> None:
-    names = open_clip.list_models()
-    if name not in names:
-        close = difflib.get_close_matches(name, [*names, LITE], n=3, cutoff=0.4)
-        raise ModelError(
-            where="model",
-            found=f"the unknown model {name!r}",
-            expected=f"lite, one of OpenCLIP's {len(names)} models, a folder, or hf-hub:NAME",
-            next_step=f"did you mean {' or '.join(close)}" if close else "check the spelling",
-        )
-    config = open_clip.get_model_config(name)
-    if inner := config["text_cfg"].get("hf_model_name"):
-        raise ModelNotSupported(
-            where=f"model {name}",
-            found=f"the text tower {inner} of Hugging Face's, which takes no learned context",
-            expected="a text transformer of OpenCLIP's own",
-            next_step="choose another model, such as ViT-B-32-quickgelu or lite",
-        )
-    if pretrained == RANDOM or (pretrained and Path(pretrained).is_file()):
-        return
-    quick_gelu = bool(config.get("quick_gelu"))
-
-    def fits(tag: str) -> bool:
-        return bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu")) == quick_gelu
-
-    tags = [tag for tag in open_clip.list_pretrained_tags_by_model(name) if fits(tag)]
-    if pretrained in open_clip.list_pretrained_tags_by_model(name) and pretrained not in tags:
-        # OpenCLIP only warns here, and every feature would be wrong
-        other = f"{name}-quickgelu"
-        raise ModelError(
-            where=f"model {name}",
-            found=f"pretrained {pretrained!r}, weights trained with another activation function",
-            expected=f"one of {', '.join(tags) or '(no tags)'}, or the model of these weights",
-            next_step=f"use the model {other}" if other in names else "choose another model or tag",
-        )
-    if pretrained not in tags:
-        raise ModelError(
-            where=f"model {name}",
-            found=f"pretrained {pretrained!r}" if pretrained else "no pretrained weights",
-            expected=f"one of {', '.join(tags) or '(no tags)'}, a weights file, or random",
-            next_step=f"add `pretrained` {tags[0]}" if tags else "name a file with `pretrained`",
-        )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """OpenCLIP logs, and others warn of, what the errors above say again."""
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
 
 
 def _read_preprocessing(clip: nn.Module, name: str) -> Preprocessing:

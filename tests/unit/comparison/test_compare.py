@@ -12,7 +12,7 @@ from statistics import fmean, stdev
 
 import pytest
 
-from fedapt.comparison import run as compare_run
+from fedapt.comparison.bench import Bench
 from fedapt.comparison.plan import (
     DIRICHLET,
     FEW_SHOT,
@@ -22,7 +22,8 @@ from fedapt.comparison.plan import (
     Plan,
     shared_settings,
 )
-from fedapt.comparison.run import CellResult, Comparison, compare
+from fedapt.comparison.result import CellResult
+from fedapt.comparison.run import Comparison, compare
 from fedapt.comparison.table import build_rows, spread, to_csv, to_json
 from fedapt.core.config import Config, DataConfig, FederationConfig, flatten, read_config
 from fedapt.core.errors import DataError, UsageError
@@ -168,7 +169,7 @@ def test_each_trial_takes_the_rate_that_is_best_on_its_own_validation_images(
         score = scores[cell.fold, cell.seed][rates.index(cell.lr)]
         return CellResult(cell, dict.fromkeys(DOMAINS, 1 - score), validation=score)
 
-    monkeypatch.setattr(compare_run._Bench, "_train", pretend)
+    monkeypatch.setattr(Bench, "_train", pretend)
     plan = Plan(("promptfl",), (LEAVE_ONE_OUT,), (0, 1), rates)
     found = compare(config, plan, tmp_path, "cpu", Reporter())
     chosen = found.chosen[LEAVE_ONE_OUT, "promptfl"]
@@ -192,7 +193,7 @@ def test_a_rate_that_diverges_is_not_chosen(
             return CellResult(cell, error="round 1: found a loss of nan")
         return CellResult(cell, dict.fromkeys(DOMAINS, 0.5))  # and no better than nothing
 
-    monkeypatch.setattr(compare_run._Bench, "_train", pretend)
+    monkeypatch.setattr(Bench, "_train", pretend)
     plan = Plan(("promptfl",), (IN_DOMAIN,), (0,), (0.1, 0.2))
     found = compare(config, plan, tmp_path, "cpu", Reporter())
     assert [cell.lr for cell in found.chosen[IN_DOMAIN, "promptfl"]] == [0.2]
@@ -232,7 +233,7 @@ def test_what_no_split_can_do_is_said_before_anything_is_trained(
     def fail(bench: object, cell: Cell) -> CellResult:
         raise AssertionError("trained")
 
-    monkeypatch.setattr(compare_run._Bench, "_train", fail)
+    monkeypatch.setattr(Bench, "_train", fail)
     given = read_config(None, [], flatten(config) | overrides)
     plan = Plan(("promptfl",), (IN_DOMAIN, LEAVE_ONE_OUT, FEW_SHOT), (0,), (0.1,))
     with pytest.raises(DataError, match=text):
