@@ -140,7 +140,7 @@ def _list_folders(root: Path, domain: str, left_out: LeftOut) -> dict[str, dict[
     if left_out[OUTSIDE] and not any(found.values()):
         raise DataError(
             where=root,
-            found=f"images in its folders, such as {domains[0]}, and no further folders",
+            found=f"images in its folders, such as {next(iter(found))}, and no further folders",
             expected=f"{_LAYOUT}; this folder looks like one domain",
             next_step=f"pass its parent, {root.absolute().parent}",
         )
