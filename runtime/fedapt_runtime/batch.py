@@ -169,7 +169,7 @@ def classify_files(
                 raise
             journal.remove()
     except OSError as error:
-        goes_on = "; --resume goes on" if part_path(out).is_file() else ""
+        goes_on = "; `resume` goes on" if part_path(out).is_file() else ""
         raise OutputError(
             where=out,
             found=error.strerror or str(error),
@@ -227,6 +227,6 @@ def _skip_finished(journal: Journal, images: Iterator[Image]) -> Iterator[dict[s
                 where=f"{journal.path}, row {i + 1}",
                 found=f"{row['path']!r}, where the images now have {name!r}",
                 expected="the same images in the same order",
-                next_step="repeat the command that began it, or leave --resume out",
+                next_step="repeat the command that began it, or leave `resume` out",
             )
         yield row

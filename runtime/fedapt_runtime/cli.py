@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import math
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -435,6 +436,15 @@ class _Progress:
             print(f"left out: {describe_left_out(summary.left_out)}", file=sys.stderr)
 
 
+def _name_options(text: str, options: argparse.Namespace) -> str:
+    """The error with `--batch-size` where the library names the parameter `batch_size`."""
+
+    def name(found: re.Match[str]) -> str:
+        return "--" + found[1].replace("_", "-") if hasattr(options, found[1]) else found[0]
+
+    return re.sub(r"`(\w+)`", name, text)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 2, 8, 9 or 130."""
     open_standard_streams()
@@ -443,7 +453,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.run(options)
         sys.stdout.flush()
     except ReportedError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_name_options(str(error), options)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         out: str | None = getattr(options, "out", None)

@@ -90,9 +90,9 @@ class HeadFile:
         if self.manifest.mixing != model.mixing:
             raise ModelFileError(
                 where=where,
-                found=f"a head exported with --mixing {self.manifest.mixing}",
+                found=f"a head exported with mixing {self.manifest.mixing}",
                 expected=f"{model.mixing}, which is in the model's graph",
-                next_step=f"export the head again with --mixing {model.mixing}",
+                next_step=f"export the head again with mixing {model.mixing}",
             )
 
 

@@ -147,7 +147,7 @@ def _share_cluster(resources: Mapping[str, float], settings: RaySettings) -> tup
         workers = settings.workers or max(1, int(gpus / settings.gpus))
         if workers * settings.gpus > gpus:
             raise InputError(
-                where="--gpus-per-worker",
+                where="gpus_per_worker",
                 found=f"{workers} workers with {settings.gpus:g} GPUs each on {gpus:g} GPUs",
                 expected="a cluster that has them",
                 next_step="ask for fewer, or connect to another cluster with RAY_ADDRESS",
@@ -165,7 +165,7 @@ def _import_ray() -> Any:
         import ray.data
     except ImportError as error:
         raise MissingDependency(
-            where="--engine ray",
+            where="engine ray",
             found=f"no usable Ray ({error})",
             expected="Ray with Ray Data",
             next_step="pip install 'fedapt-runtime[ray]'",
@@ -200,7 +200,7 @@ def _encode_name(image: Image) -> bytes:
             where=name_of(image, 0),
             found="an image in an archive" if isinstance(image, Member) else "an array",
             expected="paths or URIs, which every worker can read",
-            next_step="unpack it, or leave --engine ray out",
+            next_step="unpack it, or leave the engine ray out",
         )
     return os.fsencode(image)  # Arrow's strings are UTF-8, names need not be
 

@@ -132,7 +132,7 @@ def read_signal(manifest: Manifest, where: object) -> UnknownSignal:
             where=where,
             found="a model without a signal for unknown domains",
             expected="one that was exported with images of two or more domains at hand",
-            next_step="export it again with --data, or leave --flag-unknown out",
+            next_step="export it again with images at hand, or leave `flag_unknown` out",
         )
     try:
         if block["score"] != SCORE:

@@ -115,7 +115,7 @@ def test_a_head_of_another_mixing_is_refused(
 ) -> None:
     models = {"exact": tiny_model, "hard": hard["model.onnx"]}
     heads = {"exact": hard["exact.safetensors"], "hard": hard["head.safetensors"]}
-    text = f"found a head exported with --mixing {head}; expected {model}, which is in the model's"
+    text = f"found a head exported with mixing {head}; expected {model}, which is in the model's"
     with pytest.raises(ModelFileError, match=text) as caught:
         Classifier.load(models[model], head=heads[head])
     assert caught.value.exit_code == 8
@@ -124,7 +124,7 @@ def test_a_head_of_another_mixing_is_refused(
     assert main(["swap-head", str(models[model]), str(heads[head]), "--out", str(out)]) == 8
     message = capsys.readouterr().err
     assert text in message
-    assert f"export the head again with --mixing {model}" in message
+    assert f"export the head again with mixing {model}" in message
     assert out.read_bytes() == b"older"
     assert main(["swap-head", str(models[head]), str(heads[head]), "--out", str(out)]) == 0
 

@@ -64,9 +64,9 @@ def export(run: Path, out: Path, *more: str) -> int:
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"precision": "fp8"}, "--precision: found 'fp8'; expected fp32, fp16, bf16, int8"),
-        ({"precision": ""}, "--precision: found ''"),
-        ({"mixing": "soft"}, "--mixing: found 'soft'; expected exact or hard"),
+        ({"precision": "fp8"}, "precision: found 'fp8'; expected fp32, fp16, bf16, int8"),
+        ({"precision": ""}, "precision: found ''"),
+        ({"mixing": "soft"}, "mixing: found 'soft'; expected exact or hard"),
         (
             {"precision": "fp16", "calibration": Path("x")},
             "calibration: found precision fp16; expected precision int8",
@@ -74,7 +74,7 @@ def export(run: Path, out: Path, *more: str) -> int:
         ({"calibration": Path("x")}, "calibration: found precision fp32"),
         (
             {"precision": "fp16", "head_only": True},
-            "--head-only and --precision: found both, with fp16; expected one of them",
+            "head_only and precision: found both, with fp16; expected one of them",
         ),
         ({"precision": "int8", "head_only": True}, "found both, with int8"),
     ],

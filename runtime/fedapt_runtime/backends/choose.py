@@ -210,7 +210,7 @@ def _check_choice(path: Path, is_engine: bool, backend: str, device: str) -> Non
             where=path,
             found=f"{'an engine' if is_engine else 'no engine'} for the backend {backend}",
             expected="an .engine file for tensorrt, an .onnx file for the others",
-            next_step="leave --backend out, or give the other file",
+            next_step="leave `backend` out, or give the other file",
         )
     if device not in ("auto", *_DEVICES_OF[backend]):
         raise RuntimeFailure(

@@ -203,7 +203,7 @@ def test_a_disk_that_fills_keeps_the_rows(
 
     with monkeypatch.context() as patch:
         patch.setattr("fedapt_runtime.output.csv.DictWriter.writerow", fail)
-        with pytest.raises(OutputError, match=r"No space left on device.*--resume goes on"):
+        with pytest.raises(OutputError, match=r"No space left on device.*`resume` goes on"):
             classify_files(classifier, paths, out, batch_size=1)
     assert not out.exists()
     summary = classify_files(classifier, paths, out, resume=True)
