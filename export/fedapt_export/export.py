@@ -26,7 +26,7 @@ from fedapt_export.fuse import (
     read_fusable_tower,
     read_opset,
 )
-from fedapt_export.images import collect_calibration, collect_images, has_photos
+from fedapt_export.images import collect_calibration, collect_labelled_images, has_photos
 from fedapt_export.parity import Parity, measure_parity
 from fedapt_export.precision import (
     MAX_DISAGREEMENT,
@@ -61,6 +61,7 @@ class ExportSettings:
         calibration: images that set the scales of int8, by default the run's training images.
         calibration_images: how many of them; 0 takes all.
         symmetric: int8 around zero, as TensorRT takes it; see `int8.to_int8`.
+        reduced_range: int8 weights in 7 bits, for x86 without VNNI; see `int8.to_int8`.
         max_disagreement: share of images that a lower precision may label otherwise than float32;
             None takes `precision.MAX_DISAGREEMENT`.
         calibrate: fit the logit scale to the run's validation images; no label changes.
@@ -77,6 +78,7 @@ class ExportSettings:
     calibration: Path | None = None
     calibration_images: int = 128
     symmetric: bool = False
+    reduced_range: bool = False
     max_disagreement: float | None = None
     calibrate: bool = False
     client: str = ""
@@ -103,7 +105,7 @@ class ExportSettings:
         Raises:
             UsageError: see above.
         """
-        check_precision(self.precision, self.calibration is not None)
+        check_precision(self.precision, self.calibration is not None, self.reduced_range)
         if self.mixing not in MIXINGS:
             raise UsageError(
                 where="mixing",
@@ -172,7 +174,7 @@ def _export(
     settings: ExportSettings,
     reporter: Reporter,
 ) -> Exported:
-    images, source = collect_images(
+    images, source, truth = collect_labelled_images(
         checkpoint, checkpoint_path, settings.data, settings.parity_images
     )
     calibration = None
@@ -199,10 +201,21 @@ def _export(
     model, comparison = reference, None
     if settings.precision != "fp32":
         lowered = lower_precision(
-            tower, settings.precision, calibration, symmetric=settings.symmetric
+            tower,
+            settings.precision,
+            calibration,
+            symmetric=settings.symmetric,
+            reduced_range=settings.reduced_range,
         )
         model = fuse(lowered, head, backbone.label)
-        comparison = compare_with_float32(reference, model, settings.precision, images)
+        comparison = compare_with_float32(
+            reference,
+            model,
+            settings.precision,
+            images,
+            truth,
+            reduced_range=settings.reduced_range,
+        )
     reporter.message(f"comparing on {source}")
     runnable = to_runnable(model, settings.precision)
     parity = measure_parity(runnable, fusable, backbone, images, source)

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import onnx
-from onnx import compose
 
 from fedapt.core.errors import CheckpointError, ExportError
 from fedapt.core.names import is_path
@@ -23,6 +22,8 @@ from fedapt_export.head import LOGITS, WEIGHTS, build_head, swappable_inputs
 from fedapt_runtime import Manifest
 from fedapt_runtime.manifest import METADATA_KEY, parse_manifest
 from fedapt_runtime.onnx_file import check_content, check_one_file
+
+_MAX_CHECKED_BYTES = 1024  # of a tensor; what decides the shapes of others is smaller
 
 
 def fuse(tower: onnx.ModelProto, head: Head, label: str) -> onnx.ModelProto:
@@ -44,16 +45,9 @@ def fuse(tower: onnx.ModelProto, head: Head, label: str) -> onnx.ModelProto:
     opset = read_opset(tower)
     head_model.opset_import[0].version = opset
     try:
-        fused: onnx.ModelProto = compose.merge_models(
-            tower,
-            head_model,
-            io_map=[(FEATURES, FEATURES)],
-            outputs=[LOGITS, WEIGHTS, FEATURES],
-            name="fedapt",
-        )
-        _put_in_order(fused, opset)
+        fused = _join(tower, head_model)
         fused.graph.input.extend(swappable_inputs(head.banks.shape[-1]))
-        onnx.checker.check_model(fused, full_check=True)
+        onnx.checker.check_model(_without_weights(fused), full_check=True)
     except (ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(
             where=f"model {label}",
@@ -70,14 +64,39 @@ def read_opset(model: onnx.ModelProto) -> int:
     return int(next(entry.version for entry in model.opset_import if entry.domain == ""))
 
 
-def _put_in_order(model: onnx.ModelProto, opset: int) -> None:
-    """Logits first, and one opset entry, where merging leaves one for each part."""
-    outputs = {output.name: output for output in model.graph.output}
-    ordered = [outputs[name] for name in (LOGITS, WEIGHTS, FEATURES)]
-    del model.graph.output[:]
-    model.graph.output.extend(ordered)
-    del model.opset_import[:]
-    model.opset_import.append(onnx.helper.make_opsetid("", opset))
+def _join(tower: onnx.ModelProto, head: onnx.ModelProto) -> onnx.ModelProto:
+    """One graph of both, which share the name of the features; logits come first.
+
+    The tower is copied once: `onnx.compose` would hold several copies of its weights.
+    """
+    fused = onnx.ModelProto()
+    fused.CopyFrom(tower)
+    graph = fused.graph
+    graph.name = "fedapt"
+    outputs = {output.name: output for output in (*tower.graph.output, *head.graph.output)}
+    del graph.output[:]
+    graph.output.extend(outputs[name] for name in (LOGITS, WEIGHTS, FEATURES))
+    for field in ("node", "initializer", "value_info"):
+        getattr(graph, field).extend(getattr(head.graph, field))
+    return fused
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph with inputs in place of large weights: a check of it copies none of them."""
+    light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    graph = light.graph
+    graph.name = model.graph.name
+    for field in ("node", "input", "output", "value_info"):
+        getattr(graph, field).extend(getattr(model.graph, field))
+    given = {value.name for value in model.graph.input}
+    for tensor in model.graph.initializer:
+        if len(tensor.raw_data) <= _MAX_CHECKED_BYTES:
+            graph.initializer.append(tensor)
+        elif tensor.name not in given:
+            graph.input.append(
+                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            )
+    return light
 
 
 def read_fusable(

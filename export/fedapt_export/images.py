@@ -23,6 +23,20 @@ def collect_images(
 ) -> tuple[NDArray[np.uint8], str]:
     """Test images for a comparison: uint8 [n, height, width, 3], and a line that says which.
 
+    See `collect_labelled_images`.
+    """
+    return collect_labelled_images(checkpoint, checkpoint_path, data, count)[:2]
+
+
+def collect_labelled_images(
+    checkpoint: Checkpoint, checkpoint_path: Path, data: Path | None, count: int
+) -> tuple[NDArray[np.uint8], str, list[tuple[str, int]]]:
+    """Test images for a comparison.
+
+    Returns:
+        uint8 [n, height, width, 3], a line that says which, and domain and label of each, the
+        label as the checkpoint numbers classes; nothing of noise, or of images of other classes.
+
     Args:
         data: a folder of domains; None takes the one that the run folder names, else noise.
         count: how many at most, drawn from a fixed seed; 0 takes all.
@@ -36,9 +50,12 @@ def collect_images(
         generator = np.random.default_rng(child_seed(0, _PARITY))
         shape = (min(count or 64, 64), *checkpoint.info.preprocessing.size, 3)
         noise = generator.integers(0, 256, shape, dtype=np.uint8)
-        return noise, f"{len(noise)} images of noise"
+        return noise, f"{len(noise)} images of noise", []
     images = open_images(checkpoint, data)
-    return _collect(checkpoint, images, "test", _PARITY, count)
+    if set(images.classes) <= set(checkpoint.info.classes):
+        images = images.renumber(checkpoint.info.classes, "the checkpoint")
+        return _collect(checkpoint, images, "test", _PARITY, count)
+    return *_collect(checkpoint, images, "test", _PARITY, count)[:2], []
 
 
 def has_photos(checkpoint_path: Path, data: Path | None) -> bool:
@@ -69,7 +86,7 @@ def collect_calibration(
             next_step="name a folder of domains with `calibration`",
         )
     images = open_images(checkpoint, data)
-    return _collect(checkpoint, images, "train", "calibration images", count)
+    return _collect(checkpoint, images, "train", "calibration images", count)[:2]
 
 
 def open_images(checkpoint: Checkpoint, data: Path) -> Collection:
@@ -79,14 +96,20 @@ def open_images(checkpoint: Checkpoint, data: Path) -> Collection:
 
 def _collect(
     checkpoint: Checkpoint, images: Collection, part: str, purpose: str, count: int
-) -> tuple[NDArray[np.uint8], str]:
-    """The readable ones of `count` drawn for a purpose, and a line that says which."""
-    paths = images.paths(part)
-    if count and len(paths) > count:
-        chosen = np.random.default_rng(child_seed(0, purpose)).permutation(len(paths))
-        paths = [paths[i] for i in sorted(chosen[:count])]
-    decoded = decode_ahead(paths, checkpoint.info.preprocessing, workers=4, ahead=64)
+) -> tuple[NDArray[np.uint8], str, list[tuple[str, int]]]:
+    """The readable ones of `count` drawn for a purpose, which these are, and domains and labels."""
+    samples = list(images.samples(part))
+    if count and len(samples) > count:
+        chosen = np.random.default_rng(child_seed(0, purpose)).permutation(len(samples))
+        samples = [samples[i] for i in sorted(chosen[:count])]
+    paths = [images.root / sample.path for _, sample in samples]
+    decoded = list(decode_ahead(paths, checkpoint.info.preprocessing, workers=4, ahead=64))
     pixels = [item.pixels for item in decoded if item.pixels is not None]
+    truth = [
+        (domain, sample.label)
+        for (domain, sample), item in zip(samples, decoded, strict=True)
+        if item.pixels is not None
+    ]
     if not pixels:
         raise DataError(
             where=images.root,
@@ -96,7 +119,8 @@ def _collect(
         )
     n_broken = len(paths) - len(pixels)
     skipped = f", {n_broken} unreadable ones left out" if n_broken else ""
-    return np.stack(pixels), f"{len(pixels)} {_KINDS[part]} of {images.root.name}{skipped}"
+    source = f"{len(pixels)} {_KINDS[part]} of {images.root.name}{skipped}"
+    return np.stack(pixels), source, truth
 
 
 def root_of_run(checkpoint_path: Path) -> Path | None:

@@ -62,6 +62,10 @@ def export(
     calibration_images: Annotated[
         int, typer.Option(min=0, help="Number of calibration images; 0 takes all.")
     ] = 128,
+    reduced_range: Annotated[
+        bool,
+        typer.Option("--reduced-range", help="Weights of int8 in 7 bits, for x86 without VNNI."),
+    ] = False,
     max_disagreement: Annotated[
         float | None,
         typer.Option(
@@ -145,6 +149,7 @@ def export(
             data=data,
             parity_images=parity_images,
             min_agreement=min_agreement,
+            reduced_range=reduced_range,
             head_only=head_only,
             client=client,
             calibrate=calibrate,
@@ -243,6 +248,10 @@ def _show_precision(report: PrecisionReport) -> None:
         [f"images/s on {report.device}", f"{report.fp32_images_per_s:.0f}", speed],
         ["same class, %", "100.00", f"{100 * (1 - report.disagreement):.2f}"],
         ["unit features, max difference", "0", f"{report.feature_difference:.1e}"],
+    ]
+    rows += [
+        [f"accuracy on {domain}, %", percent(found["fp32"]), percent(found["accuracy"])]
+        for domain, found in report.by_domain.items()
     ]
     title = f"{report.precision} against fp32, {report.images} images"
     print_table(title, ["", "fp32", report.precision], rows)

@@ -54,6 +54,15 @@ def may_have_bfloat16() -> bool:
     return flags is None or not _BFLOAT16.isdisjoint(flags.split())
 
 
+def may_saturate_int8() -> bool:
+    """True on x86 without VNNI, which adds up pairs of 8-bit products in 16 bits.
+
+    Source: Intel, "Intrinsics Guide": `_mm256_maddubs_epi16` saturates.
+    """
+    flags = processor_facts().get("flags")  # the name of the line is that of x86
+    return flags is not None and "vnni" not in flags and "amx_int8" not in flags
+
+
 def usable_memory() -> int | None:
     """Bytes of memory that this process may use; None where the system does not tell."""
     if not hasattr(os, "sysconf"):  # Windows

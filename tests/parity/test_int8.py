@@ -27,7 +27,8 @@ from fedapt.run.train import train
 from fedapt_export import images as images_module
 from fedapt_export.images import collect_calibration, collect_images
 from fedapt_export.int8 import FLOAT_CONVOLUTIONS, to_int8
-from fedapt_runtime import Preprocessing
+from fedapt_runtime import Preprocessing, machine
+from fedapt_runtime.backends.choose import load_backend
 from fedapt_runtime.backends.ort import import_onnxruntime, open_session
 from tests.support.fusing import export_run
 from tests.support.paths import PHOTOS, needs_photos
@@ -230,6 +231,49 @@ def test_the_tiny_vits_features_are_near(
     assert 0.9 < cosine.min() < 0.999999
     others = (expected @ expected.T)[~np.eye(len(expected), dtype=bool)]
     assert np.median(others) < cosine.min()
+
+
+def test_a_reduced_range_leaves_room_in_16_bits(tiny_backbone: Backbone) -> None:
+    images = some_images(tiny_backbone, 16)
+    tower = read_tower(tiny_backbone)
+    reduced = to_int8(tower, images, symmetric=False, reduced_range=True)
+
+    def largest(model: onnx.ModelProto) -> int:
+        weights = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8]
+        return max(int(np.abs(numpy_helper.to_array(t).astype(int)).max()) for t in weights)
+
+    assert 2 * 255 * largest(reduced) < 1 << 15
+    assert 2 * 255 * largest(to_int8(tower, images, symmetric=False)) > 1 << 15
+    cosine = (unit(tower, images) * unit(reduced, images)).sum(-1)
+    assert 0.9 < cosine.min() < 0.999999
+
+
+def test_a_processor_that_may_saturate_is_warned_of(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = "whose int8 products may saturate (no VNNI; export with a reduced range)"
+    cpuinfo = tmp_path / "cpuinfo"
+    monkeypatch.setattr(machine, "_CPUINFO", cpuinfo)
+    options: Any = {"precision": "int8", "force": True}
+    export_run(tiny_run, tmp_path / "whole.onnx", **options)
+    export_run(tiny_run, tmp_path / "reduced.onnx", reduced_range=True, **options)
+    export_run(tiny_run, tmp_path / "float.onnx")
+
+    def warned(name: str, flags: str) -> bool:
+        cpuinfo.write_text(flags)
+        return told in load_backend(tmp_path / f"{name}.onnx", device="cpu").description
+
+    avx2 = "flags : avx2"
+    assert warned("whole", avx2)
+    assert not warned("reduced", avx2)
+    assert not warned("float", avx2)
+    for flags in (
+        "flags : avx2 avx_vnni",
+        "flags : avx512_vnni",
+        "flags: amx_int8",
+        "Features:",
+    ):
+        assert not warned("whole", flags)
 
 
 def test_the_same_images_give_the_same_bytes(tiny_backbone: Backbone, tiny_towers: Towers) -> None:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
@@ -251,7 +252,7 @@ def test_labels_that_change_are_7(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     report = changed(disagreement=disagreement)
-    monkeypatch.setattr(export_module, "compare_with_float32", lambda *_: report)
+    monkeypatch.setattr(export_module, "compare_with_float32", lambda *_, **__: report)
     out = tmp_path / "model.onnx"
     more = ["--force"] if force else []
     assert export(tiny_run, out, "--precision", "fp16", *more) == (0 if force else 7)
@@ -285,6 +286,18 @@ def test_the_share_of_labels_is_counted(
     assert (same.fp32_images_per_s, same.images_per_s) == (1, 2)
     other = precision_module.compare_with_float32(model, turned, "fp16", images)
     assert (other.disagreement, other.feature_difference) == (1, 0)
+    assert (same.by_domain, same.reduced_range) == ({}, False)
+
+
+def test_accuracy_by_domain_by_hand() -> None:
+    truth = [("x", 0), ("y", 1), ("x", 1), ("x", 0), ("y", 0)]
+    known = np.eye(2)[[0, 1, 1, 1, 0]]  # right, right, right, wrong, right
+    found = np.eye(2)[[1, 0, 1, 0, 0]]  # wrong, wrong, right, right, right
+    assert precision_module.compare_by_domain(truth, known, found) == {
+        "x": {"images": 3, "fp32": pytest.approx(2 / 3), "accuracy": pytest.approx(2 / 3)},
+        "y": {"images": 2, "fp32": 1.0, "accuracy": 0.5},
+    }
+    assert precision_module.compare_by_domain([], known, found) == {}
 
 
 @lower
@@ -310,6 +323,10 @@ def test_the_file_says_what_it_is_and_is_verified(
     assert (against["precision"], against["images"]) == (precision, 12)
     assert against["fp32_images_per_s"] == 100
     assert against["bytes"] < against["fp32_bytes"]
+    assert {name: part["images"] for name, part in against["by_domain"].items()} == {
+        "sketch": 6,
+        "photo": 6,
+    }
 
     facts = describe(out)
     weights = facts["weight_bytes"]

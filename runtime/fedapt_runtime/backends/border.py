@@ -12,6 +12,7 @@ import numpy as np
 
 from fedapt_runtime.backends.base import Backend, Outputs
 from fedapt_runtime.errors import ModelFileError, ReportedError, first_line
+from fedapt_runtime.machine import may_saturate_int8
 from fedapt_runtime.manifest import METADATA_KEY, Manifest, parse_manifest
 from fedapt_runtime.onnx_file import read_metadata
 
@@ -42,6 +43,15 @@ def read_manifest(path: Path) -> Manifest:
     """
     check_model_file(path)
     return parse_manifest(read_metadata(path).get(METADATA_KEY), path)
+
+
+def describe_int8(manifest: Manifest) -> str:
+    """A warning where this processor's int8 products may saturate; else empty."""
+    report = manifest.parity.get("against_fp32")
+    has_room = isinstance(report, dict) and report.get("reduced_range") is True
+    if manifest.precision != "int8" or has_room or not may_saturate_int8():
+        return ""
+    return ", whose int8 products may saturate (no VNNI; export with a reduced range)"
 
 
 def check_signature(

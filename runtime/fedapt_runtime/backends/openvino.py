@@ -16,6 +16,7 @@ from fedapt_runtime.backends.border import (
     Slot,
     check_model_file,
     check_signature,
+    describe_int8,
     probe,
 )
 from fedapt_runtime.backends.cpu_plan import plan_cpu_work
@@ -137,6 +138,7 @@ class OpenVinoBackend:
             _check_bfloat16(self._compiled[0], path)
         in_compute = " in bf16" if compute == "bf16" else ""
         self.description = f"OpenVINO {version('openvino')} on cpu{in_compute}"
+        self.description += describe_int8(self.manifest)
         # requests are for one caller at a time; there are as many as there ever were callers
         self._idle: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
         probe(self, path if head is None else head)

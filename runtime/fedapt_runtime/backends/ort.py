@@ -17,6 +17,7 @@ from fedapt_runtime.backends.border import (
     Slot,
     check_model_file,
     check_signature,
+    describe_int8,
     probe,
 )
 from fedapt_runtime.backends.cpu_plan import plan_cpu_work
@@ -208,7 +209,9 @@ class OrtBackend:
         self.manifest = parse_manifest(
             self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), path
         )
-        self.description = f"ONNX Runtime {onnxruntime.__version__} on {opened.device}{opened.why}"
+        warning = describe_int8(self.manifest) if opened.device == "cpu" else ""
+        on = f"on {opened.device}{warning}{opened.why}"
+        self.description = f"ONNX Runtime {onnxruntime.__version__} {on}"
         inputs, outputs = _slots(self._session.get_inputs()), _slots(self._session.get_outputs())
         check_signature(inputs, outputs, self.manifest, path)
         self._head: dict[str, Tensor] = {}
