@@ -87,6 +87,7 @@ def load_backend(
             notes.insert(0, "no ONNX Runtime")
         loaded = load(candidate)
     else:
+        device = "cpu"  # the one on which there are several
         determined_by = {"model": _hash_model(path), "threads": threads}
         found = select(candidates, load, determined_by, performance_hint)
         loaded = load(found.candidate)

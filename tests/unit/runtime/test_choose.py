@@ -295,8 +295,9 @@ def test_auto_measures_once_and_says_so(
     monkeypatch.setenv("FEDAPT_CACHE", str(tmp_path))
     monkeypatch.setattr(selection, "SECONDS", 0.0)
     monkeypatch.setattr(choose, "may_have_bfloat16", lambda: False)
-    first = load_backend(tiny_model, device="cpu", performance_hint="throughput")
+    first = load_backend(tiny_model, performance_hint="throughput")
     assert first.description.endswith(" on cpu (auto: the fastest of 2 here, measured now)")
+    assert first.description.count("auto") == 1
     again = load_backend(tiny_model, device="cpu", performance_hint="throughput")
     assert again.description.endswith("(auto: the fastest of 2 here, as measured before)")
     assert (again.name, again.default_batch) == (first.name, first.default_batch)
