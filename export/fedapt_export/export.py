@@ -41,6 +41,7 @@ from fedapt_export.swap import write_head
 from fedapt_export.unknown import calibrate_unknown
 from fedapt_runtime import Manifest
 from fedapt_runtime.agreement import PARITY_KEY
+from fedapt_runtime.machine import usable_memory
 
 MIXINGS = ("exact", "hard")
 _MAX_MODEL_BYTES = 2_000_000_000
@@ -164,7 +165,17 @@ def export(
     settings.check_out(out)
     checkpoint = load_checkpoint(checkpoint_path)
     with claim_file(out):
-        return _export(checkpoint, checkpoint_path, out, settings, reporter)
+        try:
+            return _export(checkpoint, checkpoint_path, out, settings, reporter)
+        except MemoryError as error:
+            memory = usable_memory()
+            raise ExportError(
+                where=f"model {checkpoint.info.model}",
+                found="too little memory" + (f" in {memory / 1e9:.0f} GB" if memory else ""),
+                expected="about ten times the weights of the image tower",
+                next_step="export on a machine with more memory, or choose a smaller model;"
+                " nothing was written",
+            ) from error
 
 
 def _export(

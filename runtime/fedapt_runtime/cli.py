@@ -270,7 +270,7 @@ def _ray_engine(
     # a batch is a task of Ray's: too small ones cost more than they compute
     size = batch_size or DEFAULT_BATCH
     ran_on = {"backend": options.backend, "compute": options.compute}
-    if not options.gpus_per_worker and options.backend == "auto":
+    if not options.gpus_per_worker:
         ran_on = classifier.ran_on  # every worker computes what this machine would
 
     def predict(images: Iterable[Image]) -> Iterator[dict[str, Any]]:

@@ -104,10 +104,11 @@ class Preprocessing:
         height, width = self.size
         size = self.resized_size(*image.size)
         resized = image if image.size == size else image.resize(size, self._resample)
-        if self.resize_mode == "shortest":
+        if size != (width, height):  # of a square, nothing is left to crop
             top, left = self.crop_offset(*size)
             resized = resized.crop((left, top, left + width, top + height))
-        return np.asarray(resized.convert("RGB"), dtype=np.uint8)
+        rgb = resized if resized.mode == "RGB" else resized.convert("RGB")
+        return np.asarray(rgb, dtype=np.uint8)
 
     @property
     def _resample(self) -> Image.Resampling:

@@ -10,13 +10,14 @@ import onnx
 import pytest
 import torch
 
-from fedapt.core.errors import CheckpointError, ParityError
+from fedapt.core.errors import CheckpointError, ExportError, ParityError
 from fedapt.model.backbone import Backbone, load_backbone
 from fedapt.model.checkpoint import load_checkpoint
 from fedapt.model.head import Head
 from fedapt.onnx.tower import read_tower
 from fedapt_export import export as export_module
 from fedapt_export.fuse import fuse
+from fedapt_export.head import zero_shot_head
 from fedapt_export.parity import Parity, measure_parity
 from fedapt_runtime import Classifier
 from fedapt_runtime.manifest import METADATA_KEY
@@ -189,3 +190,47 @@ def test_a_checkpoint_of_another_clip_is_refused(tiny_run: Path, tmp_path: Path)
     checkpoint = load_checkpoint(tiny_run / "checkpoint.safetensors")
     with pytest.raises(CheckpointError, match=r"found weights of hash .* expected .*trained on"):
         checkpoint.to_global_model(other)
+
+
+def test_too_little_memory_is_an_error_and_leaves_the_file(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(export_module, "fuse", fail)
+    monkeypatch.setattr(export_module, "usable_memory", lambda: 24_000_000_000)
+    out = tmp_path / "model.onnx"
+    out.write_bytes(b"older")
+    with pytest.raises(
+        ExportError, match="found too little memory in 24 GB; expected about ten times the weights"
+    ) as caught:
+        export_run(tiny_run, out)
+    assert caught.value.exit_code == 6
+    assert out.read_bytes() == b"older"
+    monkeypatch.setattr(export_module, "usable_memory", lambda: None)
+    with pytest.raises(ExportError, match="found too little memory; expected"):
+        export_run(tiny_run, out)
+
+
+def test_fusing_leaves_the_tower_as_it_was_and_refuses_what_is_no_graph(
+    tiny_backbone: Backbone,
+) -> None:
+    tower = read_tower(tiny_backbone)
+    before = tower.SerializeToString()
+    head = zero_shot_head(tiny_backbone, ("mug", "bike"))
+    fused = fuse(tower, head, "tiny")
+    assert tower.SerializeToString() == before
+    assert [value.name for value in fused.graph.output] == ["logits", "domain_weights", "features"]
+    onnx.checker.check_model(fused, full_check=True)  # with all of its weights
+    for damage in ("MatMul", "weight"):
+        broken = onnx.ModelProto()
+        broken.CopyFrom(tower)
+        if damage == "MatMul":
+            broken.graph.node[-1].op_type = "NoSuchOperator"
+        else:
+            large = max(broken.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+            del large.dims[:]
+            large.dims.extend([7, 5, 3])
+        with pytest.raises(ExportError, match="found a graph that is not valid ONNX"):
+            fuse(broken, head, "tiny")
