@@ -159,7 +159,7 @@ def test_weights_of_another_activation_function_are_refused(name: str) -> None:
     with pytest.raises(
         ModelError,
         match=rf"^model {name}: found pretrained 'openai', weights trained with another "
-        rf"activation function; .*To do: use --model {name}-quickgelu",
+        rf"activation function; .*To do: use the model {name}-quickgelu",
     ):
         load_backbone(name, "openai")
 
