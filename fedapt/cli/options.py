@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from fedapt.core.settings import Config, declarations
+from fedapt.core.declarations import declarations
+from fedapt.core.settings import Config
 from fedapt.core.settings_page import say_default
 
 # settings whose option has another name than the setting

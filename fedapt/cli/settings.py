@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from fedapt.cli.options import JsonOption
 from fedapt.cli.show import print_json, print_table
-from fedapt.core.settings import Config, declarations
+from fedapt.core.declarations import declarations
+from fedapt.core.settings import Config
 from fedapt.core.settings_page import say_default, to_schema
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import tomli_w
 
+from fedapt.core.declarations import declarations
 from fedapt.core.errors import ConfigError
 from fedapt.core.names import METHODS, is_path
 from fedapt.core.presets import PAPER, read_preset
@@ -28,7 +29,6 @@ from fedapt.core.settings import (
     PromptConfig,
     TrainConfig,
     UnsupervisedConfig,
-    declarations,
 )
 from fedapt_runtime.text import decode_text
 

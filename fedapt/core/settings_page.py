@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from fedapt.core.config import Config
+from fedapt.core.declarations import declarations
 from fedapt.core.files import write_text
-from fedapt.core.settings import declarations
 
 PAGE, SCHEMA = "settings.md", "settings.schema.json"
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 import fedapt
-from fedapt.api import read_run_settings
 from fedapt.core import names
 from fedapt.core.config import read_config
 from fedapt.core.errors import CheckpointError, ConfigError, UsageError
+from fedapt.run.settings import read_run_settings
 from fedapt.training import methods
 from tests.packaging.test_imports import HEAVY, modules_after
 

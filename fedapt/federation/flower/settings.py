@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedapt.core.config import read_settings
+from fedapt.core.declarations import Strict, setting
 from fedapt.core.errors import ConfigError, UsageError
-from fedapt.core.settings import Strict, setting
 from fedapt.data.class_names import class_key
 from fedapt.federation.flower.party import Party
 

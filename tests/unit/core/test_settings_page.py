@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedapt.core.config import Config, flatten
-from fedapt.core.settings import declarations, say_number
+from fedapt.core.declarations import declarations, say_number
 from fedapt.core.settings_page import PAGE, SCHEMA, say_default, to_markdown, to_schema, write_pages
 
 DOCS = Path(__file__).parents[3] / "docs"

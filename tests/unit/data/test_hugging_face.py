@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedapt.api import find_images
 from fedapt.core.errors import DataError, UsageError
 from fedapt.data.folders import scan_folders
 from fedapt.data.hugging_face import is_split, write_table
+from fedapt.run.settings import find_images
 
 datasets = pytest.importorskip("datasets", reason="datasets is not installed")
 
