@@ -15,7 +15,6 @@ from typing import Any
 
 import fedapt_runtime
 from fedapt_runtime.backends.base import COMPUTE, DEFAULT_BATCH
-from fedapt_runtime.backends.border import read_manifest
 from fedapt_runtime.backends.choose import (
     BACKENDS,
     DEVICES,
@@ -25,6 +24,7 @@ from fedapt_runtime.backends.choose import (
     load_backend,
     read_environment,
 )
+from fedapt_runtime.backends.model_checks import read_manifest
 from fedapt_runtime.backends.selection import Candidate
 from fedapt_runtime.batch import Engine, Summary, classify_files
 from fedapt_runtime.bench import bench, choose_batch_size, load_images

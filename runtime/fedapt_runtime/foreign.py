@@ -1,7 +1,7 @@
 """Where a library's exceptions become this project's, whatever they are.
 
 Decoders, archive readers and parsers raise far more than their documents say: LZMAError,
-UnicodeDecodeError, RecursionError, struct.error. So a border names no exceptions: all that is
+UnicodeDecodeError, RecursionError, struct.error. So a check names no exceptions: all that is
 raised inside `translate` is told as one error.
 """
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fedapt_runtime.agreement import Agreement, read_agreement
 from fedapt_runtime.backends.base import COMPUTE, Backend
-from fedapt_runtime.backends.border import read_manifest
+from fedapt_runtime.backends.model_checks import read_manifest
 from fedapt_runtime.backends.selection import Candidate, select
 from fedapt_runtime.errors import RuntimeFailure
 from fedapt_runtime.head import read_head

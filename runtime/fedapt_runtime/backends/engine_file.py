@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedapt_runtime.backends.border import check_model_file
+from fedapt_runtime.backends.model_checks import check_model_file
 from fedapt_runtime.errors import ModelFileError, RuntimeFailure
 from fedapt_runtime.manifest import Manifest, parse_manifest
 

@@ -15,8 +15,8 @@ import math
 from typing import Any
 
 from fedapt_runtime.backends.base import Outputs
-from fedapt_runtime.backends.border import Slot, check_signature
 from fedapt_runtime.backends.engine_file import EngineFile
+from fedapt_runtime.backends.model_checks import Slot, check_signature
 from fedapt_runtime.errors import MissingDependency, ModelFileError, RuntimeFailure
 
 MODULES = {"rtx": "tensorrt_rtx_bindings", "tensorrt": "tensorrt"}

@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedapt_runtime.backends.base import Outputs
-from fedapt_runtime.backends.border import (
+from fedapt_runtime.backends.cpu_plan import plan_cpu_work
+from fedapt_runtime.backends.model_checks import (
     Slot,
     check_model_file,
     check_signature,
     describe_int8,
     probe,
 )
-from fedapt_runtime.backends.cpu_plan import plan_cpu_work
 from fedapt_runtime.backends.ort_cuda import (
     DEFAULT_BATCH,
     STREAMS,

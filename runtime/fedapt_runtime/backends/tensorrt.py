@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedapt_runtime.backends.base import DEFAULT_BATCH, Outputs
-from fedapt_runtime.backends.border import probe
 from fedapt_runtime.backends.cuda import Gpu
 from fedapt_runtime.backends.engine_file import EngineFile, read_engine_file
 from fedapt_runtime.backends.engine_plan import EnginePlan, import_library
 from fedapt_runtime.backends.engine_stream import EngineStream
+from fedapt_runtime.backends.model_checks import probe
 from fedapt_runtime.backends.streams import StreamPool
 from fedapt_runtime.errors import RuntimeFailure
 

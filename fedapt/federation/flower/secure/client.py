@@ -55,7 +55,7 @@ def add_stages(app: ClientApp, answer: Answer) -> None:
                 _wholes(asked, "group"),
                 _texts(asked, "mask_keys"),
                 _texts(asked, "share_keys"),
-                _text(asked, "roster"),
+                _text(asked, "keys_hash"),
                 Grouping.of(read_plan(task).config.federation),
             )
             keep(participant, context.state)

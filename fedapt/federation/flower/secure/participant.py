@@ -38,7 +38,7 @@ class Participant:
         mask_key, share_key: X25519, private.
         seed: of its own mask.
         n_clients: of the round, as the server says.
-        roster: hash of the public keys of all clients of the round, as the server says.
+        keys_hash: hash of the public keys of all clients of the round, as the server says.
         needed: clients of its group that have to stay.
         peers: its neighbours, ascending.
         mask_keys, share_keys: their public keys, in that order.
@@ -55,7 +55,7 @@ class Participant:
     share_key: bytes
     seed: bytes
     n_clients: int = 0
-    roster: bytes = b""
+    keys_hash: bytes = b""
     needed: int = 0
     peers: list[int] = field(default_factory=list)
     mask_keys: list[bytes] = field(default_factory=list)
@@ -84,7 +84,7 @@ class Participant:
         group: Sequence[int],
         mask_keys: Sequence[bytes],
         share_keys: Sequence[bytes],
-        roster: bytes,
+        keys_hash: bytes,
         grouping: Grouping,
     ) -> dict[int, bytes]:
         """Shares of seed and mask key, sealed for each neighbour.
@@ -92,7 +92,7 @@ class Participant:
         Args:
             n_clients: of the round.
             group: neighbours and itself, ascending, with their public keys.
-            roster: hash of the public keys of all clients of the round.
+            keys_hash: hash of the public keys of all clients of the round.
             grouping: the run's.
 
         Raises:
@@ -116,9 +116,9 @@ class Participant:
         if (mask_keys[place], share_keys[place]) != self.public_keys:
             raise _refuse(f"other public keys of client {self.client}", "those that it has sent")
         pairs = dict(zip(group, zip(mask_keys, share_keys, strict=True), strict=True))
-        if len(group) == n_clients and hash_keys(pairs) != roster:
+        if len(group) == n_clients and hash_keys(pairs) != keys_hash:
             raise _refuse("a hash of other public keys", "that of all clients of the round")
-        self.n_clients, self.roster = n_clients, roster
+        self.n_clients, self.keys_hash = n_clients, keys_hash
         self.needed = grouping.count_needed(len(group))
         self.peers = [client for client in group if client != self.client]
         self.mask_keys = [key for key in mask_keys if key != mask_keys[place]]
@@ -172,7 +172,7 @@ class Participant:
             FederationError: a neighbour's public key is none.
         """
         self.start, self.own = start, hash_parts(words.tobytes())
-        binding = hash_parts(work, self.roster)
+        binding = hash_parts(work, self.keys_hash)
         n, masked = len(words), words + own_mask(self.seed, self.client, self.round, len(words))
         for peer, key in zip(self.peers, self.mask_keys, strict=True):
             if peer in self.senders:

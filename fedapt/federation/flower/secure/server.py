@@ -54,7 +54,7 @@ class SecureRound:
         self._ask, self._refuse, self._round = ask, refuse, round_number
         self._config, self._work = config, work
         self._grouping = Grouping.of(config.federation)
-        self._roster = b""
+        self._keys_hash = b""
         self._mask_keys: dict[int, bytes] = {}
         self._share_keys: dict[int, bytes] = {}
         self._neighbours: dict[int, list[int]] = {}
@@ -111,7 +111,7 @@ class SecureRound:
                 " secure_dropping",
                 next_step="leave it at 0, which chooses as many as that takes",
             ) from error
-        self._roster = hash_keys(
+        self._keys_hash = hash_keys(
             {c: (key, self._share_keys[c]) for c, key in self._mask_keys.items()}
         )
 
@@ -123,7 +123,7 @@ class SecureRound:
             record = ConfigRecord(
                 {
                     "clients": n_clients,
-                    "roster": self._roster,
+                    "keys_hash": self._keys_hash,
                     "group": group,
                     "mask_keys": [self._mask_keys[member] for member in group],
                     "share_keys": [self._share_keys[member] for member in group],
@@ -186,7 +186,7 @@ class SecureRound:
             record = ConfigRecord({"sent": there, "dropped": gone, "everybody": everybody})
             asked[client] = RecordDict({SECURE: record})
             wanted[client] = [*there, *gone]
-        binding = hash_parts(self._work, self._roster)
+        binding = hash_parts(self._work, self._keys_hash)
         shares: dict[int, list[bytes]] = {client: [] for client in sealed}
         for client, reply in self._ask(UNMASK, asked):
             found: Any = reply.config_records.get(REPLY, ConfigRecord()).get("shares")

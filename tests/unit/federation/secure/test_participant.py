@@ -44,9 +44,9 @@ class Four:
         return self.all[client].reveal(sent, dropped, sent)
 
     def asked(self) -> tuple[int, list[int], list[bytes], list[bytes], bytes, Grouping]:
-        return 4, self.group, self.mask_keys, self.share_keys, self.roster(), GROUPING
+        return 4, self.group, self.mask_keys, self.share_keys, self.keys_hash(), GROUPING
 
-    def roster(self) -> bytes:
+    def keys_hash(self) -> bytes:
         keys = zip(self.mask_keys, self.share_keys, strict=True)
         return hash_keys(dict(zip(self.group, keys, strict=True)))
 
@@ -110,7 +110,7 @@ def test_groups_that_would_not_hide_it() -> None:
         values |= {"share_keys": four.share_keys, "grouping": GROUPING}
         if len(changed.get("share_keys", ())) == 4:  # type: ignore[arg-type]
             four.share_keys = changed["share_keys"]  # type: ignore[assignment]
-        values |= {"roster": four.roster()} | changed
+        values |= {"keys_hash": four.keys_hash()} | changed
         return lambda: mine.deal(**values)  # type: ignore[arg-type]
 
     mine = Participant.begin(0, 1)
@@ -133,7 +133,7 @@ def test_groups_that_would_not_hide_it() -> None:
     refuse("other public keys of client 0", deal(mask_keys=keys[:4]))
     zero = [mine.public_keys[1], bytes(32), *keys[:2]]
     refuse("a public key that is none", deal(share_keys=zero))
-    refuse("a hash of other public keys", deal(roster=bytes(32)))
+    refuse("a hash of other public keys", deal(keys_hash=bytes(32)))
     # two neighbours of eight clients: both together would isolate it
     three = {
         "group": [0, 2, 3],
