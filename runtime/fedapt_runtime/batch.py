@@ -18,7 +18,7 @@ from fedapt_runtime.errors import InputError, OutputError
 from fedapt_runtime.journal import Journal, part_path
 from fedapt_runtime.output import check_output, read_paths, show_path, write_output
 from fedapt_runtime.pipeline import is_whole, name_of
-from fedapt_runtime.printable import printable
+from fedapt_runtime.printable import printable, printable_json
 
 # images -> their rows, in order
 Engine = Callable[[Iterable[Image]], Iterator[dict[str, Any]]]
@@ -138,7 +138,7 @@ def classify_files(
 
     if out is None:
         for row in predict(images, size):
-            print(json.dumps(row, ensure_ascii=False), file=sys.stdout)
+            print(printable_json(row, keep_bytes=True), file=sys.stdout)
             advance(row)
         return summary
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
 import re
 import sys
@@ -38,13 +37,31 @@ from fedapt_runtime.manifest import METADATA_KEY
 from fedapt_runtime.onnx_file import check_content
 from fedapt_runtime.output import check_output
 from fedapt_runtime.pipeline import Image
+from fedapt_runtime.printable import printable, printable_json
 from fedapt_runtime.sources import count_images, find_images
 from fedapt_runtime.streams import fail_stdout, open_standard_streams
 
 
+class _Parser(argparse.ArgumentParser):
+    """Its errors repeat arguments, which a shell's pattern makes of the names of files."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        super()._print_message(printable(message or "", lines=True), file)
+
+
+def _say(text: str) -> None:
+    """A message; it may have names of strangers in it."""
+    print(printable(text), file=sys.stderr)
+
+
+def _show(text: str) -> None:
+    """A line of a result."""
+    print(printable(text))
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line with all its options."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="fedapt-runtime", description="Classify images with a fused fedapt model."
     )
     parser.add_argument("--version", action="version", version=fedapt_runtime.__version__)
@@ -230,7 +247,7 @@ def run_classify(options: argparse.Namespace) -> None:
     if batch_size == "auto":
         batch_size = choose_batch_size(classifier.backend)
         chosen = f", batches of {batch_size}"
-    print(f"{options.model}: {classifier.description}{chosen}", file=sys.stderr)
+    _say(f"{options.model}: {classifier.description}{chosen}")
     show = _Progress(total)
     left_out = LeftOut()
     summary = classify_files(
@@ -251,11 +268,8 @@ def run_classify(options: argparse.Namespace) -> None:
     summary.left_out = dict(left_out)
     show.finish(summary)
     if options.json:
-        print(
-            json.dumps(
-                dataclasses.asdict(summary) | {"images_per_second": summary.images_per_second}
-            )
-        )
+        rate = {"images_per_second": summary.images_per_second}
+        print(printable_json(dataclasses.asdict(summary) | rate))
 
 
 def _depth(options: argparse.Namespace) -> str | None:
@@ -324,13 +338,13 @@ def run_bench(options: argparse.Namespace) -> None:
         images = load_images(options.images, preprocessing)
     report = bench(backends, options.batch_sizes, options.seconds, images)
     if options.json:
-        print(json.dumps(report.to_dict(), indent=2))
+        print(printable_json(report.to_dict(), indent=2))
         return
     for timed in report.backends:
         cores = report.machine["cores"]
-        print(f"{options.model}: {timed.backend}, {cores} cores, {timed.in_flight} at once")
+        _show(f"{options.model}: {timed.backend}, {cores} cores, {timed.in_flight} at once")
         if timed is not report.backends[0]:
-            print(
+            _show(
                 f"{timed.labels_changed} of {report.compared_on} with another label than above,"
                 f" unit features within {timed.feature_difference:.0e}"
             )
@@ -361,10 +375,10 @@ def run_check(options: argparse.Namespace) -> None:
 
     report = check_engine(options.engine, options.against, options.images)
     if options.json:
-        print(json.dumps(report.to_dict(), indent=2))
+        print(printable_json(report.to_dict(), indent=2))
         return
-    print(f"{options.engine} computes what {options.against} computes")
-    print(f"batches of {', '.join(map(str, report.batch_sizes))}, on {report.images}")
+    _show(f"{options.engine} computes what {options.against} computes")
+    _show(f"batches of {', '.join(map(str, report.batch_sizes))}, on {report.images}")
     for name, value in (
         ("engine against ONNX Runtime", report.probability_difference),
         ("rows of one image in a batch", report.repeated_difference),
@@ -380,19 +394,19 @@ def run_describe(options: argparse.Namespace) -> None:
     else:
         manifest = read_manifest(options.model)
         check_content(options.model, METADATA_KEY)
-    print(json.dumps(manifest.describe(), indent=2, ensure_ascii=False))
+    print(printable_json(manifest.describe(), indent=2))
 
 
 def run_doctor(options: argparse.Namespace) -> None:
     """`fedapt-runtime doctor`."""
     findings = examine()
     if options.json:
-        print(json.dumps([finding.to_dict() for finding in findings], indent=2))
+        print(printable_json([finding.to_dict() for finding in findings], indent=2))
         return
     for finding in findings:
         way = "" if finding.is_there else f": {finding.install}"
         here = "yes" if finding.is_there else "no"
-        print(f"{finding.name:13} {here:4} {finding.detail}{way}")
+        _show(f"{finding.name:13} {here:4} {finding.detail}{way}")
 
 
 class _Progress:
@@ -422,7 +436,7 @@ class _Progress:
 
     def finish(self, summary: Summary) -> None:
         if summary.finished:
-            print(f"finished before: {summary.images} rows, nothing to do", file=sys.stderr)
+            _say(f"finished before: {summary.images} rows, nothing to do")
             return
         print(
             f"{chr(13) if self._terminal else ''}{summary.images} images in {summary.seconds:.1f} s"
@@ -431,9 +445,9 @@ class _Progress:
             file=sys.stderr,
         )
         for kind, count in sorted(summary.kinds.items(), key=lambda item: -item[1]):
-            print(f"  {count} {kind}", file=sys.stderr)
+            _say(f"  {count} {kind}")
         if summary.left_out:
-            print(f"left out: {describe_left_out(summary.left_out)}", file=sys.stderr)
+            _say(f"left out: {describe_left_out(summary.left_out)}")
 
 
 def _name_options(text: str, options: argparse.Namespace) -> str:
@@ -453,19 +467,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.run(options)
         sys.stdout.flush()
     except ReportedError as error:
-        print(f"error: {_name_options(str(error), options)}", file=sys.stderr)
+        _say(f"error: {_name_options(str(error), options)}")
         return error.exit_code
     except KeyboardInterrupt:
         out: str | None = getattr(options, "out", None)
         note = "no output file was written"
         if out is not None and part_path(out).is_file():
             note = f"finished rows are in {part_path(out)}, --resume goes on"
-        print(f"interrupted: {note}", file=sys.stderr)
+        _say(f"interrupted: {note}")
         return EXIT_INTERRUPTED
     except OSError as error:
         # only stdout is left to fail here
         if (failure := fail_stdout(error)) is not None:
-            print(f"error: {failure}", file=sys.stderr)
+            _say(f"error: {failure}")
             return failure.exit_code
     return 0
 
