@@ -17,6 +17,9 @@ from typing import Any
 
 import tomli_w
 
+from fedapt.federation.flower.operator import request_training
+
+ENDS = ("finished", "failed")
 FEDAPT = [sys.executable, "-m", "fedapt.cli"]
 # as a machine whose administrator was thrifty
 FEW_FILES = ["bash", "-c", 'ulimit -n 300 && exec "$@"', "bash", *FEDAPT]
@@ -68,6 +71,12 @@ class Deployment:
 
     def start_training(self) -> None:
         self.start("train", "train", str(self.folder / "server"), "--json")
+
+    def train(self) -> None:
+        """To the end, without the command that shows it."""
+        request_training(self.folder / "server")
+        self.wait_until(lambda: any(line["event"] in ENDS for line in self.events()))
+        assert self.events()[-1]["event"] == "finished", self.events()[-1]
 
     def configure(self, file: str, **values: object) -> None:
         """Change names of a TOML file, such as server/server.toml."""

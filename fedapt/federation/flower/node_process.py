@@ -7,9 +7,10 @@ code. CLIP, features and prompts stay in memory from one message to the next.
 from __future__ import annotations
 
 import time
+import traceback
 from pathlib import Path
 
-from flwr.app import Context, MetricRecord, RecordDict, UserConfig
+from flwr.app import ConfigRecord, Context, MetricRecord, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 
 from fedapt.core.errors import FederationError
@@ -124,22 +125,35 @@ class _Worker:
             self._connection.reply(task, b"")
             return
         started = time.monotonic()
-        message = build_message(content, task.id, task.kind, task.group, task.run, _NODE)
         with self._connection.busy():
-            reply = self._app(message, self._context)
+            found = self._answer(task, content)
         seconds = time.monotonic() - started
-        body = encode(reply.content)
+        body = encode(found)
         if not self._connection.reply(task, body):
             self._reporter.event("warning", "the server waits for this reply no longer")
             return
-        self._tell(task, reply.content, len(body), seconds)
+        self._tell(task, found, len(body), seconds)
+
+    def _answer(self, task: Task, content: RecordDict) -> RecordDict:
+        """A message that cannot be answered, hostile or not, ends neither node nor round."""
+        from fedapt.federation.flower.task import REFUSAL  # with torch, which is there by now
+
+        try:
+            message = build_message(content, task.id, task.kind, task.group, task.run, _NODE)
+            return self._app(message, self._context).content
+        except Exception as error:
+            self._reporter.event("error", traceback.format_exc())
+            reason = f"{type(error).__name__}; the node's log says more"
+            return RecordDict({REFUSAL: ConfigRecord({"reason": reason})})
 
     def _tell(self, task: Task, content: RecordDict, n_bytes: int, seconds: float) -> None:
-        if task.kind.startswith("query"):
+        from fedapt.federation.flower.task import REFUSAL
+
+        if task.kind.startswith("query") or REFUSAL in content:
             return
         images = content.metric_records.get("reply", MetricRecord()).get("images")
         values: dict[str, object] = {
-            "round": int(task.group or 0),
+            "round": int(task.group) if task.group.isdecimal() else 0,
             "bytes": n_bytes,
             "seconds": round(seconds, 2),
         }

@@ -7,7 +7,6 @@ finite, has not moved further than any training moves, and counts its images lik
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import torch
 from flwr.app import MetricRecord
@@ -21,6 +20,8 @@ from fedapt.training.client import ClientUpdate
 from fedapt.training.methods.base import Learned
 
 _MOST_IMAGES = 1_000_000_000
+# images x loss of all clients stays a finite number
+_MOST_LOSS = 1e30
 
 
 def read_update(
@@ -44,7 +45,7 @@ def read_update(
     images, loss = metrics.get("images"), metrics.get("loss")
     if type(images) is not int or not 0 < images <= _MOST_IMAGES:
         return f"{images} images"
-    if type(loss) is not float or not math.isfinite(loss):
+    if type(loss) is not float or not abs(loss) <= _MOST_LOSS:
         return f"a loss of {loss}"
     device = next(iter(share.values())).device
     learned = from_arrays(arrays, device)

@@ -172,6 +172,7 @@ BROKEN = {
     "-1 images": reply_with(images=-1),
     "2000000000 images": reply_with(images=2_000_000_000),
     "a loss of nan": reply_with(loss=math.nan),
+    "a loss of -1e+300": reply_with(loss=-1e300),
 }
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 
 from fedapt.federation.flower.network.handshake_log import HandshakeLog
+from fedapt.federation.flower.network.http import Request, Response
 from fedapt.federation.flower.network.keys import (
     INSTANCE,
     KEY,
@@ -14,12 +15,12 @@ from fedapt.federation.flower.network.keys import (
     Refused,
     verify,
 )
-from fedapt.federation.flower.network.listener import Request, Response
 from fedapt.federation.flower.network.mailbox import Displaced, Mailbox, NotJoined
 from fedapt.federation.flower.network.paths import JOIN, MESSAGE, REPLY, SEEN, TAKE, TAKE_S
 
 # of a reply, beside what the message itself had: float32 that goes up as int64
 _MIN_BODY_BYTES, _VALUE_GROWS = 1 << 20, 2
+_MAX_INSTANCE = 64
 _FORBIDDEN = Response(403)
 
 
@@ -68,6 +69,8 @@ class Answers:
     async def answer(self, request: Request) -> Response:
         """What the node gets; 404 where its process has to join first, 409 where it is replaced."""
         instance = request.headers[INSTANCE]
+        if len(instance) > _MAX_INSTANCE:
+            return Response(400, b"no number of a process")
         try:
             if request.path == JOIN:
                 self._mailbox.join(request.node, instance)

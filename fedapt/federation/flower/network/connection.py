@@ -21,6 +21,7 @@ from fedapt.federation.flower.network.paths import JOIN, MESSAGE, REPLY, SEEN, T
 from fedapt.federation.flower.settings import NodeSettings
 
 _E = TypeVar("_E", bound=BaseException)
+_TASK = {"id": str, "kind": str, "group": str, "run": int}
 _SEEN_EVERY_S = 8.0
 _TIMEOUT = httpx.Timeout(60.0, connect=10.0, read=TAKE_S + 35.0)
 
@@ -92,7 +93,10 @@ class Connection:
         if response.status_code == 204:
             return None
         try:
-            return Task(**json.loads(response.headers[MESSAGE]), body=response.content)
+            values = json.loads(response.headers[MESSAGE])
+            if any(type(values[name]) is not kind for name, kind in _TASK.items()):
+                raise TypeError("another kind of value")
+            return Task(**values, body=response.content)
         except (KeyError, TypeError, ValueError) as error:
             raise Unreachable("an answer of something else", _CHECK_ADDRESS) from error
 

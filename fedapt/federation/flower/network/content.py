@@ -14,6 +14,8 @@ from typing import Any
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 _LENGTH_BYTES = 4
+# JSON takes many times its size in memory; shares of 10 000 clients have less
+_MAX_HEADER_BYTES = 1 << 22
 _KINDS: dict[str, type[MetricRecord] | type[ConfigRecord]] = {
     "metrics": MetricRecord,
     "config": ConfigRecord,
@@ -47,6 +49,8 @@ def decode(data: bytes) -> RecordDict:
     end = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
     if len(data) < end:
         raise ValueError("cut off")
+    if end > _MAX_HEADER_BYTES:
+        raise ValueError(f"a header of {end:,} bytes")
     try:
         content, end = _read(json.loads(data[_LENGTH_BYTES:end]), data, end)
     except (AttributeError, IndexError, KeyError, RecursionError, TypeError) as error:

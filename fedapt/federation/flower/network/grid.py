@@ -40,6 +40,11 @@ class MailboxGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages; their numbers."""
+        now = time.time()
+        # nobody answers these any more
+        for number, message in list(self._sent.items()):
+            if message.metadata.created_at + message.metadata.ttl < now:
+                del self._sent[number]
         ids = []
         for message in messages:
             metadata = message.metadata

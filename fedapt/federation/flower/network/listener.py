@@ -3,9 +3,10 @@
 A connection begins as a stranger's. It has to finish the TLS handshake and its first headers
 within seconds, and those have to be signed with a registered key; else it gets 403, without a byte
 of its body having been read. Strangers' connections are counted by address and in all, and the
-oldest one makes room for a new one, so that a flood shuts nobody out. A node's connection may stay.
+oldest one makes room for a new one, so that a flood shuts nobody out. A node's connection may stay,
+and its oldest one makes room too: neither a hostile node nor its dead connections take all files.
 
-Source: HTTP/1.1 by h11, a parser without any input and output of its own; TLS by asyncio.
+Source: TLS by asyncio.
 """
 
 from __future__ import annotations
@@ -18,14 +19,20 @@ import socket
 import ssl
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import h11
 
+from fedapt.federation.flower.network.http import (
+    CHUNK_BYTES,
+    Request,
+    Response,
+    read_body,
+    read_event,
+    send,
+)
 from fedapt.federation.flower.network.keys import BODY
 
-_CHUNK_BYTES = 1 << 16
 # to answer a slow node, and for its connection while it trains
 _SEND_S, _KEEP_S = 120.0, 3600.0
 _MIN_BYTES_PER_S = 16_000
@@ -60,25 +67,6 @@ class Limits:
         return cls(strangers=strangers, per_address=min(cls.per_address, strangers))
 
 
-@dataclass(frozen=True)
-class Request:
-    """A request with a right signature, and all of its body."""
-
-    node: str
-    path: str
-    headers: Mapping[str, str]
-    body: bytes
-
-
-@dataclass(frozen=True)
-class Response:
-    """An answer; `headers` beside its length."""
-
-    status: int
-    body: bytes = b""
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-
 class Listener:
     """Takes connections until it is closed.
 
@@ -104,7 +92,8 @@ class Listener:
         self._fail_handshake, self._limits, self._tls = fail_handshake, limits, tls
         self._strangers: dict[asyncio.Transport, str] = {}  # the oldest first
         self._addresses: Counter[str] = Counter()
-        self._nodes: Counter[str] = Counter()  # requests that are being answered
+        self._nodes: dict[str, dict[asyncio.Transport, None]] = {}  # theirs, the oldest first
+        self._owners: dict[asyncio.Transport, str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def listen(self, host: str, port: int) -> asyncio.Server:
@@ -143,8 +132,23 @@ class Listener:
         self._forget(oldest)
         oldest.abort()
 
+    def _keep(self, transport: asyncio.Transport, node: str) -> None:
+        """It is this node's connection, as its last request says."""
+        self._forget(transport)
+        self._owners[transport] = node
+        kept = self._nodes.setdefault(node, {})
+        kept[transport] = None
+        if len(kept) > _PER_NODE:
+            oldest = next(iter(kept))
+            self._forget(oldest)
+            oldest.abort()
+
     def _forget(self, transport: asyncio.Transport) -> None:
-        """It is no stranger's connection any more."""
+        """It is counted no more."""
+        if (node := self._owners.pop(transport, None)) is not None:
+            del self._nodes[node][transport]
+            if not self._nodes[node]:
+                del self._nodes[node]
         if (address := self._strangers.pop(transport, None)) is not None:
             self._addresses[address] -= 1
             if not self._addresses[address]:
@@ -204,28 +208,22 @@ class Listener:
         seconds = self._limits.headers_s
         while True:
             async with asyncio.timeout(seconds):
-                request = await _read_event(http, reader)
+                request = await read_event(http, reader)
             if not isinstance(request, h11.Request):
                 return
             headers = {n.decode("latin-1"): v.decode("latin-1") for n, v in request.headers}
             path = request.target.decode("latin-1")
             node = self._identify(_name(transport), path, headers)
             if isinstance(node, Response):
-                await _send(http, writer, node, close=True)
+                await send(http, writer, node, close=True, seconds=_SEND_S)
                 return
-            self._forget(transport)
+            self._keep(transport, node)
             seconds = _KEEP_S
-            self._nodes[node] += 1
-            try:
-                if self._nodes[node] > _PER_NODE:
-                    response: Response | None = Response(429, b"too many requests at once")
-                else:
-                    response = await self._handle(http, reader, node, path, headers)
-            finally:
-                self._nodes[node] -= 1
+            response = await self._handle(http, reader, node, path, headers)
             if response is None:
                 return
-            await _send(http, writer, response, close=http.their_state is not h11.DONE)
+            close = http.their_state is not h11.DONE
+            await send(http, writer, response, close=close, seconds=_SEND_S)
             if http.our_state is not h11.DONE or http.their_state is not h11.DONE:
                 return
             http.start_next_cycle()
@@ -245,7 +243,7 @@ class Listener:
         if not length.isascii() or not length.isdigit() or int(length[:20]) > max_body:
             return Response(413, f"a body of more than {max_body:,} bytes".encode())
         async with asyncio.timeout(_SEND_S + int(length) / _MIN_BYTES_PER_S):
-            body = await _read_body(http, reader)
+            body = await read_body(http, reader)
         if hashlib.sha256(body).hexdigest() != headers[BODY]:
             return Response(400, b"another body than the signed one")
         work = asyncio.ensure_future(self._answer(Request(node, path, headers, body)))
@@ -280,7 +278,7 @@ class _Arrival(asyncio.Protocol):
     def open_streams(
         self, transport: asyncio.Transport
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        reader = asyncio.StreamReader(limit=_CHUNK_BYTES)
+        reader = asyncio.StreamReader(limit=CHUNK_BYTES)
         protocol = asyncio.StreamReaderProtocol(reader)
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
@@ -288,39 +286,6 @@ class _Arrival(asyncio.Protocol):
             protocol.data_received(self._early)
         writer = asyncio.StreamWriter(transport, protocol, reader, asyncio.get_running_loop())
         return reader, writer
-
-
-async def _read_event(http: h11.Connection, reader: asyncio.StreamReader) -> Any:
-    while (event := http.next_event()) is h11.NEED_DATA:
-        http.receive_data(await reader.read(_CHUNK_BYTES))
-    return event
-
-
-async def _read_body(http: h11.Connection, reader: asyncio.StreamReader) -> bytes:
-    parts = []
-    while isinstance(event := await _read_event(http, reader), h11.Data):
-        parts.append(bytes(event.data))
-    return b"".join(parts)
-
-
-async def _send(
-    http: h11.Connection, writer: asyncio.StreamWriter, response: Response, *, close: bool
-) -> None:
-    headers = [(n, v) for n, v in response.headers.items()]
-    headers.append(("content-length", str(len(response.body))))
-    if close:
-        headers.append(("connection", "close"))
-    events = (
-        h11.Response(status_code=response.status, headers=headers),
-        h11.Data(data=response.body),
-        h11.EndOfMessage(),
-    )
-    async with asyncio.timeout(_SEND_S):
-        writer.write(b"".join(http.send(event) or b"" for event in events))
-        await writer.drain()
-        if close:  # abort would throw away what has not been sent
-            writer.close()
-            await writer.wait_closed()
 
 
 def _name(transport: asyncio.Transport) -> str:

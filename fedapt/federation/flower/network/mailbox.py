@@ -16,6 +16,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+# processes of one node that are remembered as replaced
+_REPLACED = 100
 # without a sign from its process for this long, a node is away
 AWAY_S = 30.0
 
@@ -51,7 +53,7 @@ class Letter:
 class _Box:
     node_id: int
     instance: str = ""
-    replaced: set[str] = field(default_factory=set)
+    replaced: dict[str, None] = field(default_factory=dict)  # the oldest first
     seen: float = -AWAY_S
     letters: dict[str, Letter] = field(default_factory=dict)
     wake: asyncio.Event | None = None
@@ -80,7 +82,9 @@ class Mailbox:
             if instance in box.replaced:
                 raise Displaced
             if box.instance not in ("", instance):
-                box.replaced.add(box.instance)
+                box.replaced[box.instance] = None
+                if len(box.replaced) > _REPLACED:
+                    del box.replaced[next(iter(box.replaced))]
                 self._wake(box)
             box.instance, box.seen = instance, time.monotonic()
 
@@ -153,6 +157,8 @@ class Mailbox:
         letter = Letter(secrets.token_hex(16), kind, group, run, body, time.monotonic() + ttl)
         with self._lock:
             box = self._boxes[self._names[node_id]]
+            for old in [x for x in box.letters.values() if x.expires <= time.monotonic()]:
+                del box.letters[old.id]
             box.letters[letter.id] = letter
             self.largest = max(self.largest, len(body))
             self._wake(box)

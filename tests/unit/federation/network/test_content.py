@@ -63,6 +63,7 @@ def test_numbers_that_json_has_not(value: float) -> None:
         (write([["a", "config", {"x": {"bytes": "?"}}]]), "."),
         (write([["a", "config", {"x": {"float": "1e"}}]]), "could not convert"),
         (b"\x00\x10\x00\x00" + b"[" * 4096, "."),
+        (b"\x00\x00\x40\x00" + bytes(1 << 22), "a header of 4,194,308 bytes"),
     ],
 )
 def test_bytes_of_a_stranger(data: bytes, reason: str) -> None:

@@ -7,14 +7,15 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
 from fedapt.federation.flower.certificates import issue_certificates
+from fedapt.federation.flower.network.http import Request, Response
 from fedapt.federation.flower.network.keys import BODY
-from fedapt.federation.flower.network.listener import Limits, Listener, Request, Response
+from fedapt.federation.flower.network.listener import Limits, Listener
 
 NOTHING = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"  # SHA-256 of b""
 
@@ -225,6 +226,24 @@ def test_strangers_are_counted_in_all(serve: Callable[..., Served]) -> None:
     assert read_all(strangers[0]) == b""
     for stranger in strangers:
         stranger.close()
+
+
+def test_a_nodes_oldest_connection_makes_room(serve: Callable[..., Served]) -> None:
+    """It takes no more files than sixteen, and none from another node."""
+    served = serve()
+    with ExitStack() as stack:
+        other = stack.enter_context(served.secure())
+        other.sendall(ask("/a", "bern"))
+        assert other.recv(4096).endswith(b"bern")
+        connections = [stack.enter_context(served.secure()) for _ in range(18)]
+        for connection in connections:
+            connection.sendall(ask("/a", "berlin"))
+            assert connection.recv(4096).endswith(b"berlin")
+        for connection in connections[:2]:
+            assert read_all(connection) == b""
+        for connection, node in ((connections[2], "berlin"), (other, "bern")):
+            connection.sendall(ask("/a", node))
+            assert connection.recv(4096).endswith(node.encode())
 
 
 def test_a_node_that_goes_is_waited_for_no_longer(serve: Callable[..., Served]) -> None:

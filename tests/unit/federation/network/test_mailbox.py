@@ -8,6 +8,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedapt.federation.flower.internals import set_identity
+from fedapt.federation.flower.network import grid as grid_module
 from fedapt.federation.flower.network import mailbox as mailbox_module
 from fedapt.federation.flower.network.content import encode
 from fedapt.federation.flower.network.grid import MailboxGrid
@@ -68,6 +69,40 @@ def test_a_node_is_one_process_the_later_one() -> None:
     mailbox.touch("a", "2")
     with pytest.raises(NotJoined):
         mailbox.touch("b", "2")
+
+
+def test_a_node_that_joins_for_ever_takes_no_memory() -> None:
+    mailbox = Mailbox()
+    for number in range(1000):
+        mailbox.join("a", str(number))
+    with pytest.raises(Displaced):
+        mailbox.touch("a", "998")
+    with pytest.raises(NotJoined):
+        mailbox.touch("a", "0")
+    mailbox.touch("a", "999")
+    assert len(mailbox._boxes["a"].replaced) == 100
+
+
+def test_messages_that_nobody_takes_are_thrown_away(now: list[float]) -> None:
+    """Of a node that says it is busy for longer than a round."""
+    mailbox = Mailbox()
+    mailbox.join("a", "1")
+    for number in range(5):
+        mailbox.put(1, "train", str(number), 7, 60.0, b"12345")
+        now[0] += 61.0
+    assert [x.group for x in mailbox._boxes["a"].letters.values()] == ["4"]
+
+
+def test_a_grid_forgets_what_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    mailbox = Mailbox()
+    mailbox.join("a", "1")
+    grid = MailboxGrid(mailbox)
+    old = Message(RecordDict(), 1, "train", ttl=60.0)
+    grid.push_messages([old])
+    created = old.metadata.created_at
+    monkeypatch.setattr(grid_module.time, "time", lambda: created + 61.0)
+    (number,) = grid.push_messages([Message(RecordDict(), 1, "train", ttl=600.0)])
+    assert list(grid._sent) == [number]
 
 
 def test_nobody_answers_for_another() -> None:

@@ -56,7 +56,7 @@ def test_the_secure_mean_is_the_mean(
     connect(plain)
     connect(secure)
     encoding, start = Encoding.of(config, 4), plain.begin().learned
-    for number in range(2):
+    for number in range(2 if method == "fedapt" else 1):
         expected, found = (run_round(session, start, number) for session in (plain, secure))
         total = expected.n_images if weighting == "samples" else 4
         for name, tensor in expected.learned.items():
