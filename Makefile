@@ -41,7 +41,7 @@ coverage: $(READY_DEV) ## all tests, and the share of lines and branches that th
 compat: $(READY_DEV) ## the unit tests on Python 3.11 to 3.13, and with the lowest direct dependencies
 	$(BIN)/python tests/compat.py
 
-kills: $(READY_DEV) ## 200 jobs killed at random and begun again, half an hour; KILLS=60 for fewer
+kills: $(READY_DEV) ## 200 jobs killed at random and begun again, ten minutes; KILLS=60 for fewer
 	$(BIN)/python tests/kills.py --kills $(or $(KILLS),200)
 
 lint: $(READY_DEV) ## style, formatting and import rules

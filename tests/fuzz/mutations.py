@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from typing import Any
 
 from hypothesis import strategies as st
@@ -60,7 +61,7 @@ def edit_json(text: str, changes: list[tuple[int, int, int]]) -> str:
         elif how == 1:
             del holder[key]
         else:
-            holder[key] = ODD[by % len(ODD)]
+            holder[key] = deepcopy(ODD[by % len(ODD)])  # later changes may be inside it
     text = json.dumps(value)
     for name, long in _TEXTS.items():
         text = text.replace(f'"{name}"', long)
