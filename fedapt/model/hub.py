@@ -3,16 +3,26 @@
 Hugging Face's client asks the hub before it takes a file from its cache, and tries again and again
 where the hub does not answer: a minute for each file. So the hub is asked once, here; where it does
 not answer, the client is offline inside the block and takes what the cache has.
+
+The client compares the size of a download with what the hub says, and not its hash. The hash of
+every large file is the name of its blob in the cache, so it is compared here.
 """
 
 from __future__ import annotations
 
+import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+from fedapt.core.errors import ModelError
+from fedapt.core.files import hash_file
 
 _ANSWER_S = 5.0
 _RESOLVE_S = 3.0  # in addition: a name server that is silent knows no limit of ours
+_SHA256 = re.compile(r"[0-9a-f]{64}")  # files in git have another hash, of 40 digits
 
 
 @contextmanager
@@ -21,6 +31,9 @@ def ask_hub_once() -> Iterator[str]:
 
     Yields:
         Why the hub does not answer; empty where it does.
+
+    Raises:
+        ModelError: a file that was downloaded in the block is not the hub's; it is removed.
     """
     # not public: the client reads it for each request, and has no other switch after its import
     from huggingface_hub import constants
@@ -28,10 +41,13 @@ def ask_hub_once() -> Iterator[str]:
     before = constants.HF_HUB_OFFLINE
     silent = "HF_HUB_OFFLINE is set" if before else _find_silence(constants.ENDPOINT)
     constants.HF_HUB_OFFLINE = before or bool(silent)
+    begun = time.time()
     try:
         yield silent
     finally:
         constants.HF_HUB_OFFLINE = before
+        if not silent:
+            _check_downloads(Path(constants.HF_HUB_CACHE), begun)
 
 
 def describe_cache() -> str:
@@ -39,6 +55,21 @@ def describe_cache() -> str:
     from huggingface_hub import constants
 
     return f"{constants.ENDPOINT} (HF_ENDPOINT), cache {constants.HF_HUB_CACHE} (HF_HUB_CACHE)"
+
+
+def _check_downloads(cache: Path, begun: float) -> None:
+    """Compare what was written since then with the hashes that the hub named."""
+    for blob in cache.glob("models--*/blobs/*"):
+        if not _SHA256.fullmatch(blob.name) or blob.stat().st_mtime < begun - 1:
+            continue
+        if (found := hash_file(blob)) != blob.name:
+            blob.unlink()  # what leads to it is downloaded again
+            raise ModelError(
+                where=blob.parent.parent,
+                found=f"a download of hash {found[:12]}, which was removed",
+                expected=f"{blob.name[:12]}, as the hub says",
+                next_step="run again; where it fails again, a proxy or the hub changes the file",
+            )
 
 
 def _find_silence(endpoint: str) -> str:

@@ -3,11 +3,13 @@
     python hub_client.py FOLDER CASE...    each case: `REPOSITORY`, or `stop` and `hang` of the hub
 
 The repository `org/good` is the folder; `org/cut` breaks off once in the middle of the weights,
-`org/short` always does; anything else is not there.
+`org/short` always does, `org/stall` falls silent once, `org/wrong` sends another byte once;
+anything else is not there.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -18,7 +20,8 @@ from pathlib import Path
 
 FOLDER = Path(sys.argv[1])
 REQUESTS: list[str] = []
-CUT: list[str] = []
+REPOSITORIES = ("org/good", "org/cut", "org/short", "org/stall", "org/wrong")
+SPOILT: list[str] = []  # repositories that have failed once
 STATE = {"hang": False, "stop": False}
 
 
@@ -47,7 +50,7 @@ class Hub(BaseHTTPRequestHandler):
         parts = self.path.split("/")
         repository = "/".join(parts[1:3])
         path = FOLDER / parts[-1]
-        if repository not in ("org/good", "org/cut", "org/short") or not path.is_file():
+        if repository not in REPOSITORIES or not path.is_file():
             self.send_response(404)
             self.send_header("X-Error-Code", "EntryNotFound" if "org" in parts else "RepoNotFound")
             self.send_header("Content-Length", "0")
@@ -56,7 +59,10 @@ class Hub(BaseHTTPRequestHandler):
         data = path.read_bytes()
         begin = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
         self.send_response(206 if begin else 200)
-        self.send_header("ETag", f'"{path.name}-{len(data)}"')
+        is_weights = path.suffix == ".safetensors"
+        # as the hub: a hash of its content for a large file
+        etag = hashlib.sha256(data).hexdigest() if is_weights else f"{path.name}-{len(data)}"
+        self.send_header("ETag", f'"{etag}"')
         self.send_header("X-Repo-Commit", "c" * 40)
         self.send_header("Content-Length", str(len(data) - begin))
         if begin:
@@ -64,11 +70,18 @@ class Hub(BaseHTTPRequestHandler):
         self.end_headers()
         if not with_body:
             return
-        is_weights = path.suffix == ".safetensors"
-        if is_weights and (repository == "org/short" or (repository == "org/cut" and not CUT)):
-            CUT.append(repository)
+        is_first = is_weights and repository not in SPOILT
+        if is_first:
+            SPOILT.append(repository)
+        if is_first and repository == "org/wrong":
+            data = data[:-1] + bytes([data[-1] ^ 1])
+        elif (is_first and repository in ("org/cut", "org/stall")) or (
+            is_weights and repository == "org/short"
+        ):
             self.wfile.write(data[begin : begin + (len(data) - begin) // 2])
+            self.wfile.flush()
             self.close_connection = True
+            time.sleep(60 if repository == "org/stall" else 0)
             return
         self.wfile.write(data[begin:])
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from fedapt_runtime.backends.model_checks import check_model_file
 from fedapt_runtime.errors import ModelFileError, RuntimeFailure
+from fedapt_runtime.foreign import translate
 from fedapt_runtime.manifest import Manifest, parse_manifest
 
 FLAVOURS = {"rtx": "TensorRT-RTX", "tensorrt": "TensorRT"}
@@ -97,14 +98,16 @@ def read_engine_file(path: Path) -> EngineFile:
     """
     check_model_file(path)
     beside = sidecar_path(path)
-    try:
+    with translate(
+        ModelFileError,
+        where=beside,
+        found="no readable description of the engine",
+        expected="the JSON that `fedapt export --trt` writes beside an engine",
+        next_step="copy it here together with the engine, or build both again",
+    ):
         fields: dict[str, Any] = json.loads(beside.read_text("utf-8"))
         engine = describe_engine(path, fields)
         described = str(fields["engine_sha256"])
-    except (AttributeError, IndexError, KeyError, OSError, RecursionError) as error:
-        raise _refuse(beside, type(error).__name__) from error
-    except (TypeError, ValueError) as error:
-        raise _refuse(beside, str(error)) from error
     sha256 = hash_file(path)
     if sha256 != described:
         raise ModelFileError(
@@ -131,7 +134,7 @@ def describe_engine(path: Path, fields: dict[str, Any]) -> EngineFile:
     """An engine as the fields of a sidecar describe it.
 
     Raises:
-        AttributeError, IndexError, KeyError, TypeError, ValueError: the fields are damaged.
+        Exception: of any kind, as the fields are damaged.
         ModelFileError: the manifest among them is.
     """
     flavour, batches = fields["flavour"], fields["batch"]
@@ -148,13 +151,4 @@ def describe_engine(path: Path, fields: dict[str, Any]) -> EngineFile:
         max_batch=maximum,
         onnx_sha256=str(fields.get("onnx_sha256", "")),
         manifest=parse_manifest(json.dumps(fields["manifest"]), sidecar_path(path)),
-    )
-
-
-def _refuse(beside: Path, found: str) -> ModelFileError:
-    return ModelFileError(
-        where=beside,
-        found=f"no readable description of the engine ({found})",
-        expected="the JSON that `fedapt export --trt` writes beside an engine",
-        next_step="copy it here together with the engine, or build both again",
     )

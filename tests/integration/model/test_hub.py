@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -21,7 +22,9 @@ def load(folder: Path, cache: Path, *cases: str) -> list[dict[str, Any]]:
     kept = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
     done = subprocess.run(
         [sys.executable, str(_CLIENT), str(folder), *cases],
-        env=kept | {"HF_HUB_CACHE": str(cache), "HF_HUB_DISABLE_XET": "1"},
+        env=kept
+        | {"HF_HUB_CACHE": str(cache), "HF_HUB_DISABLE_XET": "1"}
+        | {"HF_HUB_DOWNLOAD_TIMEOUT": "1"},
         capture_output=True,
         text=True,
         check=False,
@@ -62,6 +65,26 @@ def test_a_download_that_breaks_off_goes_on(
     assert len(sent) == 2
     assert short["exit_code"] == 4  # it breaks off again and again
     assert "model hf-hub:org/short: found no usable weights (" in short["error"]
+
+
+def test_a_download_that_falls_silent_goes_on(
+    tiny_clip: Path, tiny_backbone: Backbone, tmp_path: Path
+) -> None:
+    (result,) = load(tiny_clip, tmp_path / "cache", "org/stall")
+    assert result["sha256"] == tiny_backbone.sha256
+    sent = [r for r in result["requests"] if r.startswith("GET") and "model.saf" in r]
+    assert len(sent) == 2
+
+
+def test_a_download_of_another_hash_is_refused_and_removed(
+    tiny_clip: Path, tiny_backbone: Backbone, tmp_path: Path
+) -> None:
+    wrong, again = load(tiny_clip, tmp_path / "cache", "org/wrong", "org/wrong")
+    assert wrong["exit_code"] == 4
+    digest = hashlib.sha256((tiny_clip / "open_clip_model.safetensors").read_bytes()).hexdigest()
+    assert "models--org--wrong: found a download of hash " in wrong["error"]
+    assert f"which was removed; expected {digest[:12]}, as the hub says" in wrong["error"]
+    assert again["sha256"] == tiny_backbone.sha256
 
 
 @pytest.mark.parametrize("cache", ["file", "file/cache"])

@@ -56,7 +56,7 @@ def test_an_engine_without_its_sidecar(tmp_path: Path) -> None:
     path.with_name("model.engine.json").unlink()
     with pytest.raises(
         ModelFileError,
-        match=r"model\.engine\.json: found no readable description of the engine \(FileNotFound",
+        match=r"model\.engine\.json: found no readable description of the engine \(No such file",
     ):
         read_engine_file(path)
     path.unlink()
@@ -72,6 +72,7 @@ def test_an_engine_without_its_sidecar(tmp_path: Path) -> None:
         ({"batch": [8, 4]}, "batches of 8 to 4"),
         ({"batch": []}, "IndexError"),
         ({"batch": "many"}, "invalid literal"),
+        ({"batch": [1, float("inf"), 8]}, "cannot convert float infinity"),
         ({"library": {}}, "KeyError"),
         ({"library": "tensorrt"}, "string indices"),
         ({"engine_sha256": "0" * 64}, "expected 000000000000, which model.engine.json describes"),
