@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -56,16 +57,15 @@ def test_a_high_temperature_mixes_them() -> None:
 
 
 @pytest.mark.parametrize("score", [0.0, -3.5, 1e30, math.inf, math.nan])
-@pytest.mark.parametrize("temperature", [1e-6, 0.01, 1.0])
-def test_one_domain_has_all_the_weight(score: float, temperature: float) -> None:
-    assert domain_weights(torch.tensor([[score]]), temperature).tolist() == [[1.0]]
+def test_one_domain_has_all_the_weight(score: float) -> None:
+    for temperature in (1e-6, 0.01, 1.0):
+        assert domain_weights(torch.tensor([[score]]), temperature).tolist() == [[1.0]]
 
 
 @pytest.mark.parametrize("score", [0.0, 0.1, -1 / 3, 1e-30, 1e6])
-@pytest.mark.parametrize("n", [2, 3, 7])
-@pytest.mark.parametrize("temperature", [1e-6, 0.01, 1.0])
-def test_equal_scores_give_equal_weights(score: float, n: int, temperature: float) -> None:
-    assert_weights([score] * n, temperature, [1 / n] * n)
+def test_equal_scores_give_equal_weights(score: float) -> None:
+    for n, temperature in itertools.product((2, 3, 7), (1e-6, 0.01, 1.0)):
+        assert_weights([score] * n, temperature, [1 / n] * n)
 
 
 @pytest.mark.parametrize("scale", [1e-38, 1e-12, 1.0, 1e12, 1e18])
