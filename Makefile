@@ -43,6 +43,7 @@ compat: $(READY_DEV) ## the unit tests on Python 3.11 to 3.13, and with the lowe
 
 kills: $(READY_DEV) ## 200 jobs killed at random and begun again, ten minutes; KILLS=60 for fewer
 	$(BIN)/python tests/kills.py --kills $(or $(KILLS),200)
+	$(BIN)/python tests/federation_kills.py --kills 20
 
 lint: $(READY_DEV) ## style, formatting and import rules
 	$(BIN)/ruff check .
