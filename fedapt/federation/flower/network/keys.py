@@ -34,6 +34,8 @@ KEY, TIME, INSTANCE, BODY, SIGNATURE = (
     f"x-fedapt-{name}" for name in ("key", "time", "instance", "body", "signature")
 )
 _MAX_KEY_CHARACTERS = 400
+# what the package raises for a key that it cannot read; the last is of a compressed point
+_NO_KEY = (ValueError, UnsupportedAlgorithm, NotImplementedError)
 
 
 class Refused(Exception):
@@ -72,7 +74,7 @@ def verify(path: str, headers: Mapping[str, str]) -> ec.EllipticCurvePublicKey:
         signature = base64.b64decode(headers[SIGNATURE], validate=True)
         key.verify(signature, _to_sign(path, headers), ec.ECDSA(SHA384()))
         differs = float(headers[TIME]) - time.time()
-    except (KeyError, ValueError, UnsupportedAlgorithm, InvalidSignature, binascii.Error) as error:
+    except (KeyError, InvalidSignature, binascii.Error, *_NO_KEY) as error:
         raise Refused("no signature") from error
     if not abs(differs) <= TIME_TOLERANCE_S:
         raise ClockDiffers(f"the node's clock differs from the server's by {differs:.0f} s")
@@ -135,7 +137,7 @@ def read_public_key(path: Path) -> ec.EllipticCurvePublicKey:
         key = load_ssh_public_key(path.read_bytes())
         if not isinstance(key, ec.EllipticCurvePublicKey):
             raise ValueError("no key of an elliptic curve")
-    except (OSError, ValueError, UnsupportedAlgorithm) as error:
+    except (OSError, *_NO_KEY) as error:
         raise FederationError(
             where=path,
             found=str(error) or type(error).__name__,
@@ -155,7 +157,7 @@ def read_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
         key = load_ssh_private_key(path.read_bytes(), None)
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             raise ValueError("no key of an elliptic curve")
-    except (OSError, ValueError, UnsupportedAlgorithm) as error:
+    except (OSError, *_NO_KEY) as error:
         raise FederationError(
             where=path,
             found=str(error) or type(error).__name__,

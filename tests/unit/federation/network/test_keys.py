@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import random
 import subprocess
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fedapt.core.errors import FederationError
 from fedapt.federation.flower.certificates import draw_node_key
@@ -55,6 +58,30 @@ def test_headers_of_a_stranger(
     headers.pop(name)
     with pytest.raises(Refused, match="no signature"):
         verify("/a", headers if value is None else headers | {name: value})
+
+
+def test_a_compressed_key_of_a_stranger(tmp_path: Path, key: ec.EllipticCurvePrivateKey) -> None:
+    """A form that the package does not read, and says so by another error than of the others."""
+    point = key.public_key().public_bytes(Encoding.X962, PublicFormat.CompressedPoint)
+    parts = (b"ecdsa-sha2-nistp384", b"nistp384", point)
+    blob = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+    text = base64.b64encode(blob).decode()
+    with pytest.raises(Refused, match="no signature"):
+        verify("/a", sign(key, "/a", "01", b"") | {KEY: text})
+    (tmp_path / "node.pub").write_text(f"ecdsa-sha2-nistp384 {text}\n")
+    with pytest.raises(FederationError, match="expected a node's public key"):
+        read_public_key(tmp_path / "node.pub")
+
+
+def test_damaged_headers_are_refused(key: ec.EllipticCurvePrivateKey) -> None:
+    headers, rng = sign(key, "/a", "01", b""), random.Random(0)
+    for _ in range(300):
+        name = rng.choice((KEY, SIGNATURE))
+        damaged = bytearray(base64.b64decode(headers[name]))
+        damaged[rng.randrange(len(damaged))] ^= rng.randrange(1, 256)
+        del damaged[rng.randrange(len(damaged)) :: rng.choice((1, 1000))]
+        with pytest.raises(Refused):
+            verify("/a", headers | {name: base64.b64encode(damaged).decode()})
 
 
 def test_another_time(key: ec.EllipticCurvePrivateKey, monkeypatch: pytest.MonkeyPatch) -> None:
