@@ -186,6 +186,64 @@ def test_the_zero_shot_table_of_lite_is_the_record() -> None:
         assert rows[name] == [percent(value) for value in result.values()]
 
 
+def scaling_row(label: str, table: str) -> list[str]:
+    """The row of a label in the table whose header begins with `table`."""
+    rows = table_rows("docs/scaling.md")
+    start = next(i for i, cells in enumerate(rows) if cells[:2] == table.split("|"))
+    return next(cells[1:] for cells in rows[start:] if cells[0] == label)
+
+
+def test_the_privacy_table_is_the_record() -> None:
+    rows = record("privacy")["rows"]
+    epsilons = [row["epsilon"] for row in rows]
+    assert scaling_row("epsilon", "noise z|0, no clip") == [
+        f"{e:,.0f}".replace(",", " ") if e > 100 else f"{e or ''}" for e in epsilons
+    ]
+    shown = [f"{row['accuracy']} ± {row['spread']}" for row in rows]
+    assert scaling_row("mean test accuracy, %", "noise z|0, no clip") == shown
+
+
+def test_the_table_of_secure_rounds_is_the_record() -> None:
+    rows = record("secure")["rows"]
+    shown = [f"{row['accuracy']:.1f} ± {row['spread']:.1f}" for row in rows]
+    assert scaling_row("mean test accuracy, %", "|plain") == shown
+    seconds = [f"{row['seconds_a_round']:.2f}" for row in rows]
+    assert scaling_row("seconds a round, median", "|plain") == seconds
+    megabytes = [f"{row['bytes_a_round'] / 1e6:.3f}" for row in rows]
+    assert scaling_row("MB a round, up and down", "|plain") == megabytes
+
+
+def test_the_table_of_poisoned_updates_is_the_record() -> None:
+    results = record("poisoned")["results"]
+    for label, kind in (
+        ("what it has learned", "none"),
+        ("its update with the sign flipped, times 10", "sign flipped"),
+    ):
+        assert scaling_row(label, "the node sends|mean") == [
+            percent(results[f"{rule}, {kind}"]["accuracy"])
+            for rule in ("mean", "median", "trimmed-mean", "krum")
+        ]
+    refused = results["mean, NaN"]
+    assert scaling_row("its update times 1 000, or NaN", "the node sends|mean")[0] == (
+        f"{percent(refused['accuracy'])}, refused in all {refused['rounds_refused']} rounds"
+    )
+
+
+def test_the_table_of_costs_is_the_record() -> None:
+    costs = record("federation")
+    seconds = costs["seconds_per_round"]
+    assert scaling_row("seconds a round, median", "|local engine") == [
+        f"{seconds['local']:.2f}",
+        f"{seconds['deployment']:.2f}",
+    ]
+    assert f"{costs['bytes_of_tensors'] / 1e6:.2f} MB of tensors" in page("docs/scaling.md")
+    assert f"{costs['bytes_per_round'] / 1e6:.2f} MB as sent" in page("docs/scaling.md")
+    idle = record("idle_nodes")
+    assert f"the server takes {percent(idle['share_of_a_core'])} % of a core" in page(
+        "docs/scaling.md"
+    )
+
+
 def test_the_gpu_table_is_the_record() -> None:
     found = record("gpu_nvidia_h200")["rows"]
     models = [f"{model} {kind}" for model in ("vit-b-32", "lite") for kind in ("fp16", "fp32")]
