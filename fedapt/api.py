@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fedapt.core.config import Config, read_config
 from fedapt.core.errors import UsageError
 from fedapt.core.names import METHODS
-from fedapt.core.presets import PAPER
+from fedapt.core.presets import RECOMMENDED
 from fedapt.core.records import Record, read_records
 from fedapt.core.report import Reporter
 from fedapt.run.folder import RunFolder
@@ -185,7 +185,7 @@ def train(
     *,
     settings: Settings = None,
     overrides: Sequence[str] = (),
-    preset: str = PAPER,
+    preset: str = RECOMMENDED,
     resume: bool = False,
     device: str = "auto",
     engine: str = "local",
@@ -202,7 +202,7 @@ def train(
         out: the run folder to write.
         settings: a TOML file, a `fedapt.Config`, or `section.key` -> value.
         overrides: `section.key=value`, after the settings.
-        preset: what the settings start from, `paper` or `recommended`.
+        preset: what the settings start from, `recommended` (the defaults) or `paper`.
         resume: continue from the checkpoint in `out`, with its settings.
         device: `auto`, `cpu` or `cuda`.
         engine: who runs the clients, `local`, or `flower` for its simulation.
@@ -248,7 +248,7 @@ def compare(
     lrs: Sequence[float] = (),
     settings: Settings = None,
     overrides: Sequence[str] = (),
-    preset: str = PAPER,
+    preset: str = RECOMMENDED,
     processes: int = 1,
     device: str = "auto",
     reporter: Reporter | None = None,

@@ -20,6 +20,7 @@ from fedapt.cli import (
     federation,
     methods,
     settings,
+    sums,
     swap_head,
     train,
     verify,
@@ -56,6 +57,7 @@ app.command("describe")(describe.describe)
 app.command("doctor")(doctor.doctor)
 app.command("demo")(demo.demo)
 app.add_typer(data.app, name="data")
+app.add_typer(sums.app, name="sums")
 app.add_typer(federation.app, name="federation")
 
 

@@ -18,7 +18,7 @@ from fedapt.cli.options import (
 )
 from fedapt.cli.show import console_reporter, percent, print_json, print_table
 from fedapt.core.errors import UsageError
-from fedapt.core.presets import PAPER
+from fedapt.core.presets import RECOMMENDED
 
 if TYPE_CHECKING:
     from fedapt.comparison.table import Row, Spread
@@ -52,7 +52,7 @@ def compare(
     pretrained: Annotated[str | None, setting_option("model.pretrained")] = None,
     rounds: Annotated[int | None, setting_option("train.rounds")] = None,
     override: OverrideOption = None,
-    preset: PresetOption = PAPER,
+    preset: PresetOption = RECOMMENDED,
     processes: Annotated[
         int, typer.Option(min=1, help="Processes that train side by side, each on one core.")
     ] = 1,

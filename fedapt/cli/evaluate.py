@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,21 +41,30 @@ def evaluate(
 
 
 def show_evaluation(evaluation: Evaluation, title: str) -> None:
-    """Two tables: accuracy per domain, and which key each domain's images took."""
-    routed = evaluation.routed
+    """Two tables: what was measured per domain, and which key each domain's images took."""
+    domains = evaluation.domains
+    columns: dict[str, Mapping[str, float]] = {
+        evaluation.title: {name: result.accuracy for name, result in domains.items()},
+        "zero-shot": {name: result.zero_shot for name, result in domains.items()},
+    }
+    if evaluation.calibration:  # none where other machines measured
+        columns["calibration error"] = evaluation.calibration
+    if evaluation.routed:
+        columns["routed to own"] = evaluation.routed
+    parts = {name: [name] if result.n else [] for name, result in domains.items()}
+    parts["mean"] = [name for name, result in domains.items() if result.n]
     rows = [
-        [name, *_percents(r.n, r.accuracy, r.zero_shot), str(r.n)]
-        + ([percent(routed[name]) if name in routed else ""] if routed else [])
-        for name, r in evaluation.domains.items()
+        [
+            row,
+            *(
+                _show_mean([shares[name] for name in names if name in shares], names)
+                for shares in columns.values()
+            ),
+            str(sum(domains[name].n for name in names)),
+        ]
+        for row, names in parts.items()
     ]
-    n_images = sum(r.n for r in evaluation.domains.values())
-    means = _percents(n_images, evaluation.mean, evaluation.zero_shot_mean)
-    mean = ["mean", *means, str(n_images)]
-    columns = ["domain", evaluation.title, "zero-shot", "images"]
-    if routed:
-        mean.append(percent(sum(routed.values()) / len(routed)))
-        columns.append("routed to own")
-    print_table(f"Accuracy, % ({title})", columns, [*rows, mean])
+    print_table(f"Accuracy, % ({title})", ["domain", *columns, "images"], rows)
     if not evaluation.routing:
         return
     keys = list(next(iter(evaluation.routing.values())))
@@ -66,6 +76,13 @@ def show_evaluation(evaluation: Evaluation, title: str) -> None:
             for name, shares in evaluation.routing.items()
         ],
     )
+
+
+def _show_mean(shares: list[float], tested: list[str]) -> str:
+    """A mean over domains; a dash without test images, nothing where the column says nothing."""
+    if not tested:
+        return "-"
+    return percent(sum(shares) / len(shares)) if shares else ""
 
 
 def _percents(n_images: int, *shares: float) -> list[str]:

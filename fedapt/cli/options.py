@@ -27,7 +27,7 @@ CheckpointArgument = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="Device: auto, cpu or cuda.")]
 PresetOption = Annotated[
-    str, typer.Option("--preset", help="Settings to start from: paper, or recommended.")
+    str, typer.Option("--preset", help="Settings to start from: recommended, or paper.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 OverrideOption = Annotated[

@@ -17,7 +17,7 @@ from fedapt.cli.options import (
     setting_option,
 )
 from fedapt.cli.show import console_reporter, print_json
-from fedapt.core.presets import PAPER
+from fedapt.core.presets import RECOMMENDED
 
 _RESUME = "`fedapt train --resume` continues"
 
@@ -44,7 +44,7 @@ def train(
         list[str] | None, typer.Option(help="Also log to tensorboard, mlflow or wandb.")
     ] = None,
     override: OverrideOption = None,
-    preset: PresetOption = PAPER,
+    preset: PresetOption = RECOMMENDED,
     engine: Annotated[
         str, typer.Option(help="Engine that runs the clients: local, or flower (simulation).")
     ] = "local",

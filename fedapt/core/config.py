@@ -1,6 +1,6 @@
 """A run's configuration: TOML and overrides -> settings, checked where they enter.
 
-Every setting has a default, the paper's where the paper has one. A file names only what it changes,
+Every setting has a default. A file names only what it changes,
 and `section.key=value` changes it once more; a name that does not exist is refused. The settings
 are declared in `fedapt.core.settings`; pydantic checks the values.
 """
@@ -19,7 +19,7 @@ import tomli_w
 from fedapt.core.declarations import declarations
 from fedapt.core.errors import ConfigError
 from fedapt.core.names import METHODS, is_path
-from fedapt.core.presets import PAPER, read_preset
+from fedapt.core.presets import RECOMMENDED, read_preset
 from fedapt.core.settings import (
     RENAMED,
     Config,
@@ -60,7 +60,7 @@ def read_config(
     path: Path | None,
     overrides: Sequence[str] = (),
     values: Mapping[str, Any] | None = None,
-    preset: str = PAPER,
+    preset: str = RECOMMENDED,
 ) -> Config:
     """Read a TOML file and apply overrides, then single values.
 

@@ -69,12 +69,13 @@ class PromptConfig(Strict):
     )
     temperature: float = setting(0.01, "temperature tau of the domain weights", 1e-6, 1e3)
     keys: Literal["uniform", "normal", "signs", "orthogonal"] = setting(
-        "uniform",
-        "how keys are drawn: uniform around 1/2, normal, random signs, or orthogonal to each other",
+        "normal",
+        "how keys are drawn: uniform around 1/2 (the paper), normal, random signs, or orthogonal to"
+        " each other",
     )
     key_std: float = setting(
         0.0,
-        "standard deviation of a key's values; 0 for that of uniform in [0, 1), 0.29",
+        "standard deviation of a key's values; 0 for 1, or 0.29 for uniform keys, that of [0, 1)",
         0.0,
         1e3,
     )
@@ -181,7 +182,7 @@ class FederationConfig(Strict):
 
 @dataclass(frozen=True)
 class TrainConfig(Strict):
-    """Federated training; the defaults are those of the paper's code."""
+    """Federated training; `--preset paper` has the settings of the paper's code."""
 
     method: str = setting(
         "fedapt", "the federated method; see `fedapt methods`", choices=tuple(METHODS)
@@ -195,9 +196,9 @@ class TrainConfig(Strict):
         0,
         1_000_000_000,
     )
-    lr: float = setting(0.01, "learning rate of SGD", 1e-9, 1e3)
+    lr: float = setting(0.3, "learning rate of SGD", 1e-9, 1e3)
     router_lr: float = setting(
-        0.0, "learning rate of the adaptive network; 0 for that of the rest", 0.0, 1e3
+        3.0, "learning rate of the adaptive network; 0 for that of the rest", 0.0, 1e3
     )
     schedule: Literal["constant", "cosine"] = setting(
         "constant", "schedule of the learning rate over the rounds"
@@ -233,7 +234,7 @@ class TrainConfig(Strict):
 
 @dataclass(frozen=True)
 class UnsupervisedConfig(Strict):
-    """The method `fedapt-unsupervised`; the defaults are those of the paper's code."""
+    """The method `fedapt-unsupervised`; these defaults are those of the paper's code."""
 
     warm_up_rounds: int = setting(10, "rounds on pseudo-labels of zero-shot CLIP", 0, _MILLION)
     confidence: float = setting(0.75, "minimum confidence of a pseudo-label that is used", 0.0, 1.0)

@@ -39,9 +39,10 @@ def draw_keys(
         known: the first of them, of a federation that others join.
         kind: `uniform` around 1/2, `normal` of mean 0, `signs`, either of two values, or
             `orthogonal`, normal keys made orthogonal to the ones before them.
-        std: standard deviation of a key's values; 0 for 1 / sqrt(12), that of uniform in [0, 1).
+        std: standard deviation of a key's values; 0 for that of the kind: 1 / sqrt(12) where
+            uniform, as in [0, 1), and 1 else.
     """
-    std = std or UNIFORM_STD
+    std = std or (UNIFORM_STD if kind == "uniform" else 1.0)
     keys: list[Tensor] = [] if known is None else [*known]
     for index in range(len(keys), n_keys):
         generator = torch.Generator().manual_seed(child_seed(seed, "key", index))

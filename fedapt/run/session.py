@@ -21,7 +21,7 @@ from fedapt.onnx.image_encoder import image_encoder
 from fedapt.run.aggregation import check_aggregation, check_privacy
 from fedapt.run.base_session import BaseSession, Images
 from fedapt.run.folder import RunFolder
-from fedapt.training.evaluate import Evaluation, evaluate, measure
+from fedapt.training.evaluate import Evaluation, evaluate, make_route, measure
 from fedapt.training.loop import Engine, Measured, Progress, run_rounds
 from fedapt.training.methods import Learned
 
@@ -112,7 +112,9 @@ class Session(BaseSession):
 
     def measure(self, learned: Learned) -> Measured:
         """Accuracy of every domain that has test or validation images."""
-        return measure(self.method.predictor(learned), self.domains, self.trained)
+        names = self.method.bank_names(self._key_names)
+        route = make_route(self.method, learned, names)
+        return measure(self.method.predictor(learned), self.domains, self.trained, route)
 
     def evaluate(self, progress: Progress) -> Evaluation:
         """Test accuracy with zero-shot CLIP and routing beside it."""
@@ -124,6 +126,7 @@ class Session(BaseSession):
             self.trained,
             self.method.bank_names(self._key_names),
             known=last.get("accuracy"),
+            calibration=last.get("calibration_error"),
         )
 
 

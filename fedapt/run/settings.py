@@ -10,7 +10,7 @@ from typing import Any
 from fedapt.core.config import Config, flatten, read_config
 from fedapt.core.errors import UsageError
 from fedapt.core.names import is_path
-from fedapt.core.presets import PAPER
+from fedapt.core.presets import RECOMMENDED
 from fedapt.data.hugging_face import is_split, write_table
 
 AnyPath = str | Path
@@ -24,7 +24,7 @@ def read_run_settings(
     data: Images | None,
     named: Mapping[str, Any],
     overrides: Sequence[str] = (),
-    preset: str = PAPER,
+    preset: str = RECOMMENDED,
 ) -> Config:
     """Settings of a run from all that may give them; later ones win.
 

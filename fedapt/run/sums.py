@@ -1,8 +1,8 @@
-"""Federations of sums, changed after their round: domains join and leave, classes are added.
+"""Federations of sums, changed after their round: domains join, domains or images leave.
 
 All that the method `adaptive-analytic` keeps are each domain's sums over its images, so that these
 are exact: the result is that of a federation which had been so from the start, and no other party
-has to do anything.
+has to do anything. A class that has no image yet is added in the same way.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 from fedapt.core.errors import CheckpointError, DataError
 from fedapt.model.checkpoint import Checkpoint
-from fedapt.model.ridge import CONSTANT
+from fedapt.model.ridge import CONSTANT, UNIT
 
 _METHOD = "adaptive-analytic"
 _GRAM, _TARGETS = "gram", "targets"
@@ -32,19 +32,14 @@ def join(federation: Checkpoint, other: Checkpoint) -> Checkpoint:
     for checkpoint in (federation, other):
         _check_method(checkpoint)
     mine, its = federation.info, other.info
-    both = sorted({*mine.domains} & {*its.domains})
-    for found, expected in (
-        (f"the CLIP {its.clip_sha256[:12]}", f"the CLIP {mine.clip_sha256[:12]}"),
-        (f"classes {', '.join(its.classes)}", f"classes {', '.join(mine.classes)}"),
-        (f"domains in both: {', '.join(both)}" if both else "", ""),
-    ):
-        if found != expected:
-            raise CheckpointError(
-                where="the checkpoint that joins",
-                found=found,
-                expected=expected or "domains that the federation does not have",
-                next_step="train it with the federation's CLIP and classes, on new domains",
-            )
+    _check_same(other, federation, "the checkpoint that joins")
+    if both := sorted({*mine.domains} & {*its.domains}):
+        raise CheckpointError(
+            where="the checkpoint that joins",
+            found=f"domains in both: {', '.join(both)}",
+            expected="domains that the federation does not have",
+            next_step="train it on new domains",
+        )
     n_domains = len(mine.domains)
     return Checkpoint(
         dataclasses.replace(
@@ -89,6 +84,42 @@ def leave(federation: Checkpoint, domain: str) -> Checkpoint:
     )
 
 
+def subtract(federation: Checkpoint, other: Checkpoint) -> Checkpoint:
+    """The federation without the images of another checkpoint, exactly but for rounding.
+
+    Args:
+        other: sums over images that are in the federation, each under the domain that it has there.
+
+    Raises:
+        CheckpointError: of another method, CLIP or classes, or with as many images of a domain as
+            the federation has, or more.
+    """
+    for checkpoint in (federation, other):
+        _check_method(checkpoint)
+    _check_same(other, federation, "the checkpoint that is subtracted")
+    has, goes = count_images(federation), count_images(other)
+    for domain, count in goes.items():
+        if count >= has.get(domain, 0):
+            raise CheckpointError(
+                where=f"domain {domain} of the checkpoint that is subtracted",
+                found=f"{count} images",
+                expected=f"fewer than the federation's {has.get(domain, 0)}",
+                next_step="let the domain leave as a whole, or check which images it was made of",
+            )
+    learned = {name: tensor.clone() for name, tensor in federation.learned.items()}
+    for index, domain in enumerate(other.info.keys):
+        row = federation.info.keys.index(domain)
+        for name in (_GRAM, _TARGETS):
+            learned[name][row] -= other.learned[name][index]
+    return Checkpoint(federation.info, learned)
+
+
+def count_images(checkpoint: Checkpoint) -> dict[str, int]:
+    """Training images behind each key's sums, in the order of the keys."""
+    counts = checkpoint.learned[_GRAM][:, -1].double() / CONSTANT**2 * UNIT
+    return dict(zip(checkpoint.info.keys, counts.round().int().tolist(), strict=True))
+
+
 def add_class(federation: Checkpoint, name: str) -> Checkpoint:
     """The federation with one more class, of which none of its images is.
 
@@ -127,3 +158,18 @@ def _check_method(checkpoint: Checkpoint) -> None:
             expected=f"{_METHOD}, which keeps each domain's sums",
             next_step=f"train {_METHOD}, or train the domains together again",
         )
+
+
+def _check_same(other: Checkpoint, federation: Checkpoint, where: str) -> None:
+    its, mine = other.info, federation.info
+    for found, expected in (
+        (f"the CLIP {its.clip_sha256[:12]}", f"the CLIP {mine.clip_sha256[:12]}"),
+        (f"classes {', '.join(its.classes)}", f"classes {', '.join(mine.classes)}"),
+    ):
+        if found != expected:
+            raise CheckpointError(
+                where=where,
+                found=found,
+                expected=expected,
+                next_step="train it with the federation's CLIP and classes",
+            )

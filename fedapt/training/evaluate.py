@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 
 from fedapt.core.report import Reporter
 from fedapt.data.domains import Domain, ImageSet
+from fedapt.training.calibration import calibration_error
 from fedapt.training.loop import Measured, mean
 from fedapt.training.methods.analytic import POOLED
 from fedapt.training.methods.base import Learned, Method, Predictor
@@ -44,12 +45,15 @@ class Evaluation:
         routing: domain -> key -> share of the domain's images whose largest weight is that key's;
             empty for a method without keys.
         prompts: `banks` (mixed text banks, what the fused graph computes) or `exact`.
+        calibration: expected calibration error of each domain that has test images, see
+            `fedapt.training.calibration`.
     """
 
     title: str
     domains: dict[str, DomainResult]
     routing: dict[str, dict[str, float]]
     prompts: str = "banks"
+    calibration: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def routed(self) -> dict[str, float]:
@@ -57,11 +61,7 @@ class Evaluation:
 
         Of the images that any domain's key takes: a pooled bank takes some for no domain.
         """
-        return {
-            name: share_routed(name, shares)
-            for name, shares in self.routing.items()
-            if any(name in name_owners(key) for key in shares) and self.domains[name].n
-        }
+        return find_routed({n: s for n, s in self.routing.items() if self.domains[n].n})
 
     @property
     def mean(self) -> float:
@@ -88,6 +88,7 @@ class Evaluation:
             "routing": self.routing,
             "routed": self.routed,
             "prompts": self.prompts,
+            "calibration_error": dict(self.calibration),
         }
 
 
@@ -109,6 +110,15 @@ def tell_low_routing(evaluation: Evaluation, reporter: Reporter) -> None:
         " `routed_to` does not say which domain an image is of. Raise train.router_lr or"
         " train.rounds, or train adaptive-analytic, whose router is solved instead of trained"
     )
+
+
+def find_routed(routing: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Of each domain that has a key, the share of its images that its own keys take."""
+    return {
+        name: share_routed(name, shares)
+        for name, shares in routing.items()
+        if any(name in name_owners(key) for key in shares)
+    }
 
 
 def share_routed(domain: str, shares: Mapping[str, float]) -> float:
@@ -135,30 +145,77 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
     return float((logits.argmax(-1) == labels).double().mean()) if len(labels) else 0.0
 
 
-def measure(predict: Predictor, domains: Sequence[Domain], trained: Sequence[str]) -> Measured:
+def measure(
+    predict: Predictor,
+    domains: Sequence[Domain],
+    trained: Sequence[str],
+    route: Route | None = None,
+) -> Measured:
     """Test and validation accuracy of each domain that has such images.
 
     Args:
         trained: domains that have clients, in the order of their indices.
+        route: what it says of the routing is measured on test images.
     """
     test = {d.name: d.test for d in domains}
     # a domain that was left out has no say in the choice of a round
     validation = {d.name: d.validation for d in domains if d.name in trained}
+    logits = _predict(predict, test, trained)
     return Measured(
-        _share_right(predict, test, trained), _share_right(predict, validation, trained)
+        _share_right(logits),
+        _share_right(_predict(predict, validation, trained)),
+        routed=find_routed(_find_routing(route, test)) if route else {},
+        calibration=_find_calibration(logits),
     )
 
 
-def _share_right(
+# (features float32 [n, D]) -> share of them that each key takes, by name; empty without keys
+Route = Callable[[Tensor], dict[str, float]]
+
+
+def make_route(method: Method, learned: Learned, key_names: Sequence[str]) -> Route:
+    """How a method routes images, by what each key stands for."""
+
+    def route(features: Tensor) -> dict[str, float]:
+        weights = method.routing(learned, features)
+        if weights is None:
+            return {}
+        routed = torch.bincount(weights.argmax(-1), minlength=len(key_names))
+        shares = (routed / max(1, len(features))).tolist()
+        return dict(zip(key_names, shares, strict=True))
+
+    return route
+
+
+def _find_routing(route: Route, parts: Mapping[str, ImageSet]) -> dict[str, dict[str, float]]:
+    shares = {name: route(part.load().features) for name, part in parts.items() if len(part)}
+    return {name: found for name, found in shares.items() if found}
+
+
+def _predict(
     predict: Predictor, parts: Mapping[str, ImageSet], trained: Sequence[str]
-) -> dict[str, float]:
-    shares = {}
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Logits and labels of each domain that has images."""
+    found = {}
     for name, images in parts.items():
         if len(images):
             loaded = images.load()
             logits = predict(loaded, trained.index(name) if name in trained else None)
-            shares[name] = accuracy(logits, loaded.labels)
-    return shares
+            found[name] = logits, loaded.labels
+    return found
+
+
+def _share_right(predicted: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
+    return {name: accuracy(*pair) for name, pair in predicted.items()}
+
+
+def _find_calibration(predicted: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """Of several models' logits, the mean of their errors."""
+    errors = {}
+    for name, (logits, labels) in predicted.items():
+        models = logits if logits.dim() == 3 else logits.unsqueeze(0)
+        errors[name] = mean({str(i): calibration_error(m, labels) for i, m in enumerate(models)})
+    return errors
 
 
 def evaluate(
@@ -170,6 +227,7 @@ def evaluate(
     *,
     predict: Predictor | None = None,
     known: Mapping[str, float] | None = None,
+    calibration: Mapping[str, float] | None = None,
 ) -> Evaluation:
     """Measure the global model on every domain's test images.
 
@@ -177,11 +235,13 @@ def evaluate(
         trained: domains that have clients, in the order of their indices.
         key_names: what each key stands for, in order.
         predict: instead of the method's own predictor, such as exact prompts.
-        known: test accuracies that were measured before.
+        known: test accuracies that were measured before, with their `calibration`.
     """
     if known is None:
         test = {domain.name: domain.test for domain in domains}
-        known = _share_right(predict or method.predictor(learned), test, trained)
+        logits = _predict(predict or method.predictor(learned), test, trained)
+        known, calibration = _share_right(logits), _find_calibration(logits)
+    route = make_route(method, learned, key_names)
     zero_shot = method.setting.zero_shot
     results, routing = {}, {}
     for domain in domains:
@@ -192,9 +252,7 @@ def evaluate(
             zero_shot=accuracy(unit @ zero_shot.T, images.labels),
             n=len(images),
         )
-        weights = method.routing(learned, images.features)
-        if weights is not None:
-            routed = torch.bincount(weights.argmax(-1), minlength=len(key_names))
-            shares = (routed / max(1, len(images))).tolist()
-            routing[domain.name] = dict(zip(key_names, shares, strict=True))
-    return Evaluation(method.title, results, routing, "exact" if predict else "banks")
+        if shares := route(images.features):
+            routing[domain.name] = shares
+    prompts = "exact" if predict else "banks"
+    return Evaluation(method.title, results, routing, prompts, calibration or {})

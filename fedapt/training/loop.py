@@ -90,12 +90,17 @@ class Measured:
     Attributes:
         n_bytes: to nodes that measure and back.
         refused: client -> why its report was not used.
+        routed: share of each trained domain's test images that are routed to it, of a method with
+            keys whose images are here.
+        calibration: expected calibration error of each domain's test images, where they are here.
     """
 
     test: dict[str, float]
     validation: dict[str, float]
     n_bytes: int = 0
     refused: Mapping[str, str] = field(default_factory=dict)
+    routed: Mapping[str, float] = field(default_factory=dict)
+    calibration: Mapping[str, float] = field(default_factory=dict)
 
     def to_record(self) -> dict[str, Any]:
         """The fields of a record."""
@@ -104,6 +109,10 @@ class Measured:
             fields |= {"validation": self.validation, "mean_validation": mean(self.validation)}
         if self.n_bytes:
             fields["evaluation_bytes"] = self.n_bytes
+        if self.routed:
+            fields["routed"] = dict(self.routed)
+        if self.calibration:
+            fields["calibration_error"] = dict(self.calibration)
         return fields
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedapt.core.config import Config, PromptConfig
+from fedapt.core.config import read_config
 from fedapt.data.domains import ImageSet, ImageTable, Labelled
 from fedapt.data.partition import Client
 from fedapt.model.backbone import Backbone
@@ -80,11 +80,14 @@ class Golden:
         n_each = n_batches * n_images
         table = ImageTable((), self.features.flatten(0, 2), self["labels"].flatten())
         rows = torch.arange(n_clients * n_each).split(n_each)
-        # lr 0.01, momentum 0.9 and weight decay 1e-5 are the defaults
         length = int(self._file["n_ctx"])
         return FedAPT(
             Setting(
-                config=Config(prompt=PromptConfig(context_length=length, temperature=temperature)),
+                config=read_config(
+                    None,
+                    values={"prompt.context_length": length, "prompt.temperature": temperature},
+                    preset="paper",
+                ),
                 backbone=Backbone(
                     name="golden",
                     pretrained="",

@@ -43,6 +43,7 @@ from fedapt_runtime.machine import usable_cores
 from fedapt_runtime.pipeline import decode_ahead
 
 ROUNDS, IMAGES_PER_ROUND, BATCH_SIZE = 5, 32, 32
+LR = 0.01  # larger steps break pretrained weights
 _TOWER = "clip.visual."
 
 
@@ -59,7 +60,7 @@ class FullFineTuning(Method):
 
     @classmethod
     def resolve(cls, config: Config) -> Config:
-        """Few images and rounds, and batches that fit into memory with all activations."""
+        """Few images and rounds, small steps, and batches that fit into memory with activations."""
         train = config.train
         # a resumed run brings what was resolved before
         limited = train.images_per_round in (0, IMAGES_PER_ROUND)
@@ -67,6 +68,7 @@ class FullFineTuning(Method):
             config,
             rounds=min(train.rounds, ROUNDS) if limited else train.rounds,
             images_per_round=train.images_per_round or IMAGES_PER_ROUND,
+            lr=min(train.lr, LR),
             batch_size=min(train.batch_size, BATCH_SIZE),
         )
 

@@ -36,6 +36,7 @@ from fedapt.training.methods.base import (
 from fedapt.training.methods.fedapt import FedAPT
 
 CONTEXT_LENGTH = 16
+LR = 0.1  # the largest that was measured, in benchmarks/unsupervised.py
 ROUNDS, ROUNDS_OF_MANY_CLIENTS = 4, 20
 _BLOCK = 1024  # rows of a similarity matrix at a time
 
@@ -52,12 +53,13 @@ class UnsupervisedFedAPT(FedAPT):
 
     @classmethod
     def resolve(cls, config: Config) -> Config:
-        """A shared context of 16, and the paper's rounds where the run has as many."""
+        """A shared context of 16, the paper's rounds, and at most the rate that was measured."""
         several = config.federation.clients_per_domain > 1
         most = config.unsupervised.warm_up_rounds + (ROUNDS_OF_MANY_CLIENTS if several else ROUNDS)
         length = min(config.prompt.context_length, CONTEXT_LENGTH)
         config = replace_prompt(config, class_specific=False, context_length=length)
-        return replace_train(config, rounds=min(config.train.rounds, most))
+        train = config.train
+        return replace_train(config, rounds=min(train.rounds, most), lr=min(train.lr, LR))
 
     def objective(self, start: Learned, client: Client, round_number: int) -> Objective:
         """The loss of the warm-up, or of the rounds behind it."""

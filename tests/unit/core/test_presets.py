@@ -11,31 +11,35 @@ from fedapt.core.errors import ConfigError
 from fedapt.core.presets import PRESETS
 
 
-def test_the_papers_settings_are_the_defaults() -> None:
-    assert read_config(None) == read_config(None, preset="paper") == Config()
+def test_the_recommended_settings_are_the_defaults() -> None:
+    assert read_config(None) == read_config(None, preset="recommended") == Config()
+    found = Config()
+    assert (found.prompt.keys, found.train.lr, found.train.router_lr) == ("normal", 0.3, 3.0)
 
 
 def test_a_preset_changes_what_it_names_and_nothing_else() -> None:
-    before, after = flatten(Config()), flatten(read_config(None, preset="recommended"))
+    before, after = flatten(Config()), flatten(read_config(None, preset="paper"))
     changed = {name: value for name, value in after.items() if value != before[name]}
-    assert changed == dict(PRESETS["recommended"])
-    assert changed["train.lr"] == 0.3
-    assert (changed["prompt.keys"], changed["prompt.key_std"]) == ("normal", 1.0)
+    assert changed == dict(PRESETS["paper"])
+    # section "Settings of the paper's code": one rate for all, keys in [0, 1)
+    assert changed == {"prompt.keys": "uniform", "train.lr": 0.01, "train.router_lr": 0.0}
 
 
 def test_a_file_and_overrides_change_a_preset(tmp_path: Path) -> None:
     path = tmp_path / "settings.toml"
     path.write_text("[train]\nlr = 0.5\n")
-    found = read_config(path, ["prompt.key_std=2"], {"train.router_lr": 0.7}, "recommended")
+    found = read_config(path, ["prompt.key_std=2"], {"train.router_lr": 0.7}, "paper")
     assert (found.train.lr, found.prompt.key_std, found.train.router_lr) == (0.5, 2.0, 0.7)
-    assert found.prompt.keys == "normal"
+    assert found.prompt.keys == "uniform"
     # a run's own file names everything, so that no preset reaches it
     path.write_text(config_to_toml(Config()))
-    assert read_config(path, preset="recommended") == Config()
+    assert read_config(path, preset="paper") == Config()
 
 
 def test_an_unknown_preset_is_refused() -> None:
-    with pytest.raises(ConfigError, match="the preset: found 'papr'; expected one of paper, reco"):
+    with pytest.raises(
+        ConfigError, match="the preset: found 'papr'; expected one of recommended, paper"
+    ):
         read_config(None, preset="papr")
 
 
@@ -43,4 +47,4 @@ def test_what_is_no_table_is_refused_with_a_preset_too(tmp_path: Path) -> None:
     path = tmp_path / "settings.toml"
     path.write_text("train = 3\n")
     with pytest.raises(ConfigError, match="train = 3"):
-        read_config(path, preset="recommended")
+        read_config(path, preset="paper")

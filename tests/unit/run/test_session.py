@@ -96,7 +96,7 @@ def test_what_is_learned_reaches_the_checkpoint(open_session: Any, tmp_path: Pat
     for name, tensor in checkpoint.tensors.items():
         assert torch.equal(again.tensors[name], tensor)
     assert checkpoint.keys is not None
-    assert torch.equal(checkpoint.keys, draw_keys(3, M, W, 3))
+    assert torch.equal(checkpoint.keys, draw_keys(3, M, W, 3, "normal"))
     assert run(open_session(train__method="promptfl")).keys is None
 
 
@@ -194,7 +194,7 @@ def test_a_federation_of_one_joined_by_another(open_session: Any, class_specific
     keys = session.method.frozen()["keys"]
     assert first.keys is not None
     assert torch.equal(keys[:1], first.keys)
-    assert torch.equal(keys[1], draw_keys(2, M, W, 2)[1])  # drawn anew
+    assert torch.equal(keys[1], draw_keys(2, M, W, 2, "normal")[1])  # drawn anew
     assert torch.equal(begun.learned["meta_prompt"], first.learned["meta_prompt"])
     network = begun.learned["adaptive_network"]
     assert list(network.shape) == [2, W]
@@ -355,5 +355,5 @@ def test_a_checkpoint_brings_its_keys(
     assert seen.keys() == checkpoint.tensors.keys()
     for name, tensor in checkpoint.tensors.items():
         assert torch.equal(seen[name], tensor)
-    assert not torch.equal(seen["keys"], draw_keys(3, M, W, 2))
+    assert not torch.equal(seen["keys"], draw_keys(3, M, W, 2, "normal"))
     assert {name: result.n for name, result in found.domains.items()} == dict.fromkeys(NAMES, 3)

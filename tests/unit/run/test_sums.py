@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from fedapt.cli.app import main
 from fedapt.core.config import read_config
 from fedapt.core.errors import CheckpointError, DataError
 from fedapt.core.report import Reporter
 from fedapt.model.checkpoint import Checkpoint, load_checkpoint
-from fedapt.run.sums import add_class, join, leave
+from fedapt.run.sums import add_class, count_images, join, leave, subtract
 from fedapt.run.train import train
 
 Train = Callable[..., Checkpoint]
@@ -63,6 +65,53 @@ def test_a_domain_joins(train_on: Train, both: Checkpoint) -> None:
 def test_a_domain_leaves_and_nothing_of_it_is_left(train_on: Train, both: Checkpoint) -> None:
     assert_same(leave(both, "photo"), train_on("sketch"))
     assert_same(leave(both, "sketch"), train_on("photo"))
+
+
+def test_images_leave_a_domain_that_keeps_others(train_on: Train, both: Checkpoint) -> None:
+    total = train_on("photo", "sketch")
+    part = leave(total, "sketch")
+    # a party of its own that held a quarter of the domain's images, by linearity of sums
+    quarter = Checkpoint(part.info, {name: t / 4 for name, t in part.learned.items()})
+    found = subtract(total, quarter)
+    assert count_images(total) == {"photo": 24, "sketch": 24}
+    assert count_images(found) == {"photo": 18, "sketch": 24}
+    for name, tensor in found.learned.items():
+        torch.testing.assert_close(tensor[0], both.learned[name][0] * 0.75, rtol=1e-6, atol=1e-7)
+        assert torch.equal(tensor[1], both.learned[name][1])
+
+
+def test_more_images_than_there_are_cannot_leave(train_on: Train, both: Checkpoint) -> None:
+    with pytest.raises(CheckpointError, match=r"domain photo .*found 24 images; expected fewer th"):
+        subtract(both, train_on("photo"))
+    with pytest.raises(CheckpointError, match=r"domain sketch .*expected fewer than the fe"):
+        subtract(train_on("photo"), train_on("sketch"))
+    with pytest.raises(CheckpointError, match="that is subtracted: found classes blue disc, red s"):
+        subtract(both, train_on("sketch", leave_out="stripes"))
+
+
+def test_the_commands(
+    train_on: Train, both: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {name: str(tmp_path / f"{name}.safetensors") for name in ("both", "photo", "sketch")}
+    both.save(Path(files["both"]))
+    for name in ("photo", "sketch"):
+        train_on(name).save(Path(files[name]))
+    out = tmp_path / "out.safetensors"
+    capsys.readouterr()
+
+    def sums(*arguments: str) -> Checkpoint:
+        assert main(["sums", *arguments, "--out", str(out)]) == 0
+        return load_checkpoint(out)
+
+    assert_same(sums("join", files["photo"], files["sketch"]), both)
+    assert "training images" in capsys.readouterr().out
+    assert_same(sums("leave", files["both"], "photo", "--json"), train_on("sketch"))
+    assert json.loads(capsys.readouterr().out)["images"] == {"sketch": 24}
+    assert sums("add-class", files["both"], "star").info.classes[-1] == "star"
+    before = out.read_bytes()
+    assert main(["sums", "subtract", files["both"], files["photo"], "--out", str(out)]) == 4
+    assert "let the domain leave as a whole" in capsys.readouterr().err
+    assert out.read_bytes() == before
 
 
 def test_a_class_is_added_without_an_image(train_on: Train, tmp_path: Path) -> None:

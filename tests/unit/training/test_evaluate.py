@@ -19,6 +19,7 @@ from fedapt.training.evaluate import (
     DomainResult,
     Evaluation,
     accuracy,
+    make_route,
     measure,
     tell_low_routing,
 )
@@ -254,8 +255,39 @@ def test_an_evaluation_is_json() -> None:
         "routing": {"photo": {"p": 0.75, "s": 0.25}},
         "routed": {},
         "prompts": "banks",
+        "calibration_error": {"photo": pytest.approx(found.calibration["photo"])},
     }
     assert isinstance(found, Evaluation)
+
+
+def test_the_calibration_error_of_test_images_by_hand() -> None:
+    # equal logits of two classes: confidence 0.5; the first class is taken
+    def undecided(images: Labelled, index: int | None) -> Tensor:
+        return torch.zeros(len(images), 2)
+
+    found = measure(undecided, [PHOTO, SKETCH], ["photo", "sketch"])
+    # photo has two images of class 0 in four, less one: |3/4 - 1/2|; sketch none of two
+    assert found.calibration == {"photo": pytest.approx(0.25), "sketch": pytest.approx(0.5)}
+    assert found.routed == {}
+    assert found.to_record()["calibration_error"] == found.calibration
+
+    def several(images: Labelled, index: int | None) -> Tensor:
+        sure = torch.tensor([[99.0, 0.0]]).expand(len(images), -1)  # wrong of sketch: error 1
+        return torch.stack([torch.zeros(len(images), 2), sure])
+
+    assert measure(several, [SKETCH], ["sketch"]).calibration["sketch"] == pytest.approx(0.75)
+
+
+def test_a_rounds_routing_is_recorded() -> None:
+    def predict(images: Labelled, index: int | None) -> Tensor:
+        return torch.zeros(len(images), 2)
+
+    route = make_route(FedAPT(make_setting()), LEARNED, ["photo", "sketch"])
+    found = measure(predict, [PHOTO, SKETCH], ["photo", "sketch"], route)
+    assert found.routed == {"photo": 0.75, "sketch": 1.0}
+    assert found.to_record()["routed"] == found.routed
+    no_keys = make_route(ZeroShot(make_setting()), {}, [])
+    assert "routed" not in measure(predict, [PHOTO], ["photo"], no_keys).to_record()
 
 
 # routing as a figure

@@ -125,10 +125,10 @@ def test_the_start(settings: dict[str, Any]) -> None:
 def test_the_keys_are_frozen_and_of_the_seed() -> None:
     method = FedAPT(make_setting(settings={"train.seed": 5}))
     keys = method.frozen()["keys"]
-    assert torch.equal(keys, draw_keys(2, M, W, 5))
+    assert torch.equal(keys, draw_keys(2, M, W, 5, "normal"))
     assert method.frozen().keys() == {"keys"}
     one_round(method, begun({}))
-    assert torch.equal(method.frozen()["keys"], draw_keys(2, M, W, 5))
+    assert torch.equal(method.frozen()["keys"], draw_keys(2, M, W, 5, "normal"))
 
 
 @pytest.mark.parametrize("weighting", ["uniform", "samples"])
