@@ -12,6 +12,8 @@ METHODS = {
     "local": "fedapt.training.methods.local:Local",
     "promptfl": "fedapt.training.methods.promptfl:PromptFL",
     "adapt": "fedapt.training.methods.adapt:Adapt",
+    "diprompt": "fedapt.training.methods.diprompt:DiPrompt",
+    "fedtpg": "fedapt.training.methods.fedtpg:FedTPG",
     "cocoop": "fedapt.training.methods.cocoop:CoCoOp",
     "fedclip": "fedapt.training.methods.fedclip:FedCLIP",
     "linear-probe": "fedapt.training.methods.linear_probe:LinearProbe",

@@ -34,6 +34,7 @@ NAMES = ("blue disc", "red square", "stripes")
 SETTINGS: dict[str, Any] = {
     "train.rounds": 1,
     "train.lr": 0.1,
+    "train.router_lr": 0.0,  # one rate for all that is learned, as by hand
     "train.momentum": 0.9,
     "train.weight_decay": 0.05,
     "train.local_epochs": 2,  # two steps of all images: momentum counts, and their order does not

@@ -23,7 +23,7 @@ def test_the_pages_in_docs_are_up_to_date(tmp_path: Path) -> None:
 
 def test_every_setting_has_a_row_with_its_default_values_and_meaning() -> None:
     rows = to_markdown().splitlines()
-    assert "| `lr` | `0.01` | a number from 1e-9 to 1 000 | learning rate of SGD |" in rows
+    assert "| `lr` | `0.3` | a number from 1e-9 to 1 000 | learning rate of SGD |" in rows
     assert "| `secure_threshold` | `2/3` | a number from 0.5 to 1 |" in to_markdown()
     known = declarations(Config)
     assert list(known) == list(flatten(Config()))

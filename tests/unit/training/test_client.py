@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from fedapt.core.config import Config, TrainConfig
+from fedapt.core.config import Config, TrainConfig, read_config
 from fedapt.core.errors import FederationError
 from fedapt.data.domains import ImageSet, ImageTable, Labelled
 from fedapt.data.partition import Client
@@ -67,7 +67,8 @@ def objective(domain: int = 1, keys: Tensor = KEYS) -> Objective:
 def train(
     start: Learned, batches: list[Labelled], domain: int = 1, keys: Tensor = KEYS, **config: Any
 ) -> ClientUpdate:
-    return train_client(objective(domain, keys), start, batches, TrainConfig(**config))
+    settings = TrainConfig(**{"router_lr": 0.0} | config)  # one rate for all, as by hand
+    return train_client(objective(domain, keys), start, batches, settings)
 
 
 def softmax(z: Array) -> Array:
@@ -180,8 +181,8 @@ def test_three_steps_with_momentum_and_weight_decay(momentum: float, weight_deca
     assert np.abs(found.learned[META_PROMPT].numpy() - plain).max() > 1e-3  # both options matter
 
 
-def test_the_settings_of_the_paper_are_used_by_default() -> None:
-    found = train(START, BATCHES)
+def test_the_settings_of_the_paper() -> None:
+    found = train_client(objective(), START, BATCHES, read_config(None, preset="paper").train)
     context, network, _ = sgd_by_hand(
         BATCHES, TrainConfig(lr=0.01, momentum=0.9, weight_decay=1e-5)
     )
@@ -281,7 +282,7 @@ def test_a_constant_rate_is_constant() -> None:
 
 
 def test_a_round_steps_with_its_own_rate() -> None:
-    cosine = TrainConfig(schedule="cosine", lr=0.8, rounds=4)
+    cosine = TrainConfig(schedule="cosine", lr=0.8, rounds=4, router_lr=0.0)
     for number, lr in ((0, 0.8), (2, 0.4)):
         found = train_client(objective(), START, BATCHES, cosine, round_number=number)
         expected = train(START, BATCHES, lr=lr)
