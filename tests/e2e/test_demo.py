@@ -40,7 +40,7 @@ def test_the_page_needs_nothing_else(demo: Path) -> None:
     assert all(link.startswith(("data:image/png;base64,", "#")) for link in links)
     assert "<script" not in page
     assert page.count("<svg") == 3
-    assert page.count("<figure") == 4 * 10
+    assert page.count("<figure") == 4 * 7
     for domain in ("twemoji", "openmoji", "openmoji_line", "noto"):
         assert domain in page
 
