@@ -167,7 +167,7 @@ def test_an_empty_folder_is_filled(tmp_path: Path, few_emoji: list[Emoji]) -> No
     out = tmp_path / "empty"
     out.mkdir()
     build_emoji_set(out, Reporter())
-    assert len(list(out.glob("twemoji/*/*.png"))) == len(few_emoji) == 20
+    assert len(list(out.glob("twemoji/*/*.png"))) == len(few_emoji) == 14
 
 
 @pytest.mark.usefixtures("few_emoji")
