@@ -219,11 +219,29 @@ class Classifier:
     ) -> list[Prediction]:
         """One prediction for each decoded image of one batch, in order; see `stream`."""
         pixels = [d.pixels for d in batch if d.pixels is not None]
-        rows: Iterator[Prediction] = iter(())
+        outputs = None
         if pixels:
-            images = np.stack(pixels) if resizer is None else resizer.run(pixels)
+            outputs = self._backend.run(
+                np.stack(pixels) if resizer is None else resizer.run(pixels)
+            )
+        return self.predict(batch, outputs, top_k, flag_unknown)
+
+    def predict(
+        self,
+        batch: Sequence[Decoded],
+        outputs: Outputs | None,
+        top_k: int = 5,
+        flag_unknown: bool = False,
+    ) -> list[Prediction]:
+        """One prediction for each decoded image, in order, from what the graph said of them.
+
+        Args:
+            outputs: a row for each image that could be read; None where none could.
+        """
+        rows: Iterator[Prediction] = iter(())
+        if outputs is not None:
             names = [d.name for d in batch if d.pixels is not None]
-            rows = self._predict(names, self._backend.run(images), top_k, flag_unknown)
+            rows = self._predict(names, outputs, top_k, flag_unknown)
         return [
             Prediction(path=item.name, error=str(item.error)) if item.pixels is None else next(rows)
             for item in batch

@@ -38,6 +38,7 @@ from fedapt_runtime.onnx_file import check_content
 from fedapt_runtime.output import check_output
 from fedapt_runtime.pipeline import Image
 from fedapt_runtime.printable import printable, printable_json
+from fedapt_runtime.serve.command import add_serve
 from fedapt_runtime.sources import count_images, find_images
 from fedapt_runtime.streams import fail_stdout, open_standard_streams
 
@@ -171,6 +172,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("--json", action="store_true", help="print the figures as JSON")
     bench.set_defaults(run=run_bench)
+
+    add_serve(commands)
 
     check = commands.add_parser(
         "check", help="compare a TensorRT engine with the model that it was built from"

@@ -7,6 +7,7 @@
        |- ImageError            one image cannot be read; becomes a row, never stops a batch
        |- InputError            nothing to classify, or an array of the wrong shape
        |- OutputError           predictions cannot be written
+       |- RequestError          the service refuses a request, with an HTTP status
        `- MissingDependency     exit 9: a package has to be installed
 
 The command lines alone turn an error into an exit code.
@@ -84,6 +85,24 @@ class InputError(RuntimeFailure):
 
 class OutputError(RuntimeFailure):
     """The predictions cannot be written."""
+
+
+class RequestError(RuntimeFailure):
+    """A request that the service refuses.
+
+    Args:
+        status: the HTTP status of the answer.
+        retry_after_s: when the same request may succeed; None where it never will.
+        fields: the four parts, see `ReportedError`.
+    """
+
+    def __init__(self, status: int, *, retry_after_s: int | None = None, **fields: Any) -> None:
+        super().__init__(**fields)
+        self.status, self.retry_after_s = status, retry_after_s
+
+    def __reduce__(self) -> tuple[object, ...]:
+        names = ("status", "retry_after_s", "where", "found", "expected", "next_step", "shareable")
+        return _rebuild, (type(self), {name: getattr(self, name) for name in names})
 
 
 class MissingDependency(RuntimeFailure):

@@ -99,8 +99,6 @@ class HeadFile:
 def read_head(path: str | Path) -> HeadFile:
     """Read and check a head file that `fedapt export --head-only` wrote.
 
-    The safetensors format is a length, a JSON header and raw bytes; reading it takes no package.
-
     Raises:
         ModelFileError: missing, damaged, or not a head.
     """
@@ -110,28 +108,43 @@ def read_head(path: str | Path) -> HeadFile:
         if size > _MAX_BYTES:
             raise _refuse(path, f"a file of {size:,} bytes")
         data = path.read_bytes()
+    except OSError as error:
+        raise _refuse(path, error.strerror or str(error)) from error
+    return parse_head(data, path)
+
+
+def parse_head(data: bytes, where: object) -> HeadFile:
+    """Check the bytes of a head file.
+
+    The safetensors format is a length, a JSON header and raw bytes; reading it takes no package.
+
+    Args:
+        where: the file, for messages.
+
+    Raises:
+        ModelFileError: damaged, or not a head.
+    """
+    try:
         header_bytes = int.from_bytes(data[:8], "little")
         if not 2 <= header_bytes <= min(_MAX_HEADER_BYTES, len(data) - 8):
-            raise _refuse(path, "no safetensors header")
+            raise _refuse(where, "no safetensors header")
         header: dict[str, Any] = json.loads(data[8 : 8 + header_bytes])
         manifest = header.pop("__metadata__", {}).get(METADATA_KEY)
         body = memoryview(data)[8 + header_bytes :]
         tensors = {name: _read_tensor(body, entry) for name, entry in header.items()}
-    except OSError as error:
-        raise _refuse(path, error.strerror or str(error)) from error
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise _refuse(path, f"a damaged file ({type(error).__name__}: {error})") from error
+        raise _refuse(where, f"a damaged file ({type(error).__name__}: {error})") from error
     if manifest is not None and "text_banks" not in tensors:
         raise ModelFileError(
-            where=path,
+            where=where,
             found="a checkpoint",
             expected="a head written by `fedapt export --head-only`",
-            next_step=f"write its head: fedapt export {path} --head-only --out head.safetensors",
+            next_step=f"write its head: fedapt export {where} --head-only --out head.safetensors",
         )
-    head = HeadFile(parse_manifest(manifest, path), tensors)
-    _check_shapes(path, head)
+    head = HeadFile(parse_manifest(manifest, where), tensors)
+    _check_shapes(where, head)
     if damage := find_damage(manifest, list_content(tensors)):
-        raise _refuse(path, damage)
+        raise _refuse(where, damage)
     return head
 
 
@@ -147,7 +160,7 @@ def _read_tensor(body: memoryview, entry: dict[str, Any]) -> NDArray[np.float32]
     return np.frombuffer(body[begin:end], dtype="<f4").reshape(shape)
 
 
-def _check_shapes(path: Path, head: HeadFile) -> None:
+def _check_shapes(where: object, head: HeadFile) -> None:
     n_classes, n_domains = len(head.manifest.classes), len(head.manifest.domains)
     found = {name: list(tensor.shape) for name, tensor in head.tensors.items()}
     width = found.get("adaptive_network", [0])[0]
@@ -163,14 +176,14 @@ def _check_shapes(path: Path, head: HeadFile) -> None:
         "logit_scale": [],
     }
     if found != expected:
-        raise _refuse(path, f"tensors {found} for {n_classes} classes and {n_domains} domains")
+        raise _refuse(where, f"tensors {found} for {n_classes} classes and {n_domains} domains")
     if not all(np.isfinite(tensor).all() for tensor in head.tensors.values()):
-        raise _refuse(path, "tensors with NaN or infinity")
+        raise _refuse(where, "tensors with NaN or infinity")
 
 
-def _refuse(path: Path, found: str) -> ModelFileError:
+def _refuse(where: object, found: str) -> ModelFileError:
     return ModelFileError(
-        where=path,
+        where=where,
         found=found,
         expected="a head written by `fedapt export --head-only`",
         next_step="check the path, or export the head again",

@@ -134,6 +134,7 @@ class Preprocessing:
         *,
         fast: bool = False,
         resize: bool = True,
+        max_pixels: int = MAX_PIXELS,
     ) -> NDArray[np.uint8]:
         """Read one image: uint8 [height, width, 3], RGB.
 
@@ -145,19 +146,20 @@ class Preprocessing:
             resize: False leaves an RGB or grey image of up to `MAX_CANVAS` pixels a side as it is,
                 for `device_resize`, after a larger JPEG was decoded as if `fast`; others are
                 resized and cropped here.
+            max_pixels: of the image, and of the image resized; no more than `MAX_PIXELS`.
 
         Raises:
             ImageError: missing, unreadable, too large, truncated, or not an image.
         """
         where = name if name is not None else source
         if isinstance(source, Image.Image):
-            _check_pixels(source.size, self, where)
+            _check_pixels(source.size, self, where, max_pixels)
             return self._finish(self._to_8_bits(source, where), resize)
         try:
             if isinstance(source, str | os.PathLike):
                 _check_file(Path(source))
             with _SILENT_PILLOW, _open(source) as image:
-                _check_pixels(image.size, self, where)
+                _check_pixels(image.size, self, where, max_pixels)
                 if fast or not (resize or max(image.size) <= MAX_CANVAS):
                     # a JPEG decoder scales for nothing; others ignore it
                     image.draft(image.mode, self._min_size(image.size))
@@ -266,12 +268,14 @@ def _check_file(path: Path) -> None:
         raise _unreadable(path, f"a file of {size:,} bytes, over the limit of {MAX_FILE_BYTES:,}")
 
 
-def _check_pixels(size: tuple[int, int], preprocessing: Preprocessing, where: object) -> None:
+def _check_pixels(
+    size: tuple[int, int], preprocessing: Preprocessing, where: object, max_pixels: int
+) -> None:
     width, height = size
     scale = 1.0
     if preprocessing.resize_mode == "shortest":  # a sliver grows: 1 x 9 000 becomes 224 x 2 016 000
         scale = max(1.0, max(preprocessing.size) / min(width, height))
-    if width * height * scale * scale > MAX_PIXELS:
+    if width * height * scale * scale > max_pixels:
         raise _unreadable(
-            where, f"{width} x {height} pixels, over the limit of {MAX_PIXELS:,} (resized)"
+            where, f"{width} x {height} pixels, over the limit of {max_pixels:,} (resized)"
         )

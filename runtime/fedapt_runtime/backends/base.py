@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedapt_runtime.head import HeadFile
 from fedapt_runtime.manifest import Manifest
 
 DEFAULT_BATCH = 32  # images of a batch where nothing speaks for another size
@@ -50,4 +51,18 @@ class Backend(Protocol):
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
         """uint8 [batch, height, width, 3] -> what the graph says of them."""
+        ...
+
+
+@runtime_checkable
+class SwappableBackend(Backend, Protocol):
+    """A backend that takes another head without loading the model again."""
+
+    def with_head(self, head: HeadFile, where: object) -> Self:
+        """The same graph with another head; this one stays as it is.
+
+        Raises:
+            ModelFileError: a head of another CLIP.
+            RuntimeFailure: the device keeps the head that it was loaded with.
+        """
         ...

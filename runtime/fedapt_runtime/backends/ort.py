@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ from fedapt_runtime.backends.ort_cuda import (
 )
 from fedapt_runtime.backends.streams import StreamPool
 from fedapt_runtime.errors import MissingDependency, ModelFileError, RuntimeFailure, first_line
-from fedapt_runtime.head import Tensor, read_head
+from fedapt_runtime.head import HeadFile, Tensor, read_head
 from fedapt_runtime.manifest import METADATA_KEY, parse_manifest
 from fedapt_runtime.onnx_file import check_content, check_one_file
 
@@ -206,7 +207,7 @@ class OrtBackend:
         self.in_flight, self.default_batch = plan.in_flight, plan.default_batch
         if opened.device != "cpu":
             self.in_flight, self.default_batch = STREAMS, DEFAULT_BATCH
-        self.manifest = parse_manifest(
+        self._own_manifest = self.manifest = parse_manifest(
             self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), path
         )
         warning = describe_int8(self.manifest) if opened.device == "cpu" else ""
@@ -216,10 +217,7 @@ class OrtBackend:
         check_signature(inputs, outputs, self.manifest, path)
         self._head: dict[str, Tensor] = {}
         if head is not None:
-            head_file = read_head(head)
-            head_file.check_fits(self.manifest, head)
-            self.manifest = head_file.manifest_on(self.manifest)
-            self._head = head_file.feeds()
+            self._put_head(read_head(head), head)
         self._streams: StreamPool | None = None
         if opened.compute is not None:
             shape = (*self.manifest.preprocessing.size, 3)
@@ -228,6 +226,25 @@ class OrtBackend:
             )
         probe(self, path if head is None else head)
         check_content(path, METADATA_KEY)
+
+    def with_head(self, head: HeadFile, where: object) -> Self:
+        """See `base.SwappableBackend.with_head`."""
+        if self._streams is not None:  # their CUDA graphs hold the head that they were built with
+            raise RuntimeFailure(
+                where=where,
+                found="a model that runs on a GPU",
+                expected="one on a CPU, whose head can be swapped while it runs",
+                next_step="load the model again with this head",
+            )
+        other = copy.copy(self)
+        other._put_head(head, where)
+        probe(other, where)
+        return other
+
+    def _put_head(self, head: HeadFile, where: object) -> None:
+        head.check_fits(self._own_manifest, where)
+        self.manifest = head.manifest_on(self._own_manifest)
+        self._head = head.feeds()
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
         """See `base.Backend.run`."""

@@ -1,0 +1,134 @@
+"""Reading a request's body: within its limits, within its time, and while the client is there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+
+from fedapt_runtime.errors import RequestError
+from fedapt_runtime.serve.limits import Limits, Quota
+
+_Answer = TypeVar("_Answer")
+
+
+@asynccontextmanager
+async def open_body(
+    request: Request, limits: Limits, bodies: Quota
+) -> AsyncGenerator[AsyncGenerator[bytes, None], None]:
+    """The chunks of a body; its bytes count as held until the block ends.
+
+    Raises:
+        RequestError: 413 over the limit, 415 with a content coding, 408 too slow, 503 where all
+            bodies together are too large.
+        ClientDisconnect: the client went away.
+    """
+    _check_headers(request, limits)
+    held = 0
+
+    async def read() -> AsyncGenerator[bytes, None]:
+        nonlocal held
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + limits.body_s
+        stream = request.stream()
+        while True:
+            try:
+                # a timeout around the whole generator would run while its consumer does
+                async with asyncio.timeout_at(deadline):
+                    chunk = await anext(stream, None)
+            except TimeoutError as error:
+                raise _too_slow(limits) from error
+            if chunk is None:
+                return
+            if held + len(chunk) > limits.max_body:
+                raise _too_large("more bytes", limits)
+            bodies.take(len(chunk))
+            held += len(chunk)
+            yield chunk
+
+    chunks = read()
+    try:
+        yield chunks
+    finally:
+        await chunks.aclose()
+        bodies.give_back(held)
+
+
+async def join(chunks: AsyncGenerator[bytes, None]) -> bytes:
+    """A whole body."""
+    return b"".join([chunk async for chunk in chunks])
+
+
+def _check_headers(request: Request, limits: Limits) -> None:
+    coding = request.headers.get("content-encoding", "identity")
+    if coding.lower() != "identity":
+        raise RequestError(
+            415,
+            where="Content-Encoding",
+            found=repr(coding),
+            expected="a body as it is",
+            next_step="send it without compression",
+        )
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length[:20]) > limits.max_body:
+        raise _too_large(f"{length[:20]} bytes", limits)
+
+
+def _too_large(found: str, limits: Limits) -> RequestError:
+    return RequestError(
+        413,
+        where="the body",
+        found=found,
+        expected=f"{limits.max_body:,} bytes at most",
+        next_step="send smaller images, or in several requests",
+    )
+
+
+def _too_slow(limits: Limits) -> RequestError:
+    return RequestError(
+        408,
+        where="the body",
+        found=f"a part of it after {limits.body_s:g} s",
+        expected="all of it",
+        next_step="send it faster, or in several requests",
+    )
+
+
+async def answer_in_time(request: Request, work: Awaitable[_Answer], limits: Limits) -> _Answer:
+    """Wait for work on a request whose body is read; it is cancelled where nobody waits any more.
+
+    Raises:
+        ClientDisconnect: the client went away.
+        RequestError: 503, it took too long.
+    """
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_wait_until_gone(request))
+    try:
+        await asyncio.wait(
+            {working, leaving}, timeout=limits.answer_s, return_when=asyncio.FIRST_COMPLETED
+        )
+        if working.done():
+            return working.result()
+        if leaving.done():
+            raise ClientDisconnect
+        raise RequestError(
+            503,
+            retry_after_s=1,
+            where="the server",
+            found=f"no answer after {limits.answer_s:g} s",
+            expected="one in that time",
+            next_step="send the request again after a while",
+        )
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.wait({working, leaving})  # what they held is given back before the answer
+
+
+async def _wait_until_gone(request: Request) -> None:
+    message: dict[str, Any] = {}
+    while message.get("type") != "http.disconnect":
+        message = dict(await request.receive())

@@ -1,0 +1,74 @@
+"""Connections that send nothing, or send it slowly, are closed; so are too many at once.
+
+uvicorn bounds the size of a request's head, and the time between an answer and the next request,
+but not the time until a head is complete.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from fedapt_runtime.serve.limits import Limits
+
+Client = tuple[str, int]
+
+
+class Connections:
+    """The connections of one server, by the client's address and port.
+
+    A connection is idle until the application says that a request has begun on it; one that is idle
+    for too long is closed.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._open: dict[Client, asyncio.Transport] = {}
+        self._idle: dict[Client, asyncio.TimerHandle] = {}
+
+    def __len__(self) -> int:
+        """Connections that are open."""
+        return len(self._open)
+
+    def add(self, client: Client, transport: asyncio.Transport) -> None:
+        """A connection came; it is closed where there are too many."""
+        if len(self._open) >= self._limits.max_connections:
+            transport.abort()
+            return
+        self._open[client] = transport
+        self.end_request(client)
+
+    def remove(self, client: Client) -> None:
+        """A connection is gone."""
+        self.begin_request(client)
+        self._open.pop(client, None)
+
+    def begin_request(self, client: Client) -> None:
+        """The head of a request is there."""
+        if (timer := self._idle.pop(client, None)) is not None:
+            timer.cancel()
+
+    def end_request(self, client: Client) -> None:
+        """The answer is sent: the next request may take its time."""
+        if (transport := self._open.get(client)) is not None:
+            loop = asyncio.get_running_loop()
+            self._idle[client] = loop.call_later(self._limits.header_s, transport.abort)
+
+    def protocol(self) -> Callable[..., asyncio.Protocol]:
+        """What uvicorn makes for each connection."""
+        connections = self
+
+        class WatchedProtocol(H11Protocol):
+            def connection_made(self, transport: Any) -> None:
+                super().connection_made(transport)
+                connections.add(transport.get_extra_info("peername")[:2], transport)
+
+            def connection_lost(self, exc: Exception | None) -> None:
+                if self.client is not None:
+                    connections.remove(self.client)
+                super().connection_lost(exc)
+
+        return WatchedProtocol

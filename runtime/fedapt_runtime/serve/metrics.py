@@ -1,0 +1,85 @@
+"""What Prometheus reads at /metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class Metrics:
+    """The figures of one server, in a registry of their own.
+
+    Attributes:
+        requests: by route, method and status.
+        request_s: seconds from a request's head to the end of its answer, by route.
+        images: by model and outcome, `classified` or `unreadable`.
+        batch_images: images of each run of a graph, by model.
+        inference_s: seconds of each run of a graph, by model.
+        decode_s: seconds to decode and resize an image, waiting for a thread left out.
+        head_swaps: by model.
+        model: 1, with the version and the backend of each model.
+    """
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self.requests = Counter(
+            "fedapt_requests", "Requests", ["route", "method", "status"], registry=registry
+        )
+        self.request_s = Histogram(
+            "fedapt_request_seconds",
+            "Seconds from a request's head to the end of its answer",
+            ["route"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.images = Counter("fedapt_images", "Images", ["model", "outcome"], registry=registry)
+        self.batch_images = Histogram(
+            "fedapt_batch_images",
+            "Images of each run of a graph",
+            ["model"],
+            buckets=_IMAGES,
+            registry=registry,
+        )
+        self.inference_s = Histogram(
+            "fedapt_inference_seconds",
+            "Seconds of each run of a graph",
+            ["model"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.decode_s = Histogram(
+            "fedapt_decode_seconds",
+            "Seconds to decode and resize an image",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.head_swaps = Counter(
+            "fedapt_head_swaps", "Heads that were swapped", ["model"], registry=registry
+        )
+        self.model = Gauge(
+            "fedapt_model_info",
+            "Models that are served",
+            ["model", "version", "backend"],
+            registry=registry,
+        )
+
+    def watch(self, name: str, text: str, read: Callable[[], float]) -> None:
+        """A gauge whose value is read when Prometheus asks."""
+        Gauge(name, text, registry=self.registry).set_function(read)
+
+    def show(self) -> bytes:
+        """The figures in Prometheus' text format."""
+        return generate_latest(self.registry)

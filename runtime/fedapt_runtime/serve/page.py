@@ -1,0 +1,112 @@
+"""The page at `/`, the page of the API, and static files of a browser bundle."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fedapt_runtime.serve.openapi import describe_api
+
+_TYPES = {"index.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self';"
+    " img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none';"
+    " frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+
+def _read(name: str) -> bytes:
+    return files("fedapt_runtime.serve").joinpath("page", name).read_bytes()
+
+
+async def index(request: Request) -> Response:
+    """`GET /`: classify images in a browser."""
+    return Response(_read("index.html"), media_type="text/html", headers=_HEADERS)
+
+
+async def page_file(request: Request) -> Response:
+    """`GET /page/{name}`: style and script of the page."""
+    name = request.path_params["name"]
+    if name not in _TYPES:
+        return Response(status_code=404)
+    return Response(_read(name), media_type=_TYPES[name], headers=_HEADERS)
+
+
+async def docs(request: Request) -> Response:
+    """`GET /docs`: /openapi.json for people."""
+    api = describe_api(request.app.state.service.limits)
+    rows = [
+        _row(method.upper(), path, operation)
+        for path, operations in api["paths"].items()
+        for method, operation in operations.items()
+    ]
+    text = (
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(api['info']['title'])}</title>"
+        '<link rel="stylesheet" href="/page/page.css"><main>'
+        f"<h1>{html.escape(api['info']['title'])}</h1>"
+        '<p>The same as <a href="/openapi.json">OpenAPI</a>.</p>'
+        f"{''.join(rows)}</main></html>"
+    )
+    return HTMLResponse(text, headers=_HEADERS)
+
+
+def _row(method: str, path: str, operation: dict[str, Any]) -> str:
+    answers = "".join(
+        f"<li><b>{html.escape(status)}</b> {html.escape(answer['description'])}</li>"
+        for status, answer in operation["responses"].items()
+    )
+    types = ", ".join(operation.get("requestBody", {}).get("content", {}))
+    body = f"<p>Body: {html.escape(types)}</p>" if types else ""
+    return (
+        f"<section><h2><code>{method} {html.escape(path)}</code></h2>"
+        f"<p>{html.escape(operation['summary'])}</p>{body}<ul>{answers}</ul></section>"
+    )
+
+
+ROUTES: list[BaseRoute] = [
+    Route("/", index),
+    Route("/page/{name}", page_file),
+    Route("/docs", docs),
+]
+
+
+class _Isolated:
+    """Headers without which a browser gives WebAssembly one thread."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+
+        async def add(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [
+                    *message["headers"],
+                    (b"cross-origin-opener-policy", b"same-origin"),
+                    (b"cross-origin-embedder-policy", b"require-corp"),
+                    (b"cross-origin-resource-policy", b"same-origin"),
+                    (b"x-content-type-options", b"nosniff"),
+                ]
+            await send(message)
+
+        await self._app(scope, receive, add)
+
+
+def web_routes(folder: Path) -> Sequence[BaseRoute]:
+    """A folder of static files under /web/, such as `fedapt export --web` writes."""
+    return [Mount("/web", _Isolated(StaticFiles(directory=folder, html=True)), name="web")]
