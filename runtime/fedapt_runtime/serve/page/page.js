@@ -74,9 +74,11 @@ function show(item, prediction) {
   item.querySelector(".label").textContent = prediction.label;
   item.querySelector("img")?.setAttribute("alt", `Classified as ${prediction.label}`);
   item.querySelector(".scores").replaceChildren(...prediction.top_k.map(drawScore));
-  const weight = prediction.domain_weights[prediction.routed_to];
+  const weights = prediction.domain_weights;
   item.querySelector(".routed").textContent =
-    `Routed to ${prediction.routed_to} with a weight of ${percent(weight)}`;
+    Object.keys(weights).length > 1
+      ? `Routed to ${prediction.routed_to} with a weight of ${percent(weights[prediction.routed_to])}`
+      : "";
   const unknown = item.querySelector(".unknown");
   unknown.hidden = prediction.unknown !== true;
   unknown.textContent =
