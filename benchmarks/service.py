@@ -170,7 +170,7 @@ def measure_lite(folder: Path, seconds: float) -> dict[str, object]:
     backbone = load_backbone("lite")
     model = write_zero_shot(backbone, CLASSES, folder / "lite.onnx")
     paths = [str(path) for path in sorted(photos_root().glob("*/*/*.jpg"))[::6]][:PHOTOS]
-    classifier = Classifier.load(model, device="cpu", aim="throughput")
+    classifier = Classifier.load(model, device="cpu", performance_hint="throughput")
     labels = [prediction.label or "" for prediction in classifier.stream(paths)]
     shots = [
         make_shot(Path(path).read_bytes(), frozenset([label]))

@@ -28,7 +28,7 @@ import sys
 from fedapt_runtime import Classifier
 from fedapt_runtime.serve import server
 server.serve(
-    {"tiny": Classifier.load(sys.argv[1], device="cpu", aim="throughput")},
+    {"tiny": Classifier.load(sys.argv[1], device="cpu", performance_hint="throughput")},
     server.Address("127.0.0.1", 0),
     server.Limits(header_s=2.0, body_s=1.0, max_body=1 << 20, max_connections=40),
     tokens=(), local=True, web=None, max_batch=None, max_delay_s=0.002, workers=1,

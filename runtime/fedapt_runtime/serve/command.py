@@ -109,7 +109,7 @@ def run_serve(options: argparse.Namespace) -> None:
 def _load_models(options: argparse.Namespace) -> Iterator[tuple[str, Classifier]]:
     for path in options.models:
         classifier = Classifier.load(
-            path, options.backend, options.device, options.head, aim="throughput"
+            path, options.backend, options.device, options.head, performance_hint="throughput"
         )
         print(f"{path}: {classifier.description}", file=sys.stderr)
         yield path.stem, classifier

@@ -165,7 +165,7 @@ class Service:
         for name, classifier in self._classifiers.items():
             backend = classifier.backend
             settings = BatchSettings(
-                self._max_batch or backend.usual_batch, self._max_delay_s, backend.in_flight
+                self._max_batch or backend.default_batch, self._max_delay_s, backend.in_flight
             )
             self.models[name] = ServedModel(name, classifier, settings, self.metrics)
 

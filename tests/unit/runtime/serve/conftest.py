@@ -20,7 +20,7 @@ Ask = Callable[..., Any]
 
 @pytest.fixture(scope="session")
 def classifier(tiny_model: Path) -> Classifier:
-    return Classifier.load(tiny_model, device="cpu", aim="throughput")
+    return Classifier.load(tiny_model, device="cpu", performance_hint="throughput")
 
 
 @pytest.fixture
