@@ -12,6 +12,7 @@ from typing import Any
 from fedapt_runtime.backends.choose import BACKENDS, DEVICES
 from fedapt_runtime.classifier import Classifier
 from fedapt_runtime.errors import InputError, MissingDependency
+from fedapt_runtime.printable import printable
 
 _MIN_TOKEN = 16  # characters
 
@@ -111,7 +112,7 @@ def _load_models(options: argparse.Namespace) -> Iterator[tuple[str, Classifier]
         classifier = Classifier.load(
             path, options.backend, options.device, options.head, performance_hint="throughput"
         )
-        print(f"{path}: {classifier.description}", file=sys.stderr)
+        print(printable(f"{path}: {classifier.description}"), file=sys.stderr)
         yield path.stem, classifier
 
 
