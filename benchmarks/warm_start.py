@@ -50,7 +50,7 @@ class Clock(fedapt.Reporter):
         if task == "rounds":
             figures.setdefault("to_first_round_s", time.perf_counter() - begun)
             figures.setdefault("to_first_round_cpu_s", time.process_time())
-fedapt.train(sys.argv[1], out=sys.argv[2], rounds=1, epochs=1, reporter=Clock())
+fedapt.train(sys.argv[1], out=sys.argv[2], rounds=1, reporter=Clock())
 print(json.dumps(figures))
 """
 
@@ -73,7 +73,7 @@ def measure(root: Path, out: Path, *options: str) -> dict[str, float]:
     done = subprocess.run(
         [sys.executable, "-c", _RUN, str(root), str(out), *options],
         check=True,
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
     )
     found: dict[str, float] = json.loads(done.stdout)
