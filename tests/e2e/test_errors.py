@@ -180,7 +180,7 @@ def test_resuming_where_there_is_no_run(
     assert main(["train", "--resume", "--out", str(run)]) == 2
     assert capsys.readouterr().err == (
         f"error: {run}: found no run; expected one to go on with."
-        " To do: check --out, or begin a run with --data ROOT.\n"
+        " To do: check --out, or begin a run with --data.\n"
     )
     assert not run.exists()
     told = f"nothing to resume in {run}: a new run begins"

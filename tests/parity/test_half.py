@@ -304,7 +304,7 @@ def test_a_weight_beyond_float16_is_refused_and_bfloat16_takes_it(largest: float
     with pytest.raises(
         ExportError,
         match=r"^precision: found weights of up to [\d.e+]+ in weight; expected at most 6\.55e\+04"
-        r", the largest fp16\. To do: export with --precision bf16 or fp32",
+        r", the largest fp16\. To do: export with `precision` bf16 or fp32",
     ) as caught:
         to_half(with_weight(largest), "fp16")
     assert caught.value.exit_code == 6
