@@ -236,7 +236,7 @@ def test_bfloat16_has_no_speed_on_a_cpu_and_force_says_so(
     assert list(tmp_path.iterdir()) == []
     assert export(tiny_run, out, *options, "--force", "--json") == 0
     captured = capsys.readouterr()
-    assert "--force: no operators for bf16 in ONNX Runtime on cpu" in captured.err
+    assert "forced: no operators for bf16 in ONNX Runtime on cpu" in captured.err
     assert json.loads(captured.out)["against_fp32"]["images_per_s"] is None
     assert out.is_file()
 
