@@ -258,7 +258,7 @@ def test_labels_that_change_are_7(
     assert export(tiny_run, out, "--precision", "fp16", *more) == (0 if force else 7)
     messages = capsys.readouterr().err
     assert "of 1000 images with another best class in fp16 than in fp32" in messages
-    assert messages.count("--force: ") == force
+    assert messages.count("forced: ") == force
     assert out.exists() == force
 
 
