@@ -19,7 +19,7 @@ _16_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 _MAX_16, _MAX_INT32, _MAX_UINT32 = (1 << 16) - 1, (1 << 31) - 1, (1 << 32) - 1
 _STRIP_PIXELS = 1 << 20  # of which floats are in memory at a time
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF 6.0
-_WHITE_IS_ZERO, _UNSIGNED = 0, 1
+_WHITE_IS_ZERO, _UNSIGNED, _SIGNED = 0, 1, 2
 
 
 def scale_to_8_bits(image: Image.Image, where: object) -> Image.Image:
@@ -32,11 +32,14 @@ def scale_to_8_bits(image: Image.Image, where: object) -> Image.Image:
     | float | 0 to 1 |
 
     Raises:
-        ImageError: int32 below 0, or a float outside of [0, 1] or NaN: what white is, nothing says.
+        ImageError: signed 8-bit integers, int32 below 0, or a float outside of [0, 1] or NaN: what
+            white is, nothing says.
     """
+    tags: Any = getattr(image, "tag_v2", {})
+    if image.mode == "L" and _first(tags, _SAMPLE_FORMAT) == _SIGNED:  # Pillow reads -1 as 255
+        raise _refuse(where, "an image of signed 8-bit integers")
     if image.mode not in (*_16_BITS, "I", "F"):
         return image
-    tags: Any = getattr(image, "tag_v2", {})
     values = np.asarray(image)
     if image.mode == "I" and image.format == "TIFF" and _first(tags, _SAMPLE_FORMAT) == _UNSIGNED:
         values = values.view(np.uint32)

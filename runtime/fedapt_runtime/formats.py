@@ -67,6 +67,7 @@ LOOP = "links to a folder above them (loops)"
 SEEN = "links to a folder that is read under another name"
 LINK_OUT = "links that lead to no file of the archive"
 SPECIAL = "pipes, devices and the like"
+NO_PATH = "rows of a table without a path"
 OTHER = "files of other suffixes"
 _MAX_REASONS = 40
 

@@ -17,6 +17,10 @@ from fedapt_runtime.preprocess import MAX_FILE_BYTES
 
 ZIP_SUFFIXES = (".zip",)
 _MAX_LINK_BYTES = 4096
+_ADVICE = {
+    "expected": "an image that can be read out of its archive",
+    "next_step": "pack the archive again",
+}
 
 
 @dataclass(frozen=True)
@@ -43,23 +47,12 @@ def failing(error: ImageError) -> Callable[[], bytes]:
 
 def reading(name: str, found: str) -> AbstractContextManager[None]:
     """Whatever an archive's reader raises in the block becomes the error of one row."""
-    return translate(
-        ImageError,
-        where=name,
-        found=found,
-        expected="an image that can be read out of its archive",
-        next_step="pack the archive again",
-    )
+    return translate(ImageError, where=name, found=found, **_ADVICE)
 
 
 def unreadable(name: str, found: str) -> ImageError:
     """The error of one member."""
-    return ImageError(
-        where=name,
-        found=found,
-        expected="an image that can be read out of its archive",
-        next_step="pack the archive again",
-    )
+    return ImageError(where=name, found=found, **_ADVICE)
 
 
 def too_large(name: str, size: int) -> ImageError:

@@ -102,7 +102,7 @@ def _choose(path: str) -> tuple[str, Callable[[LeftOut], Iterator[Found]] | None
     if small.endswith(LIST_SUFFIXES):
         return "a list", lambda left_out: _open_members(read_list(path))
     if small.endswith(TABLE_SUFFIXES):
-        return "a table", lambda left_out: _open_members(read_table(path))
+        return "a table", lambda left_out: _open_members(read_table(path, left_out))
     if small.endswith(ZIP_SUFFIXES):
         return "an archive", lambda left_out: ZipIndex(path).members(left_out)
     if small.endswith(TAR_SUFFIXES):

@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 from fedapt_runtime.errors import InputError, MissingDependency
 from fedapt_runtime.foreign import translate
+from fedapt_runtime.formats import NO_PATH, LeftOut
 from fedapt_runtime.text import detect_encoding
 
 LIST_SUFFIXES = (".txt", ".lst")
@@ -45,8 +46,11 @@ def read_list(path: str) -> Iterator[str]:
         yield from _read_lines(stream)
 
 
-def read_table(path: str) -> Iterator[str]:
+def read_table(path: str, left_out: LeftOut) -> Iterator[str]:
     """The column `path` of a table, such as the output of another job.
+
+    Args:
+        left_out: where rows without a path are counted.
 
     Raises:
         InputError: it cannot be read, or has no such column.
@@ -54,7 +58,11 @@ def read_table(path: str) -> Iterator[str]:
     """
     read = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
     with _reading(path, "a table that cannot be read"):
-        yield from read[os.path.splitext(path)[1].lower()](path)
+        for name in read[os.path.splitext(path)[1].lower()](path):
+            if name:
+                yield name
+            else:
+                left_out.add(NO_PATH)
 
 
 def _read_lines(stream: BinaryIO) -> Iterator[str]:
@@ -62,7 +70,8 @@ def _read_lines(stream: BinaryIO) -> Iterator[str]:
     encoding, mark = detect_encoding(start)
     chunks = _chunks(start[mark:], stream)
     if encoding == "utf-8":  # bytes that are not are kept, as the file system has them
-        separator = b"\0" if b"\0" in start else b"\n"
+        # old editors of macOS end lines with a carriage return alone
+        separator = next((mark for mark in (b"\0", b"\n", b"\r") if mark in start), b"\n")
         for line in _split(chunks, separator):
             name = line if separator == b"\0" else line.rstrip(b"\r")
             if name:
@@ -79,7 +88,7 @@ def _read_some(stream: BinaryIO) -> bytes:
     """The first bytes, to the end of the first path or farther."""
     start = b""
     while len(start) < 4 or not (b"\n" in start or b"\0" in start):
-        if not (more := _read_now(stream)):
+        if len(start) > _MAX_LINE_BYTES or not (more := _read_now(stream)):
             break
         start += more
     return start
@@ -126,8 +135,8 @@ def _read_csv(path: str) -> Iterator[str]:
             raise refuse(path, "a table without the column path")
         column = header.index("path")
         for row in rows:
-            if column < len(row):
-                yield from _to_names([row[column]], path)
+            if row:
+                yield from _to_names(row[column : column + 1] or [""], path)
 
 
 def _read_parquet(path: str) -> Iterator[str]:
@@ -149,14 +158,14 @@ def _read_parquet(path: str) -> Iterator[str]:
 
 
 def _to_names(values: Iterable[object], path: str) -> Iterator[str]:
+    """The paths; an empty one for a row without."""
     for value in values:
         if isinstance(value, bytes):
             value = os.fsdecode(value)
         if value is not None and not isinstance(value, str):
             raise refuse(path, f"a column path with a {type(value).__name__}, {value!r:.60}")
-        if value:
-            os.fsencode(value)  # a lone surrogate, which JSON can hold, names no file
-            yield value
+        os.fsencode(value or "")  # a lone surrogate, which JSON can hold, names no file
+        yield value or ""
 
 
 def _unescape(name: str) -> str:

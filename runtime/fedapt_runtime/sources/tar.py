@@ -23,6 +23,7 @@ TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz
 _MAX_HEADER_BYTES = 1 << 20  # of a long name, or of the records of one member
 _MAX_LINKS = 40  # in a row, as many as Linux follows
 _MAX_REWINDS = 100
+_CHUNK_BYTES = 1 << 20
 _NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _RECORDS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 
@@ -128,10 +129,19 @@ class TarFinder:
 
 
 def _walk(path: str) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """Every member at hand in turn.
+
+    Raises:
+        Exception: of any kind, the archive is damaged; or there is more behind its end, which would
+            be lost without a word.
+    """
     with tarfile.open(path, "r|*", tarinfo=_Header) as archive:
         while (info := archive.next()) is not None:
             yield archive, info
             archive.members.clear()  # type: ignore[attr-defined]  # which would keep the header of every member
+        while rest := archive.fileobj.read(_CHUNK_BYTES):  # type: ignore[union-attr]
+            if rest.strip(b"\0"):
+                raise tarfile.ReadError("more behind its end, as of one archive behind another")
 
 
 def _read(archive: tarfile.TarFile, info: tarfile.TarInfo, names: list[str]) -> list[Member]:

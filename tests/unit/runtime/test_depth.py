@@ -138,3 +138,12 @@ def test_an_artifact_without_the_field_has_openclips_depth() -> None:
     assert Preprocessing.from_dict(fields) == OPENCLIP
     with pytest.raises(ModelFileError, match="found depth 'deep'; expected scale or openclip"):
         Preprocessing.from_dict(fields | {"depth": "deep"})
+
+
+def test_signed_integers_of_8_bits_are_refused(tmp_path: Path) -> None:
+    # Pillow reads -1 as 255: black would become white
+    signed = write_tiff(tmp_path / "signed.tif", ramp().view(np.int8))
+    with pytest.raises(ImageError, match="found an image of signed 8-bit integers; expected"):
+        PLAIN.load(signed)
+    unsigned = write_tiff(tmp_path / "unsigned.tif", ramp())
+    assert np.array_equal(PLAIN.load(unsigned), PLAIN.load(Image.fromarray(ramp())))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import lzma
 import os
 import stat
 import tarfile
@@ -270,3 +271,71 @@ def test_a_file_at_the_limit_is_read(
         write_tar(tmp_path / "a.tar", *members)
     found, _ = read(tmp_path / f"a{suffix}")
     assert found == {"a.jpg": b"x" * 10, "b.jpg": "a file of 11 bytes, over the limit of 10"}
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tgz", ".txz"])
+def test_what_stands_behind_the_end_of_a_tar_is_not_lost_without_a_word(
+    tmp_path: Path, suffix: str
+) -> None:
+    plain = [
+        write_tar(tmp_path / f"{name}.tar", (f"{name}.jpg", name.encode() * 700)).read_bytes()
+        for name in "ab"
+    ]
+    pack = {".tar": bytes, ".tgz": gzip.compress, ".txz": lzma.compress}[suffix]
+    path = tmp_path / f"both{suffix}"
+    path.write_bytes(pack(b"".join(plain)))
+    rows = [(item.name, item) for item in find_images([path]) if isinstance(item, Member)]
+    assert [name for name, _ in rows] == [f"{path}::a.jpg"] * 2  # the last place that was reached
+    assert rows[0][1].read() == b"a" * 700
+    with pytest.raises(ImageError, match="more behind its end, as of one archive behind another"):
+        rows[1][1].read()
+    # zeros are what every writer of tapes leaves there
+    path.write_bytes(pack(plain[0] + bytes(3 << 20)))
+    assert read(path) == ({"a.jpg": b"a" * 700}, {})
+
+
+def test_a_second_stream_of_gzip_is_told(tmp_path: Path) -> None:
+    whole = write_tar(tmp_path / "a.tar", ("a.jpg", b"x" * 90), ("b.jpg", b"y" * 9000)).read_bytes()
+    (tmp_path / "a.tgz").write_bytes(gzip.compress(whole[:4000]) + gzip.compress(whole[4000:]))
+    found, _ = read(tmp_path / "a.tgz")
+    assert found["a.jpg"] == b"x" * 90
+    assert "a damaged archive" in str(found["b.jpg"])
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_names_that_lead_out_of_an_archive_are_only_names(tmp_path: Path, kind: str) -> None:
+    names = ["/etc/a.png", "../../b.png", "a//c.png", "./d.png", "line\nbreak.png", "-e.png"]
+    path = tmp_path / f"a.{kind}"
+    if kind == "tar":
+        write_tar(path, *((name, name.encode()) for name in names))
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            for name in names:
+                archive.writestr(name, name)
+    expected = {name: name.encode() for name in names}
+    assert read(path) == (expected, {})
+    assert read(*(f"{path}::{name}" for name in names)) == (expected, {})
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_each_of_two_members_of_one_name_is_a_row(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"a.{kind}"
+    if kind == "tar":
+        write_tar(path, ("a.png", b"1"), ("a.png", b"22"))
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a.png", "1")
+            archive.writestr("a.png", "22")
+    assert [m.read() for m in find_images([path]) if isinstance(m, Member)] == [b"1", b"22"]
+
+
+def test_zip64_and_a_zip_behind_a_program(tmp_path: Path) -> None:
+    with (
+        zipfile.ZipFile(tmp_path / "a.zip", "w") as archive,
+        archive.open("a.png", "w", force_zip64=True) as member,
+    ):
+        member.write(b"x" * 90)
+    assert read(tmp_path / "a.zip") == ({"a.png": b"x" * 90}, {})
+    (tmp_path / "b.zip").write_bytes(b"#!/bin/sh\n" * 40 + (tmp_path / "a.zip").read_bytes())
+    assert read(tmp_path / "b.zip") == ({"a.png": b"x" * 90}, {})

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from fedapt_runtime.errors import ImageError, InputError
-from fedapt_runtime.sources import Member, find_images, tar
+from fedapt_runtime.formats import LeftOut
+from fedapt_runtime.sources import Member, find_images, lists, tar
 
 NAMES = ["a.jpg", "b c.jpg", "ä/€.png", "s3://bucket/x.jpg"]
 
@@ -27,6 +28,7 @@ def texts() -> dict[str, bytes]:
         "utf-16 little": b"\xff\xfe" + windows.encode("utf-16-le"),
         "utf-16 big": b"\xfe\xff" + windows.encode("utf-16-be"),
         "utf-16 without a mark": windows.encode("utf-16-le"),
+        "carriage returns alone": "\r".join(NAMES).encode(),
         "print0": b"".join(name.encode() + b"\0" for name in NAMES),
         "print0 without its end": "\0".join(NAMES).encode(),
         "empty lines": ("\r\n\n" + "\n\n".join(NAMES) + "\n\n").encode(),
@@ -85,6 +87,20 @@ def test_a_line_without_end_is_told(tmp_path: Path) -> None:
         list(find_images([tmp_path / "l.txt"]))
 
 
+def test_a_text_without_a_line_is_not_read_to_its_end() -> None:
+    class Endless(io.RawIOBase):
+        n_bytes = 0
+
+        def read(self, size: int = -1) -> bytes:
+            self.n_bytes += size
+            return b"a" * size
+
+    stream = Endless()
+    with pytest.raises(ValueError, match="a line of more than 16,777,216 bytes"):
+        list(lists._read_lines(stream))
+    assert stream.n_bytes < 2 * (17 << 20)
+
+
 @pytest.mark.parametrize("closed", [None, io.StringIO()])
 def test_a_closed_standard_input_is_told(
     monkeypatch: pytest.MonkeyPatch, closed: io.StringIO | None
@@ -118,6 +134,30 @@ def test_tables_of_paths(tmp_path: Path, suffix: str) -> None:
     write_table(path, [])
     with pytest.raises(InputError, match="found a table without images; expected paths of images"):
         list(find_images([path]))
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("t.jsonl", b'{"path": null}\n{"path": "a.jpg"}\n\n{"path": ""}\n'),
+        ("t.csv", b"label,path\nx\n\ny,a.jpg\nz,\n"),
+    ],
+)
+def test_rows_without_a_path_are_counted(tmp_path: Path, name: str, data: bytes) -> None:
+    (tmp_path / name).write_bytes(data)
+    left_out = LeftOut()
+    assert list(find_images([tmp_path / name], left_out)) == ["a.jpg"]
+    assert left_out == {"rows of a table without a path": 2}
+
+
+def test_rows_of_parquet_without_a_path_are_counted(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"path": [None, "a.jpg", ""]}), tmp_path / "t.parquet")
+    left_out = LeftOut()
+    assert list(find_images([tmp_path / "t.parquet"], left_out)) == ["a.jpg"]
+    assert left_out == {"rows of a table without a path": 2}
 
 
 @pytest.mark.parametrize(
