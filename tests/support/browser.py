@@ -22,7 +22,7 @@ import pytest
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
-_TIMEOUT_S = 120
+_TIMEOUT_S = 500
 
 
 class Page:
