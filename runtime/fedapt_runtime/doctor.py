@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import platform
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
@@ -45,7 +46,7 @@ def examine() -> list[Finding]:
     return [
         look_for("NVIDIA GPU", _gpus, "an NVIDIA driver; nothing that pip could bring"),
         look_for("ONNX Runtime", _onnxruntime, "pip install 'fedapt-runtime[cpu]', or '[gpu]'"),
-        look_for("OpenVINO", _openvino, "pip install 'fedapt-runtime[openvino]'"),
+        recommend_on_x86(look_for("OpenVINO", _openvino, "pip install 'fedapt-runtime[openvino]'")),
         look_for("engines", _engines, "pip install 'fedapt-runtime[rtx]', or '[tensorrt]'"),
         look_for("Ray", _ray, "pip install 'fedapt-runtime[ray]'"),
         look_for("Parquet", _parquet, "pip install 'fedapt-runtime[parquet]'"),
@@ -67,6 +68,14 @@ def look_for(name: str, look: Callable[[], str], install: str) -> Finding:
         return Finding(name, is_there=False, detail=f"no package {error.name}", install=install)
     except (ImportError, OSError, RuntimeError, subprocess.SubprocessError) as error:
         return Finding(name, is_there=False, detail=str(error), install=install)
+
+
+def recommend_on_x86(finding: Finding) -> Finding:
+    """A finding that is missing on x86 says why it should be there."""
+    if finding.is_there or platform.machine().lower() not in ("x86_64", "amd64"):
+        return finding
+    reason = "recommended on x86, where the runtime takes the faster of both"
+    return replace(finding, install=f"{finding.install} ({reason})")
 
 
 def _gpus() -> str:
