@@ -39,7 +39,12 @@ def add_serve(commands: Any) -> None:
     serve.add_argument("--tls-cert", type=Path, metavar="FILE", help="certificate chain, PEM")
     serve.add_argument("--tls-key", type=Path, metavar="FILE", help="its private key, PEM")
     serve.add_argument("--head", type=Path, help="a head file to use instead of the model's own")
-    serve.add_argument("--backend", default="auto", choices=("auto", *BACKENDS), help="[auto]")
+    serve.add_argument(
+        "--backend",
+        default="auto",
+        choices=("auto", *BACKENDS),
+        help="auto: onnxruntime, tensorrt for an engine [auto]",
+    )
     serve.add_argument("--device", default="auto", choices=("auto", *DEVICES), help="[auto]")
     serve.add_argument(
         "--web", type=Path, metavar="DIR", help="also serve this folder, under /web/"
@@ -109,8 +114,11 @@ def run_serve(options: argparse.Namespace) -> None:
 
 def _load_models(options: argparse.Namespace) -> Iterator[tuple[str, Classifier]]:
     for path in options.models:
+        backend = options.backend
+        if backend == "auto" and path.suffix == ".onnx":
+            backend = "onnxruntime"  # whose heads can be swapped, and no start takes measurements
         classifier = Classifier.load(
-            path, options.backend, options.device, options.head, performance_hint="throughput"
+            path, backend, options.device, options.head, performance_hint="throughput"
         )
         print(printable(f"{path}: {classifier.description}"), file=sys.stderr)
         yield path.stem, classifier
