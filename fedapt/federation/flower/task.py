@@ -18,7 +18,7 @@ from torch import Tensor
 
 import fedapt
 from fedapt.core import names
-from fedapt.core.config import Config, config_from_dict
+from fedapt.core.config import Config, config_from_dict, remove_paths
 from fedapt.core.errors import ConfigError, FederationError
 from fedapt.data.partition import ClientInfo
 from fedapt.federation.flower.tensors import from_arrays
@@ -96,6 +96,13 @@ def read_plan(record: ConfigRecord) -> Plan:
     values: dict[str, Any] = dict(record)
     try:
         config = config_from_dict(json.loads(values["config"]), "the server's settings")
+        if remove_paths(config) != config:  # an honest server sends none
+            raise ConfigError(
+                where="the server's settings",
+                found="a path of this machine",
+                expected="settings without paths",
+                next_step="see to the server",
+            )
         return Plan(config, tuple(values["classes"]), values["clip_sha256"], values["n_keys"])
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         found = error.found if isinstance(error, ConfigError) else f"{type(error).__name__}"

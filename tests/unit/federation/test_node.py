@@ -125,6 +125,24 @@ def test_a_setting_that_this_version_does_not_know(
     assert "the server's message: found the unknown name 'train.warp'" in told
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "model.name=/home/node/clip",
+        "model.name=../clip",
+        "model.pretrained=weights.safetensors",
+        "data.root=/home",
+        "federation.join=/home/node/run",
+    ],
+)
+def test_a_server_names_no_path_of_the_node(
+    setting: str, party: Party, plan: Plan, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = task_to_record(dataclasses.replace(plan, config=read_config(None, [setting])))
+    told, _ = refused(party, task, capsys).split("|")
+    assert told.startswith("the server's message: found a path of this machine; expected a task")
+
+
 def test_a_folder_is_not_named_to_the_server(
     party: Party, plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
