@@ -52,7 +52,9 @@ def reading(name: str, found: str) -> AbstractContextManager[None]:
 
 def unreadable(name: str, found: str) -> ImageError:
     """The error of one member."""
-    return ImageError(where=name, found=found, **_ADVICE)
+    return ImageError(
+        where=name, found=found, expected=_ADVICE["expected"], next_step=_ADVICE["next_step"]
+    )
 
 
 def too_large(name: str, size: int) -> ImageError:

@@ -138,8 +138,9 @@ def _walk(path: str) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
     with tarfile.open(path, "r|*", tarinfo=_Header) as archive:
         while (info := archive.next()) is not None:
             yield archive, info
-            archive.members.clear()  # type: ignore[attr-defined]  # which would keep the header of every member
-        while rest := archive.fileobj.read(_CHUNK_BYTES):  # type: ignore[union-attr]
+            # it would keep the header of every member
+            archive.members.clear()  # type: ignore[attr-defined]
+        while rest := archive.fileobj.read(_CHUNK_BYTES):
             if rest.strip(b"\0"):
                 raise tarfile.ReadError("more behind its end, as of one archive behind another")
 
