@@ -15,7 +15,6 @@ PRESETS: Mapping[str, Mapping[str, object]] = {
     PAPER: {
         "prompt.keys": "uniform",
         "train.lr": 0.01,
-        "train.router_lr": 0.0,
     },
 }
 

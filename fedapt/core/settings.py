@@ -198,7 +198,7 @@ class TrainConfig(Strict):
     )
     lr: float = setting(0.3, "learning rate of SGD", 1e-9, 1e3)
     router_lr: float = setting(
-        3.0, "learning rate of the adaptive network; 0 for that of the rest", 0.0, 1e3
+        0.0, "learning rate of the adaptive network; 0 for that of the rest", 0.0, 1e3
     )
     schedule: Literal["constant", "cosine"] = setting(
         "constant", "schedule of the learning rate over the rounds"

@@ -33,6 +33,7 @@ from fedapt_runtime.batch import Summary, classify_files
 # what differs from the defaults, for a first look: fewer rounds, which end softly, of less work
 ROUNDS = 20
 CONTEXT_LENGTH = 4
+ROUTER_LR = 3.0
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def run_demo(out: Path, reporter: Reporter) -> DemoResult:
         model=ModelConfig(),
         data=DataConfig(root=str(data.resolve())),
         prompt=PromptConfig(context_length=CONTEXT_LENGTH),
-        train=TrainConfig(rounds=ROUNDS, schedule="cosine", evaluate_every=2),
+        train=TrainConfig(rounds=ROUNDS, router_lr=ROUTER_LR, schedule="cosine", evaluate_every=2),
     )
     closed = RunFolder(out / "closed")
     closed_config = dataclasses.replace(

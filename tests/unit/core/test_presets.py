@@ -14,7 +14,7 @@ from fedapt.core.presets import PRESETS
 def test_the_recommended_settings_are_the_defaults() -> None:
     assert read_config(None) == read_config(None, preset="recommended") == Config()
     found = Config()
-    assert (found.prompt.keys, found.train.lr, found.train.router_lr) == ("normal", 0.3, 3.0)
+    assert (found.prompt.keys, found.train.lr) == ("normal", 0.3)
 
 
 def test_a_preset_changes_what_it_names_and_nothing_else() -> None:
@@ -22,7 +22,7 @@ def test_a_preset_changes_what_it_names_and_nothing_else() -> None:
     changed = {name: value for name, value in after.items() if value != before[name]}
     assert changed == dict(PRESETS["paper"])
     # section "Settings of the paper's code": one rate for all, keys in [0, 1)
-    assert changed == {"prompt.keys": "uniform", "train.lr": 0.01, "train.router_lr": 0.0}
+    assert changed == {"prompt.keys": "uniform", "train.lr": 0.01}
 
 
 def test_a_file_and_overrides_change_a_preset(tmp_path: Path) -> None:
