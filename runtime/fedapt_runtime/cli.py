@@ -70,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     classify = commands.add_parser("classify", help="classify images")
     classify.add_argument(
-        "model", type=Path, help="a model.onnx, or a model.engine, written by `fedapt export`"
+        "model", type=Path, help="a model.onnx or model.engine of `fedapt export`"
     )
     classify.add_argument(
         "paths",
@@ -102,7 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
     classify.add_argument(
         "--flag-unknown",
         action="store_true",
-        help="add how unlike the known domains an image is, and whether that is beyond the usual",
+        help="add the columns unknown_score and unknown (beyond the threshold)",
     )
     classify.add_argument("--top-k", type=_positive, default=5, metavar="K")
     classify.add_argument(
@@ -127,7 +127,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--engine", default="local", choices=("local", "ray"), help="where the job runs [local]"
     )
     classify.add_argument(
-        "--gpus-per-worker", type=float, default=0.0, metavar="N", help="of --engine ray [0]"
+        "--gpus-per-worker",
+        type=float,
+        default=0.0,
+        metavar="N",
+        help="GPUs of each worker of --engine ray [0]",
     )
     classify.add_argument(
         "--json", action="store_true", help="print the summary as JSON on stdout (needs --out)"
@@ -178,7 +182,7 @@ def build_parser() -> argparse.ArgumentParser:
     check = commands.add_parser(
         "check", help="compare a TensorRT engine with the model that it was built from"
     )
-    check.add_argument("engine", type=Path, help="a model.engine, as trtexec built it too")
+    check.add_argument("engine", type=Path, help="a model.engine, also one of trtexec")
     check.add_argument(
         "--against", type=Path, required=True, metavar="MODEL", help="the model.onnx"
     )
@@ -188,11 +192,13 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("--json", action="store_true", help="print the figures as JSON")
     check.set_defaults(run=run_check)
 
-    describe = commands.add_parser("describe", help="print what a model is, as JSON")
+    describe = commands.add_parser("describe", help="show a model's metadata as JSON")
     describe.add_argument("model", type=Path)
     describe.set_defaults(run=run_describe)
 
-    doctor = commands.add_parser("doctor", help="say what is here, and how to get the rest")
+    doctor = commands.add_parser(
+        "doctor", help="list packages and GPUs, and how to install the missing ones"
+    )
     doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
     doctor.set_defaults(run=run_doctor)
     return parser

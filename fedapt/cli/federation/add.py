@@ -18,7 +18,7 @@ def add(
         str, typer.Option(help="ROOT of ROOT/<domain>/<class>/<images> on the node.")
     ] = "data",
 ) -> None:
-    """Make the folder of a further node, also while training goes on; a new domain gets a key."""
+    """Make the folder of a further node, also during training; a new domain gets a key."""
     with console_reporter():
         from fedapt.federation.flower import require_flower
 

@@ -43,7 +43,7 @@ def init(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a ready deployment: settings, certificates, keys, a compose file, the commands."""
+    """Write a deployment: settings, certificates, keys, a compose file and the commands."""
     nodes = dict(map(read_node_name, node))
     if folder.exists() or len(nodes) < len(node):
         raise UsageError(

@@ -14,7 +14,7 @@ def server(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder with server.toml.")],
     log_format: LogFormatOption = "text",
 ) -> None:
-    """Run the server until it is stopped: nodes connect to it, and `train` gives it work."""
+    """Run the server until Ctrl-C; nodes connect to it, and `train` starts runs."""
     log = open_log(log_format)
     from fedapt.federation.flower import require_flower
 

@@ -30,7 +30,7 @@ def train(
         bool, typer.Option("--json", help="Print every event as a line of JSON.")
     ] = False,
 ) -> None:
-    """Train with the nodes that are connected; goes on where an earlier run was stopped."""
+    """Train with the connected nodes; continue an earlier run that stopped."""
     from fedapt.federation.flower import require_flower
 
     require_flower()
