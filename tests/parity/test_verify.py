@@ -24,6 +24,15 @@ def test_its_own_checkpoint(
     assert json.loads(capsys.readouterr().out)["images"] == 12
 
 
+def test_the_last_line_is_the_verdict(
+    tiny_model: Path, tiny_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert verify(tiny_model, tiny_run, "--images", "0", "--min-agreement", "0") == 0
+    verdict = capsys.readouterr().out.splitlines()[-1]
+    assert verdict.startswith(f"passed: {tiny_model} computes the results of its checkpoint (")
+    assert verdict.endswith(" % of 12 images keep their class, min 0 %)")
+
+
 def test_the_files_the_wrong_way_round_are_2(
     tiny_model: Path, tiny_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
