@@ -1,4 +1,4 @@
-"""Clients of others: Triton's and KServe's."""
+"""Clients of others: Triton's, KServe's, and what schemathesis makes of the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
@@ -66,3 +67,31 @@ def test_kserve(server: Server, tiny_model: Path) -> None:
     np.testing.assert_allclose(
         np.reshape(found["logits"], expected.logits.shape), expected.logits, atol=1e-4
     )
+
+
+def test_schemathesis(server: Server) -> None:
+    """Requests made from the document, and near misses: the answers keep what it promises."""
+    schemathesis = pytest.importorskip("schemathesis", reason="needs schemathesis")
+    from hypothesis import HealthCheck, Phase, given, settings
+
+    schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+    for found in schema.get_all_operations():
+        operation = found.ok()
+
+        @given(case=operation.as_strategy())
+        @settings(
+            max_examples=5,
+            deadline=None,
+            phases=[Phase.generate],
+            derandomize=True,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        )
+        def check(case: Any) -> None:
+            answer = case.call(base_url=server.url)
+            assert answer.status_code != 500, answer.text
+            promised = case.operation.definition.raw["responses"]
+            assert str(answer.status_code) in promised, (case.path, answer.status_code)
+
+        check()
+    assert httpx.get(f"{server.url}/healthz", timeout=60).status_code == 200
