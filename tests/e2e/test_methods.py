@@ -29,6 +29,7 @@ SETTINGS = [
     *("--lr", "0.1", "--batch-size", "8", "--context-length", "4", "--seed", "3"),
     *("-o", "unsupervised.warm_up_rounds=1", "-o", "unsupervised.confidence=0.34"),
 ]
+BANKS = ("fedapt", "fedapt-unsupervised", "adapt", "diprompt", "adaptive-analytic")
 EVERY = pytest.mark.parametrize("method", METHODS)
 OWNED = ["-o", "federation.clients_per_domain=2", "-o", "federation.sampled_per_domain=1"]
 FEW = ["-o", "federation.min_images=2"]
@@ -82,7 +83,7 @@ def test_evaluate_gives_what_train_gave(
     assert evaluated == trained
     assert trained["method"] == METHODS[method].title
     assert {n: d["n"] for n, d in trained["domains"].items()} == dict.fromkeys(DOMAINS, 6)
-    has_banks = method in ("fedapt", "fedapt-unsupervised", "adapt", "adaptive-analytic")
+    has_banks = method in BANKS
     assert set(trained["routing"]) == (set(DOMAINS) if has_banks else set())
     # and the same seed the same bytes
     assert checkpoint.read_bytes() == (runs(method) / CHECKPOINT).read_bytes()
@@ -102,7 +103,7 @@ def test_the_records(method: str, runs: Any, tiny_images: Path) -> None:
     per_client = n_bytes(learned)
     if method == "local":
         per_client = 0
-    elif method == "adapt":
+    elif method in ("adapt", "diprompt"):
         per_client -= 4 * len(CLASSES) * 4 * 32  # the other's context
     elif method == "adaptive-analytic":
         per_client //= 2  # the other's sums
