@@ -11,7 +11,7 @@ async function main() {
   showProgress(`The model, ${megabytes} MB, is being loaded.`);
   const call = startWorker();
   const asked = new URLSearchParams(location.search).get("device");
-  const { device } = await call({ load: { bundle, webgpu: bundle.webgpu && asked !== "wasm" } });
+  const { device } = await call({ load: { bundle, webgpu: bundle.webgpu && asked === "webgpu" } });
   const { classes, domains, precision } = bundle.manifest;
   startPage({
     about: "The images stay on this device: the model runs in the browser.",
