@@ -134,7 +134,7 @@ class Preprocessing:
         *,
         fast: bool = False,
         resize: bool = True,
-        max_pixels: int = MAX_PIXELS,
+        max_pixels: int | None = None,
     ) -> NDArray[np.uint8]:
         """Read one image: uint8 [height, width, 3], RGB.
 
@@ -146,12 +146,13 @@ class Preprocessing:
             resize: False leaves an RGB or grey image of up to `MAX_CANVAS` pixels a side as it is,
                 for `device_resize`, after a larger JPEG was decoded as if `fast`; others are
                 resized and cropped here.
-            max_pixels: of the image, and of the image resized; no more than `MAX_PIXELS`.
+            max_pixels: of the image, and of the image resized; by default `MAX_PIXELS`.
 
         Raises:
             ImageError: missing, unreadable, too large, truncated, or not an image.
         """
         where = name if name is not None else source
+        max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
         if isinstance(source, Image.Image):
             _check_pixels(source.size, self, where, max_pixels)
             return self._finish(self._to_8_bits(source, where), resize)
