@@ -25,7 +25,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that all workers of one test run have in common."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
@@ -44,9 +44,9 @@ def build_once(path: Path, build: Callable[[Path], object]) -> Path:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def private_cache(shared: Path) -> Iterator[Path]:
+def private_cache(workers_folder: Path) -> Iterator[Path]:
     """Nothing of a test reaches the user's cache or depends on it, or on a measurement."""
-    folder = shared / "cache"
+    folder = workers_folder / "cache"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDAPT_CACHE", str(folder))
         patch.setenv("FEDAPT_BACKEND", "onnxruntime")  # else every model's first load measures
@@ -54,15 +54,15 @@ def private_cache(shared: Path) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def tiny_clip(shared: Path) -> Path:
+def tiny_clip(workers_folder: Path) -> Path:
     """A folder with a tiny CLIP. Not to be changed."""
-    return build_once(shared / "clip" / "tiny", write_tiny_clip)
+    return build_once(workers_folder / "clip" / "tiny", write_tiny_clip)
 
 
 @pytest.fixture(scope="session")
-def tiny_images(shared: Path) -> Path:
+def tiny_images(workers_folder: Path) -> Path:
     """Two domains, three classes, ten images each. Not to be changed."""
-    return build_once(shared / "images" / "data", write_tiny_images)
+    return build_once(workers_folder / "images" / "data", write_tiny_images)
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +74,7 @@ def tiny_backbone(tiny_clip: Path):
 
 
 @pytest.fixture(scope="session")
-def tiny_run(shared: Path, tiny_clip: Path, tiny_images: Path) -> Path:
+def tiny_run(workers_folder: Path, tiny_clip: Path, tiny_images: Path) -> Path:
     """A run folder: three rounds of FedAPT with the tiny CLIP. Not to be changed."""
     from fedapt.core.config import read_config
     from fedapt.core.report import Reporter
@@ -96,12 +96,14 @@ def tiny_run(shared: Path, tiny_clip: Path, tiny_images: Path) -> Path:
     def build(out: Path) -> None:
         train(config, out, resume=False, device="cpu", reporter=Reporter())
 
-    return build_once(shared / "runs" / "tiny", build)
+    return build_once(workers_folder / "runs" / "tiny", build)
 
 
 @pytest.fixture(scope="session")
-def tiny_model(shared: Path, tiny_run: Path) -> Path:
+def tiny_model(workers_folder: Path, tiny_run: Path) -> Path:
     """The tiny run as a fused ONNX file. Not to be changed."""
     from tests.support.fusing import export_run
 
-    return build_once(shared / "model" / "model.onnx", lambda out: export_run(tiny_run, out))
+    return build_once(
+        workers_folder / "model" / "model.onnx", lambda out: export_run(tiny_run, out)
+    )

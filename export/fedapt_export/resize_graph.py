@@ -2,8 +2,9 @@
 
 The graph has no weights and depends on no model, so the runtime carries it as files, one for each
 interpolation (`python -m fedapt_export.resize_graph` writes them). Images of several sizes stand in
-the top left corner of one canvas. Pillow resamples columns first, rounds to 8 bits, and resamples
-rows; so does this. Pillow's weights have 22 bits, the graph's are float32: a pixel may differ by 1.
+the top left corner of one canvas. The graph resamples columns, rounds to 8 bits, and resamples
+rows, as Pillow does; Pillow 13 begins with the rows where the height shrinks over twice as much as
+the width. Pillow's weights have 22 bits, the graph's are float32. A pixel may differ by 1.
 
 Source: Pillow, src/libImaging/Resample.c (`precompute_coeffs`, `bicubic_filter` with a = -0.5,
 `ImagingResampleHorizontal_8bpc`).
