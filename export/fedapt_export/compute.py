@@ -46,7 +46,7 @@ class ComputeReport:
 
     @property
     def agreement(self) -> Agreement:
-        """What the runtime will read of it."""
+        """The part of this result that the runtime reads from the manifest."""
         return Agreement(self.images, self.changed)
 
 

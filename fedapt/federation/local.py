@@ -21,7 +21,7 @@ from fedapt.training.loop import RoundResult
 from fedapt.training.methods.base import Learned, Method, n_bytes
 from fedapt_runtime.machine import usable_cores, usable_memory
 
-_USUAL_MEMORY_BYTES = 16 << 30
+_DEFAULT_MEMORY_BYTES = 16 << 30
 # clients begun for each that runs: replies behind a slow client wait, and memory bounds how many
 _BEGUN_EACH = 4
 
@@ -90,7 +90,7 @@ class LocalEngine:
         if not self._method.side_by_side or any(c.data.rows.is_cuda for c in clients):
             return 1
         step = max(1, self._method.step_bytes)
-        memory = usable_memory() or _USUAL_MEMORY_BYTES  # side by side, clients may fill half of it
+        memory = usable_memory() or _DEFAULT_MEMORY_BYTES  # parallel clients may use half
         return max(1, min(usable_cores(), len(clients), memory // (2 * step)))
 
 

@@ -113,7 +113,7 @@ def tell_low_routing(evaluation: Evaluation, reporter: Reporter) -> None:
 
 
 def find_routed(routing: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Of each domain that has a key, the share of its images that its own keys take."""
+    """Share of each domain's images that its own keys take; domains without a key are absent."""
     return {
         name: share_routed(name, shares)
         for name, shares in routing.items()
@@ -210,7 +210,7 @@ def _share_right(predicted: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, fl
 
 
 def _find_calibration(predicted: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
-    """Of several models' logits, the mean of their errors."""
+    """Calibration error of each domain; with the logits of several models, their mean error."""
     errors = {}
     for name, (logits, labels) in predicted.items():
         models = logits if logits.dim() == 3 else logits.unsqueeze(0)

@@ -1,7 +1,8 @@
-"""What the manifest says of a compute precision: how many labels it changed in the export.
+"""The agreement of a compute precision with float32: the labels that it changed in the export.
 
-A backend may multiply in bfloat16 what the graph has in float32. The export counts on its images
-how many labels that changes; this says whether it is little enough to be taken unasked.
+A backend may multiply float32 matrices of the graph in bfloat16. The export counts the labels that
+this changes on its images, and the manifest keeps the count. `auto` selects the precision only if
+the maximum share (`max_share`) is at most `MAX_SHARE`.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ MAX_SHARE = 0.03  # of labels that may change at that confidence: takes 99 image
 
 @dataclass(frozen=True)
 class Agreement:
-    """A compute precision beside float32, on the images of the export.
+    """The comparison of a compute precision with float32 on the images of the export.
 
     Attributes:
-        images: real images that were compared.
-        changed: how many of them have another best class.
+        images: number of real images that were compared.
+        changed: number of images with another top class.
     """
 
     images: int
@@ -30,7 +31,7 @@ class Agreement:
 
     @property
     def max_share(self) -> float:
-        """The share of labels that change, at most, at 95 % confidence; 1 where any changed.
+        """Maximum share of labels that change, at 95 % confidence; 1 if any label changed.
 
         Source: Clopper and Pearson 1934; with no change in n images, 1 - 0.05 ** (1 / n).
         """
@@ -40,7 +41,7 @@ class Agreement:
 
     @property
     def is_enough(self) -> bool:
-        """Whether `auto` may take it."""
+        """Whether `auto` may select this precision."""
         return self.max_share <= MAX_SHARE
 
     def __str__(self) -> str:
@@ -51,7 +52,7 @@ class Agreement:
 
 
 def read_agreement(manifest: Manifest, compute: str) -> Agreement | None:
-    """What the export measured; None where there is no such measurement."""
+    """Read the export's measurement from the manifest; None if there is none."""
     computed: Any = manifest.parity.get(PARITY_KEY)
     entry = computed.get(compute) if isinstance(computed, dict) else None
     if not isinstance(entry, dict):

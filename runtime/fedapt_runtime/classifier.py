@@ -30,7 +30,7 @@ NOT_FINITE = "the model returned NaN or infinity"
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of one image; or, where `error` is set, why it says nothing.
+    """The prediction for one image, or the reason why there is none (`error`).
 
     Attributes:
         path: the file, or `#i` for the i-th array.
@@ -41,9 +41,9 @@ class Prediction:
             `fedapt evaluate` shows how many images of each domain are routed to it.
         domain_weights: weight of every domain's prompt in this image's own, they sum to 1.
         error: why the image could not be read.
-        unknown_score: where asked for, how unlike the known domains the image is, in standard
-            deviations beyond their usual; see `unknown.UnknownSignal`.
-        unknown: where asked for, whether that is over the model's threshold.
+        unknown_score: on request, the distance of the image from the known domains, in standard
+            deviations above their mean; see `unknown.UnknownSignal`.
+        unknown: on request, whether this score is above the model's threshold.
     """
 
     path: str
@@ -120,7 +120,7 @@ class Classifier:
 
     @property
     def backend(self) -> Backend:
-        """What runs the graph."""
+        """The backend that runs the graph."""
         return self._backend
 
     @property

@@ -1,4 +1,4 @@
-"""What of everything that the runtime can use is here, and the line that installs what is not."""
+"""A check of the optional packages and devices, with the command that installs a missing one."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def run_small_demo(arguments: list[str]) -> int:
     few = _few_emoji()
     model = functools.partial(ModelConfig, name=clip)
     # features of random weights tell nothing apart
-    export = functools.partial(ExportSettings, least_agreement=0.0)
+    export = functools.partial(ExportSettings, min_agreement=0.0)
     with (
         mock.patch.object(emoji, "list_emoji", return_value=few),
         mock.patch.multiple(run, ROUNDS=2, CONTEXT_LENGTH=4),

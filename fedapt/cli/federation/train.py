@@ -125,7 +125,7 @@ def describe_round(line: Mapping[str, Any]) -> str:
 
 
 def find_notice(line: Mapping[str, Any]) -> str:
-    """What the operator has to see to, of one event; empty where that is nothing."""
+    """The text of an event that needs the operator's attention; empty for any other event."""
     if line["event"] == "turned away":
         return printable(f"turned away: {line['name']}: {line['reason']}")
     return printable(line["text"]) if line["event"] == "waiting" else ""

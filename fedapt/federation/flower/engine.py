@@ -37,7 +37,7 @@ FindNodes = Callable[[Sequence[ClientInfo]], Mapping[int, int]]
 
 @dataclass(frozen=True)
 class Reports:
-    """What nodes report of an aggregate.
+    """The nodes' reports of an aggregate.
 
     Attributes:
         scores: by the client's index; nodes that do not answer are absent.
@@ -52,12 +52,13 @@ class Reports:
 
 @dataclass
 class _Traffic:
-    """What has been sent in one exchange, and who has not answered well.
+    """The traffic of one exchange, and the clients whose replies were refused.
 
     Attributes:
-        round: from 0.
-        n_bytes: there and back.
-        seconds, refused: by the client's name.
+        round: number of the round, from 0.
+        n_bytes: bytes sent to the clients and back.
+        seconds: client's name -> time until its reply.
+        refused: client's name -> reason.
     """
 
     round: int
@@ -194,7 +195,7 @@ class FlowerEngine:
             )
 
     def measure(self, learned: Learned, round_number: int) -> Reports:
-        """What each client's node reports of the aggregate."""
+        """Ask each client's node to evaluate the aggregate, and return the reports."""
         traffic, scores = _Traffic(round_number), {}
         clients = self._method.setting.clients
         contents = {c.index: self._fill(c, learned, round_number) for c in clients}

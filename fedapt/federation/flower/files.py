@@ -32,7 +32,7 @@ APP = "app"
 
 @dataclass(frozen=True)
 class Deployment:
-    """What a deployment is made for.
+    """The description of a deployment, from which its files are written.
 
     Attributes:
         address: HOST:PORT of the server, as nodes reach it.

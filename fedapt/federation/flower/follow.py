@@ -1,4 +1,4 @@
-"""What a federation's live file says, added up: rounds, and each node's state."""
+"""The live file of a federation, summarised: rounds, and the state of each node."""
 
 from __future__ import annotations
 

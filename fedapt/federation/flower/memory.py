@@ -1,11 +1,11 @@
-"""What a node remembers across restarts: a secret of its own, and the sums that it has helped with.
+"""The state that a node keeps across restarts: its secret, and the sums that it has unmasked.
 
-    secret  noise is drawn from it: one update has one noise, however often it is asked for
-    sums    start -> the sum that this node has given shares for; another sum of the same start
-            would tell the difference, which may be one client's update
+    secret  seed of the node's noise; the same update always gets the same noise
+    sums    start -> the sum for which this node has sent shares. The node sends none for another
+            sum of the same start: the difference of both may be the update of one client.
 
-A federation that goes on after a crash repeats a round from the same start. Training repeats to the
-byte, so the same clients give the same sum, which tells nothing new.
+A federation that resumes after a crash repeats a round from the same start. Training is
+deterministic to the byte, so the same clients give the same sum, which reveals nothing new.
 """
 
 from __future__ import annotations

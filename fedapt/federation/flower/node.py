@@ -35,11 +35,11 @@ from fedapt.training.methods import METHODS, Learned, Method, Setting
 
 @dataclass(frozen=True)
 class Score:
-    """What a node reports of a model.
+    """A node's report of a model.
 
     Attributes:
-        test, validation: shares of right answers among `n_test` and `n_validation` images.
-        zero_shot: that of zero-shot CLIP on the test images.
+        test, validation: accuracy on the `n_test` and `n_validation` images, from 0 to 1.
+        zero_shot: accuracy of zero-shot CLIP on the test images.
     """
 
     test: float
@@ -236,7 +236,7 @@ class Node:
 
 
 def _name_setting(plan: Plan, place: Place, keys: Tensor | None) -> str:
-    """What a node's preparations depend on."""
+    """The identity of a node's preparations: they are reused while it stays the same."""
     digest = hashlib.sha256(b"" if keys is None else keys.cpu().numpy().tobytes())
     return f"{plan} {place.domain} {digest.hexdigest()}"
 

@@ -168,5 +168,5 @@ class _Worker:
 
 
 def _remember(run_id: int) -> Context:
-    """What a node remembers of a training, within a secure round."""
+    """An empty context, in which a node keeps the state of a secure round."""
     return Context(run_id, _NODE, UserConfig(), RecordDict(), UserConfig())

@@ -1,7 +1,7 @@
-"""What the server's operator asks of it: files in the server's own folder, and no network.
+"""Requests of the server's operator: files in the server's own folder, and no network.
 
-Whoever may write to `state` may give the server work, and nobody else: the folder is its owner's
-alone. A lock that the server holds says whether it runs.
+Only users who may write to the folder `state` can give the server work. The folder belongs to its
+owner alone. The server holds a lock while it runs.
 """
 
 from __future__ import annotations

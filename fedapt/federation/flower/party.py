@@ -11,17 +11,17 @@ from fedapt.core.errors import UsageError
 
 @dataclass(frozen=True)
 class Party:
-    """What a node is told on its own machine, and tells nobody.
+    """The operator's configuration of a node, set on the node's own machine.
 
     Attributes:
-        root: ROOT of ROOT/<domain>/<class>/<images>; other domains in it are not looked at.
-        domain: the node's.
-        name: by which the server knows it from others of its domain.
-        model, pretrained: its CLIP, where the server's is a folder.
+        root: ROOT of ROOT/<domain>/<class>/<images>; other domains in it are not read.
+        domain: the node's domain.
+        name: distinguishes the node from others of its domain.
+        model, pretrained: the node's CLIP, if the server's CLIP is a folder.
         device: `cpu` or `cuda`.
-        secure: whether it takes part in secure rounds alone (`federation.secure`).
-        max_clip: largest `federation.node_clip` of a run that it takes part in; 0 for any or none.
-        min_noise: smallest `federation.node_noise`.
+        secure: the node takes part in secure rounds only (`federation.secure`).
+        max_clip: maximum `federation.node_clip` that the node accepts; 0 for any or none.
+        min_noise: minimum `federation.node_noise` that the node accepts.
     """
 
     root: Path

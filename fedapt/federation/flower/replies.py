@@ -1,7 +1,8 @@
-"""What came back from a node, checked before anything is done with it.
+"""Checks of a node's reply before it is used.
 
-A node may be broken or hostile: its reply has the names, shapes and dtype of what it was sent, is
-finite, has not moved further than any training moves, and counts its images like a person would.
+A node may be broken or hostile. A reply is accepted if its tensors have the names, shapes and dtype
+of those sent, all values are finite, the norm of the update is at most `federation.max_update`,
+and the number of images and the loss are plausible.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from fedapt.federation.flower.tensors import check_arrays, from_arrays
 from fedapt.training.client import ClientUpdate
 from fedapt.training.methods.base import Learned
 
-_MOST_IMAGES = 1_000_000_000
+_MAX_IMAGES = 1_000_000_000
 # images x loss of all clients stays a finite number
-_MOST_LOSS = 1e30
+_MAX_LOSS = 1e30
 
 
 def read_update(
@@ -31,7 +32,7 @@ def read_update(
 
     Args:
         share: what the client was sent.
-        max_update: norm of the difference that is still believed.
+        max_update: maximum norm of the difference that is accepted.
     """
     if reason := read_refusal(answer):
         return reason
@@ -43,9 +44,9 @@ def read_update(
         return reason
     metrics = _read_metrics(answer)
     images, loss = metrics.get("images"), metrics.get("loss")
-    if type(images) is not int or not 0 < images <= _MOST_IMAGES:
+    if type(images) is not int or not 0 < images <= _MAX_IMAGES:
         return f"{images} images"
-    if type(loss) is not float or not abs(loss) <= _MOST_LOSS:
+    if type(loss) is not float or not abs(loss) <= _MAX_LOSS:
         return f"a loss of {loss}"
     device = next(iter(share.values())).device
     learned = from_arrays(arrays, device)
@@ -54,19 +55,19 @@ def read_update(
         return f"{broken[0]} with NaN or infinity"
     moved = measure_update(learned, share)
     if moved > max_update:
-        most = f"{max_update:g} (federation.max_update)"
-        return f"an update of norm {moved:.3g}, more than {most}"
+        limit = f"{max_update:g} (federation.max_update)"
+        return f"an update of norm {moved:.3g}, more than {limit}"
     return ClientUpdate(client.index, learned, images, loss)
 
 
 def measure_update(learned: Learned, start: Learned) -> float:
-    """L2 norm of what was changed, over all tensors."""
+    """L2 norm of the difference over all tensors."""
     squares = [(learned[name] - start[name]).double().square().sum() for name in learned]
     return float(torch.stack(squares).sum().sqrt())
 
 
 def read_score(answer: Answer) -> Score | str:
-    """What a node reports of a model, or why that is refused."""
+    """A node's report of a model, or the reason why it is refused."""
     if reason := read_refusal(answer):
         return reason
     metrics = _read_metrics(answer)
@@ -74,15 +75,15 @@ def read_score(answer: Answer) -> Score | str:
     for field in dataclasses.fields(Score):
         value = metrics.get(field.name)
         is_count = field.name.startswith("n_")
-        kind, most = (int, _MOST_IMAGES) if is_count else (float, 1.0)
-        if type(value) is not kind or not 0 <= value <= most:
+        kind, maximum = (int, _MAX_IMAGES) if is_count else (float, 1.0)
+        if type(value) is not kind or not 0 <= value <= maximum:
             return f"{field.name} = {value}"
         values[field.name] = value
     return Score(**values)  # type: ignore[arg-type]
 
 
 def read_refusal(answer: Answer) -> str:
-    """Why there is nothing to read; empty where there is."""
+    """The reason why the reply has no result; empty if it has one."""
     reply = answer.reply
     if reply.has_error():
         return (

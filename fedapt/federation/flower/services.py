@@ -1,6 +1,6 @@
-"""What runs a deployment: a container image, compose, systemd, an nginx example, the commands.
+"""Files to run a deployment: container image, compose, systemd, an nginx example, the commands.
 
-The templates stand in `fedapt/federation/deploy`.
+The templates are in `fedapt/federation/deploy`.
 """
 
 from __future__ import annotations

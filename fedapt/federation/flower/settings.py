@@ -1,4 +1,4 @@
-"""What the operators of server and nodes write down: `server.toml` and `node.toml`."""
+"""The configuration files of a federation's server and nodes: `server.toml` and `node.toml`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What the server tells a node of the run and of its place in it, as Flower's records.
+"""A task: the server's description of the run and of a node's place in it, as Flower's records.
 
-A task has everything that a node needs besides its own images: the settings without any path, class
-names, the CLIP by name and hash, and the node's domain and key as numbers. It goes with every
-message, so that a node has no state that could be lost, except within a secure round.
+A task holds everything that a node needs besides its images: the settings without paths, the class
+names, the CLIP by name and hash, and the node's domain and key as numbers. Every message carries
+the task. A node therefore has no state to lose, except within a secure round.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ REPLY, REFUSAL = "reply", "refusal"
 
 @dataclass(frozen=True)
 class Plan:
-    """What is the same for all nodes of a run.
+    """The part of a task that is the same for all nodes of a run.
 
     Attributes:
-        config: the run's, without paths.
+        config: settings of the run, without paths.
         classes: names in the order of the labels.
         clip_sha256: hash of the CLIP's weights.
-        n_keys: N.
+        n_keys: number of keys N.
     """
 
     config: Config
@@ -87,10 +87,10 @@ def task_to_record(plan: Plan, place: Place | None = None) -> ConfigRecord:
 
 
 def read_plan(record: ConfigRecord) -> Plan:
-    """What the server says of the run.
+    """Read the plan of the run from the server's record.
 
     Raises:
-        FederationError: of another protocol, or damaged.
+        FederationError: the record is damaged, or its protocol version differs.
     """
     check_protocol(record)
     values: dict[str, Any] = dict(record)
@@ -116,10 +116,10 @@ def read_plan(record: ConfigRecord) -> Plan:
 
 
 def read_place(record: ConfigRecord) -> Place:
-    """What the server says of this node's place in the round.
+    """Read this node's place in the round from the server's record.
 
     Raises:
-        FederationError: damaged.
+        FederationError: the record is damaged.
     """
     values = {field.name: record.get(field.name) for field in dataclasses.fields(Place)}
     if wrong := [name for name, value in values.items() if type(value) is not int or value < 0]:
@@ -134,10 +134,10 @@ def read_place(record: ConfigRecord) -> Place:
 
 
 def unpack(records: RecordDict, device: torch.device) -> tuple[Plan, Place, Learned, Tensor | None]:
-    """What the server asks for: the run, this client's place in it, what is learned, the keys.
+    """Read a message of the server: the plan, the client's place, the learned tensors, the keys.
 
     Raises:
-        FederationError: of another protocol, or damaged.
+        FederationError: the message is damaged, or its protocol version differs.
     """
     task = records.config_records[TASK]
     learned = from_arrays(records.array_records[LEARNED], device)
@@ -146,7 +146,7 @@ def unpack(records: RecordDict, device: torch.device) -> tuple[Plan, Place, Lear
 
 
 def check_protocol(record: ConfigRecord) -> None:
-    """Refuse what another protocol has written.
+    """Refuse a record of another protocol version.
 
     Raises:
         FederationError: the protocols differ.

@@ -14,7 +14,7 @@ from numpy.lib import format as npy
 from fedapt.federation.flower.network import content
 from fedapt.training.methods.base import Learned
 
-_MOST_HEADER_BYTES = 1024
+_MAX_HEADER_BYTES = 1024
 
 
 def to_arrays(learned: Learned) -> ArrayRecord:
@@ -28,15 +28,15 @@ def to_arrays(learned: Learned) -> ArrayRecord:
 
 
 def from_arrays(record: Mapping[str, Array], device: torch.device) -> Learned:
-    """A record as tensors; of a sender that is trusted, else see `check_arrays` first."""
+    """A record as tensors. Call `check_arrays` first if the sender is not trusted."""
     return {name: torch.from_numpy(array.numpy()).to(device) for name, array in record.items()}
 
 
 def check_arrays(record: Mapping[str, Array], expected: Learned) -> str:
-    """Why these arrays cannot be of those names, shapes and dtype; empty where they are.
+    """The first difference from the expected names, shapes and dtype; empty if there is none.
 
-    Nothing is read that has not been checked: what an array says of itself, what its bytes say, and
-    how many there are, before any memory is taken.
+    The check compares each array's declared shape, the header in its bytes and their number, before
+    it allocates memory.
     """
     if record.keys() != expected.keys():
         return f"tensors {', '.join(sorted(record)) or 'none'}, not {', '.join(sorted(expected))}"
@@ -47,9 +47,9 @@ def check_arrays(record: Mapping[str, Array], expected: Learned) -> str:
 
 
 def check_array(name: str, array: Array, shape: tuple[int, ...], dtype: str) -> str:
-    """Why this array cannot be of that shape and dtype; empty where it is."""
+    """The difference from the expected shape and dtype; empty if there is none."""
     kind = np.dtype(dtype).newbyteorder("<")
-    if len(array.data) > math.prod(shape) * kind.itemsize + _MOST_HEADER_BYTES:
+    if len(array.data) > math.prod(shape) * kind.itemsize + _MAX_HEADER_BYTES:
         return f"{name} of {len(array.data):,} bytes"
     found = _read_header(array.data)
     if found is None:
@@ -60,12 +60,12 @@ def check_array(name: str, array: Array, shape: tuple[int, ...], dtype: str) -> 
 
 
 def _read_header(data: bytes) -> tuple[tuple[int, ...], str] | None:
-    """Shape and dtype that the bytes of a .npy name, where they hold as many values."""
+    """Shape and dtype in the header of .npy bytes; None if the number of bytes does not fit."""
     stream = io.BytesIO(data)
     try:
         if npy.read_magic(stream) != (1, 0):
             return None
-        shape, is_fortran, dtype = npy.read_array_header_1_0(stream, _MOST_HEADER_BYTES)
+        shape, is_fortran, dtype = npy.read_array_header_1_0(stream, _MAX_HEADER_BYTES)
     except (ValueError, EOFError):
         return None
     n_bytes = int(np.prod(shape, dtype=object)) * dtype.itemsize

@@ -1,4 +1,4 @@
-"""What happens in a federation, as JSON lines for whoever watches: a terminal, a dashboard."""
+"""The events of a federation as JSON lines, for a terminal or a dashboard."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Watch:
     """Writes one line for each event, at once.
 
     Args:
-        reporter: told of what an operator should see to.
-        path: of the lines; None for none.
+        reporter: receives the events that need the operator's attention.
+        path: the file of the lines; None for no file.
     """
 
     def __init__(self, reporter: Reporter, path: Path | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What the classifier asks of a backend."""
+"""The interface between the classifier and its backends."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from fedapt_runtime.head import HeadFile
 from fedapt_runtime.manifest import Manifest
 
-DEFAULT_BATCH = 32  # images of a batch where nothing speaks for another size
+DEFAULT_BATCH = 32  # images of a batch if nothing sets another size
 COMPUTE = ("fp32", "bf16")
 
 
 class Outputs(NamedTuple):
-    """What the graph says of a batch.
+    """The outputs of the graph for a batch.
 
     Attributes:
         logits: float32 [batch, C], times exp(s): softmax gives probabilities.
@@ -32,14 +32,14 @@ class Backend(Protocol):
     """A loaded fused graph. Calls of `run` from several threads are safe.
 
     Attributes:
-        manifest: what the model is.
+        manifest: description of the model.
         name: one of `choose.BACKENDS`.
         compute: one of `COMPUTE`: `fp32` multiplies in the types of the graph, `bf16` multiplies
             in bfloat16 what the graph has in float32.
         description: backend, version and device in a few words, for messages; where something was
             chosen automatically, also why.
-        in_flight: how many batches should be computed at once, each by a caller of its own.
-        default_batch: images of a batch where nothing else is asked for.
+        in_flight: number of batches to compute at once, each by its own caller.
+        default_batch: number of images of a batch by default.
     """
 
     manifest: Manifest
@@ -50,19 +50,19 @@ class Backend(Protocol):
     default_batch: int
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
-        """uint8 [batch, height, width, 3] -> what the graph says of them."""
+        """Run the graph on uint8 [batch, height, width, 3]."""
         ...
 
 
 @runtime_checkable
 class SwappableBackend(Backend, Protocol):
-    """A backend that takes another head without loading the model again."""
+    """A backend that can replace its head without loading the model again."""
 
     def with_head(self, head: HeadFile, where: object) -> Self:
-        """The same graph with another head; this one stays as it is.
+        """The same graph with another head; this backend does not change.
 
         Raises:
-            ModelFileError: a head of another CLIP.
-            RuntimeFailure: the device keeps the head that it was loaded with.
+            ModelFileError: the head belongs to another CLIP.
+            RuntimeFailure: the device cannot replace the head that it was loaded with.
         """
         ...

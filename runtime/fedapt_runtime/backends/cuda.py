@@ -118,20 +118,20 @@ class Gpu:
         return np.ctypeslib.as_array(memory)
 
     def open_stream(self, taken: ExitStack) -> int:
-        """A stream that waits for no other."""
+        """A stream that does not synchronise with the default stream."""
         stream = int(self._call("StreamCreateWithFlags", self._cuda.cudaStreamNonBlocking))
         taken.callback(self._give_back, "StreamDestroy", stream)
         return stream
 
     def open_event(self, taken: ExitStack) -> Any:
-        """A mark that `order` puts into streams."""
+        """An event for `order`."""
         flag = self._cuda.cudaEventDisableTiming
         event = self._call("EventCreateWithFlags", flag)
         taken.callback(self._give_back, "EventDestroy", event)
         return event
 
     def order(self, first: int, second: int, event: Any) -> None:
-        """What enters `second` from now on waits for what `first` holds now."""
+        """Make later work in stream `second` wait for the present work in stream `first`."""
         self._call("EventRecord", event, first)
         self._call("StreamWaitEvent", second, event, 0)
 

@@ -24,16 +24,16 @@ _ANY_TARGET = "default"
 
 @dataclass(frozen=True)
 class EngineFile:
-    """What stands beside a plan.
+    """The description beside a TensorRT engine's plan.
 
     Attributes:
-        path: the plan.
-        flavour: a key of `FLAVOURS`: which library built it and can run it.
-        version: of that library.
-        capabilities: GPUs that it was built for, `sm89` and the like; or `default`.
-        min_batch, opt_batch, max_batch: the sizes that it takes, and the one it is tuned for.
-        onnx_sha256: of the model that it was built from; empty where nobody knows.
-        manifest: of the model inside.
+        path: file of the plan.
+        flavour: a key of `FLAVOURS`: the library that built the plan and can run it.
+        version: version of that library.
+        capabilities: GPUs that the plan was built for, such as `sm89`; or `default`.
+        min_batch, opt_batch, max_batch: minimum, optimum and maximum size of a batch.
+        onnx_sha256: hash of the ONNX model that the plan was built from; empty if unknown.
+        manifest: manifest of the model inside.
     """
 
     path: Path

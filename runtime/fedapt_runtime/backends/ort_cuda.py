@@ -50,13 +50,13 @@ class ComputeStream(NamedTuple):
     lock: threading.Lock
 
     def options(self, graphs: bool) -> dict[str, str]:
-        """What the CUDA provider of a session has to be told."""
+        """Options of the CUDA execution provider for a session in this stream."""
         return {"user_compute_stream": str(self.stream), "enable_cuda_graph": str(int(graphs))}
 
 
 @functools.cache
 def open_compute_stream() -> ComputeStream:
-    """The one of this process, which stays until it ends: sessions refer to it until they do.
+    """The compute stream of this process. It stays open until the process ends.
 
     Raises:
         MissingDependency: cuda-bindings is not installed.

@@ -68,9 +68,9 @@ class Batcher:
         self._dispatcher = asyncio.create_task(self._dispatch())
 
     async def infer(self, pixels: NDArray[np.uint8]) -> Outputs:
-        """What the graph says of one image, uint8 [height, width, 3], without the batch axis.
+        """The graph's outputs for one image, uint8 [height, width, 3], without the batch axis.
 
-        A caller that is cancelled takes its image back, where it is not being computed yet.
+        If the caller is cancelled before its batch starts, its image leaves the queue.
         """
         item = _Waiting(pixels, self._loop.create_future(), self._loop.time())
         self._waiting.append(item)

@@ -58,7 +58,7 @@ class Connections:
             self._idle[client] = loop.call_later(self._limits.header_s, transport.abort)
 
     def protocol(self) -> Callable[..., asyncio.Protocol]:
-        """What uvicorn makes for each connection."""
+        """The protocol class that uvicorn instantiates for each connection."""
         connections = self
 
         class WatchedProtocol(H11Protocol):

@@ -25,12 +25,12 @@ FIELDS = ("model", "top_k", "flag_unknown")
 
 @dataclass(frozen=True)
 class Question:
-    """What `POST /v1/classify` asks.
+    """The content of a request to `POST /v1/classify`.
 
     Attributes:
         model: a name, or None for the first.
-        top_k: how many classes to report.
-        flag_unknown: whether to say how unlike the known domains each image is.
+        top_k: number of classes to report.
+        flag_unknown: whether to report an unknown-domain score for each image.
     """
 
     images: tuple[Upload, ...]

@@ -1,4 +1,4 @@
-"""What one client, and all of them together, may take of the server."""
+"""The server's limits, for each client and for all clients together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the service takes and gives, as an OpenAPI 3.1 document."""
+"""The interface of the service as an OpenAPI 3.1 document."""
 
 from __future__ import annotations
 

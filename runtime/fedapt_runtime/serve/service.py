@@ -227,7 +227,7 @@ class Service:
         return version, predictions
 
     async def infer(self, model: ServedModel, images: np.ndarray) -> tuple[Version, Outputs]:
-        """What the graph says of preprocessed images, uint8 [n, height, width, 3].
+        """The graph's outputs for preprocessed images, uint8 [n, height, width, 3].
 
         Raises:
             RequestError: 413 for too many images, 503 where the queue is full.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,10 @@ START = r"(?:^|(?<=\. )|(?<=\n\n)|(?<=\n- )|(?<=\n\| ))"
 BEGINNINGS = re.compile(START + r"(As of|Of|That which|What) \w+")
 
 
+PACKAGES = ("fedapt", "export/fedapt_export", "runtime/fedapt_runtime")
+DOCSTRING_BEGINNINGS = re.compile(r"(As of|Of|That|What) ")
+
+
 def prose(path: Path) -> str:
     """A page without its code."""
     text = re.sub(r"```.*?```", "", path.read_text("utf-8"), flags=re.DOTALL)
@@ -48,6 +53,33 @@ def test_help_texts_use_plain_words_and_beginnings() -> None:
     options = dict(walk_options(typer.main.get_command(app)))
     faults = {name: find_faults(text) for name, text in options.items()}
     assert {name: found for name, found in faults.items() if found} == {}
+
+
+def find_docstrings(source: str) -> Iterator[str]:
+    """Docstrings of the module, its classes and its functions."""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, kinds) and (text := ast.get_docstring(node)):
+            yield text
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_docstring_begins_with_its_subject(package: str) -> None:
+    faults = [
+        f"{path.relative_to(ROOT)}: {text.splitlines()[0]}"
+        for path in sorted((ROOT / package).rglob("*.py"))
+        if "web" not in path.relative_to(ROOT).parts
+        for text in find_docstrings(path.read_text("utf-8"))
+        if DOCSTRING_BEGINNINGS.match(text)
+    ]
+    assert faults == []
+
+
+def test_all_docstrings_are_read() -> None:
+    source = '"""A."""\nclass B:\n  """Of b."""\n  async def c(self):\n    """\n    What c."""\n'
+    assert list(find_docstrings(source)) == ["A.", "Of b.", "What c."]
+    faults = [bool(DOCSTRING_BEGINNINGS.match(text)) for text in find_docstrings(source)]
+    assert faults == [False, True, True]
 
 
 @pytest.mark.parametrize(

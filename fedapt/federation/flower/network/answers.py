@@ -1,4 +1,4 @@
-"""What a node may ask of the server: to join, to take a message, to answer it, and to be seen."""
+"""The server's answers to a node's four requests: join, take a message, reply, and seen."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _FORBIDDEN = Response(403)
 
 
 class Answers:
-    """Answers nodes out of a mailbox.
+    """Answers the nodes' requests from a mailbox.
 
     Args:
-        keys: of the nodes that may connect.
-        mailbox: messages for them.
-        log: told of keys that are not known.
-        connected: told of the name of a node that has joined.
+        keys: the keys of the nodes that may connect.
+        mailbox: the messages for the nodes.
+        log: records unknown keys.
+        connected: called with the name of each node that joins.
     """
 
     def __init__(
@@ -44,9 +44,9 @@ class Answers:
         self._keys, self._mailbox, self._log, self._connected = keys, mailbox, log, connected
 
     def identify(self, address: str, path: str, headers: Mapping[str, str]) -> str | Response:
-        """The name of the node that has signed these headers; 403 for anybody else.
+        """The name of the node that has signed these headers; 403 for all others.
 
-        An unknown key costs no more than a look into a table, except where it is to be told of.
+        An unknown key costs one look-up in a table, and at times a line in the log.
         """
         name = self._keys.names.get(headers.get(KEY, ""))
         if name is None:
@@ -61,13 +61,13 @@ class Answers:
         return name
 
     def max_body(self, path: str) -> int:
-        """Bytes that a body may have: of a reply, by the messages that are answered."""
+        """Maximum bytes of a body. A reply's maximum follows from the largest message sent."""
         if not path.startswith(REPLY):
             return 0
         return _MIN_BODY_BYTES + _VALUE_GROWS * self._mailbox.largest
 
     async def answer(self, request: Request) -> Response:
-        """What the node gets; 404 where its process has to join first, 409 where it is replaced."""
+        """The response to a node: 404 if its process has to join first, 409 if it was replaced."""
         instance = request.headers[INSTANCE]
         if len(instance) > _MAX_INSTANCE:
             return Response(400, b"no number of a process")

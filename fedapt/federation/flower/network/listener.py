@@ -43,12 +43,12 @@ _QUEUED, _AT_ONCE = 512, 8
 
 @dataclass(frozen=True)
 class Limits:
-    """What a stranger may have.
+    """Limits for connections that have not shown a registered key (strangers).
 
     Attributes:
-        handshake_s, headers_s: time for the TLS handshake, and for the headers after it.
-        headers_bytes: size of a request's headers.
-        per_address, strangers: connections without a registered key.
+        handshake_s, headers_s: seconds for the TLS handshake, and for the headers after it.
+        headers_bytes: maximum size of a request's headers.
+        per_address, strangers: maximum number of such connections, by address and in all.
     """
 
     handshake_s: float = 10.0
@@ -59,7 +59,7 @@ class Limits:
 
     @classmethod
     def of_this_process(cls) -> Limits:
-        """As many strangers as leave most of the files that may be open to nodes."""
+        """Limits by which strangers use about a quarter of this process's files at most."""
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if files == resource.RLIM_INFINITY:
             return cls()

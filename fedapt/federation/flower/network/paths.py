@@ -1,4 +1,4 @@
-"""What a node may ask for, and the header that a message comes with."""
+"""The paths of a node's requests, and the header that carries a message's number."""
 
 from __future__ import annotations
 

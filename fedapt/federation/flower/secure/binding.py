@@ -1,8 +1,8 @@
-"""Hashes of what the clients of a round have to agree on.
+"""Hashes of the values on which all clients of a round have to agree.
 
-Masks of neighbours are bound to the settings, the model and keys that they were sent, and the
-public keys of all clients of the round: where a server tells two clients different things, their
-masks do not cancel, and the sum is noise.
+The masks of two neighbours depend on the settings, the model, the keys, and the public keys of all
+clients of the round. If a server sends different values to two clients, their masks do not cancel,
+and the sum is noise.
 
 Source: SHA-256 (FIPS 180-4) over parts that each begin with their length.
 """
@@ -19,7 +19,7 @@ _OF_THE_RUN = ("protocol", "config", "classes", "clip_sha256", "n_keys")
 
 
 def hash_parts(*parts: bytes) -> bytes:
-    """32 bytes; no two lists of parts have the same."""
+    """Hash of a list of parts, 32 bytes; two different lists have different hashes."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8, "little"))
@@ -28,18 +28,18 @@ def hash_parts(*parts: bytes) -> bytes:
 
 
 def hash_tensors(tensors: Learned) -> bytes:
-    """Of names, shapes and values."""
+    """Hash of the names, shapes, dtypes and values of tensors, 32 bytes."""
     return hash_parts(*_list_tensors(tensors))
 
 
 def hash_work(
     task: Mapping[str, object], round_number: int, start: Learned, frozen: Learned
 ) -> bytes:
-    """Of all that a client's training depends on, besides its images.
+    """Hash of all inputs of a client's training, except its images, 32 bytes.
 
     Args:
-        task: the record of the run as it is sent, which clients of other versions read alike.
-        start: what the client was sent.
+        task: the record of the run as it is sent; clients of other versions read it alike.
+        start: the tensors that the client was sent.
         frozen: `Method.frozen`.
     """
     settings = repr([(name, task.get(name)) for name in _OF_THE_RUN]).encode()
@@ -48,13 +48,13 @@ def hash_work(
 
 
 def hash_keys(clients: Mapping[int, tuple[bytes, bytes]]) -> bytes:
-    """Of the public keys of a round's clients: client -> (for masks, for sealed shares)."""
+    """Hash of a round's public keys: client -> (key for masks, key for sealed shares)."""
     parts = [(f"{c}".encode(), *keys) for c, keys in sorted(clients.items())]
     return hash_parts(*(part for client in parts for part in client))
 
 
 def hash_clients(clients: Collection[int]) -> bytes:
-    """Of a set of clients."""
+    """Hash of a set of clients, 32 bytes."""
     return hash_parts(*(f"{client}".encode() for client in sorted(set(clients))))
 
 

@@ -34,13 +34,13 @@ _HEADER = 3
 
 @dataclass(frozen=True)
 class Total:
-    """What the server learns of a round.
+    """The sum of a round, as the server decodes it.
 
     Attributes:
-        learned: the weighted mean.
-        images: of all clients together.
-        loss: mean over those images.
-        clipped: values that were out of range, of all clients together.
+        learned: the weighted mean of the learned tensors.
+        images: number of images of all clients.
+        loss: mean loss over those images.
+        clipped: number of values out of range, over all clients.
     """
 
     learned: Learned
@@ -51,12 +51,12 @@ class Total:
 
 @dataclass(frozen=True)
 class Encoding:
-    """Fixed point for a round.
+    """The fixed-point format of a round.
 
     Args:
-        n_clients: of the round, at most.
-        weighted: whether a client counts as often as it has images, or once.
-        largest: change of a value; larger ones are cut off and counted.
+        n_clients: maximum number of clients of the round.
+        weighted: weight each client by its number of images; else all weigh the same.
+        largest: maximum change of a value; larger changes are cut off and counted.
     """
 
     n_clients: int
@@ -65,26 +65,26 @@ class Encoding:
 
     @classmethod
     def of(cls, config: Config, n_clients: int) -> Encoding:
-        """That of a run."""
+        """The encoding for a run's settings."""
         weighted = config.train.weighting == "samples"
         return cls(n_clients, weighted, config.federation.secure_range)
 
     @property
     def fraction_bits(self) -> int:
-        """Of the values."""
+        """Number of fraction bits of the values."""
         return _fraction_bits(self.n_clients * self.largest * (MAX_IMAGES if self.weighted else 1))
 
     @property
     def loss_bits(self) -> int:
-        """Of images x loss."""
+        """Number of fraction bits of images x loss."""
         return _fraction_bits(self.n_clients * MAX_IMAGES * _MAX_LOSS)
 
     def max_error(self, n_added: int, weight: float) -> float:
-        """Largest error of a value of the mean, before it is rounded to float32.
+        """Maximum error of a value of the mean, before it is rounded to float32.
 
         Args:
-            n_added: clients in the sum.
-            weight: of all of them: their images, or their number.
+            n_added: number of clients in the sum.
+            weight: total weight of these clients: their images, or their number.
         """
         return n_added * math.ldexp(0.5, -self.fraction_bits) / weight
 
@@ -121,8 +121,8 @@ class Encoding:
         """
         words = total.view(np.int64)
         images, clipped = int(words[0]), int(words[2])
-        most = n_added * n_parameters(start)
-        if not 0 < images <= n_added * MAX_IMAGES or not 0 <= clipped <= most:
+        max_clipped = n_added * n_parameters(start)
+        if not 0 < images <= n_added * MAX_IMAGES or not 0 <= clipped <= max_clipped:
             raise ValueError(f"a sum of {images} images, {clipped} values out of range")
         weight = images if self.weighted else n_added
         moved = np.ldexp(words[_HEADER:].astype(np.float64), -self.fraction_bits) / weight
@@ -153,12 +153,12 @@ def _check(update: ClientUpdate) -> None:
 
 
 def count_words(start: Learned) -> int:
-    """Of one client's vector."""
+    """Number of words in one client's vector."""
     return _HEADER + n_parameters(start)
 
 
 def _fraction_bits(largest_sum: float) -> int:
-    """As many that a sum of this size stays below 2^62."""
+    """Maximum number of fraction bits by which a sum of this size stays below 2^62."""
     return 62 - math.ceil(math.log2(largest_sum))
 
 

@@ -52,7 +52,7 @@ class Grouping:
 
     @classmethod
     def of(cls, config: FederationConfig) -> Grouping:
-        """That of a run."""
+        """The grouping for a run's settings."""
         return cls(
             config.secure_threshold,
             config.secure_neighbours,

@@ -66,22 +66,22 @@ def expand(key: bytes, n_words: int) -> Words:
 
 
 def own_mask(seed: bytes, client: int, round_number: int, n_words: int) -> Words:
-    """What a client adds by itself, so that its vector stays hidden if its pairs are known."""
+    """A client's own mask; it hides the vector even if all pair masks are known."""
     return expand(derive(seed, f"own mask of {client} in round {round_number}"), n_words)
 
 
 def pair_mask(
     private: bytes, client: int, public: bytes, other: int, binding: bytes, n_words: int
 ) -> Words:
-    """What `client` adds for a neighbour; the neighbour's for `client` is this one's negative.
+    """The mask of `client` for a neighbour; the neighbour adds the negative of it.
 
     Args:
-        private: the mask key of `client`.
-        public: that of `other`.
-        binding: hash of what both have to agree on, else the two masks do not cancel.
+        private: the private mask key of `client`.
+        public: the public mask key of `other`.
+        binding: hash of the values on which both must agree, or the two masks do not cancel.
 
     Raises:
-        ValueError: a public key that makes the mask known to everybody.
+        ValueError: the public key would make the mask known to everybody.
     """
     low, high = sorted((client, other))
     key = agree(private, public, f"mask of {low} and {high} bound to {binding.hex()}")

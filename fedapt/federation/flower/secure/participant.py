@@ -1,7 +1,6 @@
-"""A client in a secure round: its secrets, what it gives away of them, and what it refuses.
+"""A client in a secure round: its secrets, the shares that it sends, and its refusals.
 
-It takes one stage after the other and each of them once. What it refuses, it refuses with a reason
-that the server is told.
+A client passes each stage once and in order. It sends the server a reason for each refusal.
 """
 
 from __future__ import annotations
@@ -30,22 +29,22 @@ from fedapt.federation.flower.secure.shares import SHARE_BYTES, seal, split, uns
 
 @dataclass
 class Participant:
-    """What a client knows of the round that it is in; all of it fits into a `ConfigRecord`.
+    """A client's state in a round; all fields fit into a `ConfigRecord`.
 
     Attributes:
-        client, round: its index, and the round from 0.
-        stage: the last that it has taken.
-        mask_key, share_key: X25519, private.
-        seed: of its own mask.
-        n_clients: of the round, as the server says.
-        keys_hash: hash of the public keys of all clients of the round, as the server says.
-        needed: clients of its group that have to stay.
-        peers: its neighbours, ascending.
-        mask_keys, share_keys: their public keys, in that order.
-        senders: the neighbours that have sealed shares for it, and itself.
-        seed_shares, key_shares: what it holds of the senders' secrets, in that order.
-        start: hash of the model that it trained from, and of which part of a folder's images.
-        own: hash of its words.
+        client, round: index of the client, and number of the round from 0.
+        stage: the last stage that the client has completed.
+        mask_key, share_key: private X25519 keys.
+        seed: seed of the client's own mask.
+        n_clients: number of clients of the round, as the server states it.
+        keys_hash: hash of the public keys of all clients of the round, as the server states it.
+        needed: number of clients of the group that must stay.
+        peers: indices of the neighbours, ascending.
+        mask_keys, share_keys: the neighbours' public keys, in that order.
+        senders: the neighbours that have sealed shares for this client, and the client itself.
+        seed_shares, key_shares: shares of the senders' secrets, in that order.
+        start: hash of the model at the start, and of the part of a folder's images.
+        own: hash of the client's words.
     """
 
     client: int
@@ -212,7 +211,7 @@ class Participant:
         return [*(seeds[client] for client in sent), *(parts[client] for client in dropped)]
 
     def hash_sum(self, everybody: Sequence[int]) -> bytes:
-        """What sum this is: who is in it, and what this client has put into it."""
+        """Hash of a sum: the clients in it, and this client's contribution."""
         return hash_parts(hash_clients(everybody), self.own)
 
     def _check_order(self, stage: str) -> None:
@@ -227,7 +226,7 @@ class Participant:
 
 
 def keep(participant: Participant, state: RecordDict) -> None:
-    """Remember it for the next stage; after the last, no more than that the round was."""
+    """Keep the state for the next stage; after the last stage, keep client and round only."""
     if participant.stage == UNMASK:
         participant = Participant(participant.client, participant.round, UNMASK, b"", b"", b"")
     state[SECURE] = ConfigRecord(dataclasses.asdict(participant))

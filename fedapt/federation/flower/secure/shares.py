@@ -57,10 +57,10 @@ def seal(private: bytes, public: bytes, route: str, plain: bytes) -> bytes:
 
 
 def unseal(private: bytes, public: bytes, route: str, sealed: bytes) -> bytes:
-    """What was sealed.
+    """Decrypt a sealed share.
 
     Raises:
-        ValueError: it was sealed by another, for another, or changed on its way.
+        ValueError: sender, receiver or round differ, or the bytes were changed.
     """
     key = agree(private, public, f"shares {route}")
     try:
