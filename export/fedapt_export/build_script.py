@@ -1,7 +1,7 @@
-"""The script that builds a TensorRT engine on another machine, where the GPU is.
+"""The script that builds a TensorRT engine on another machine, which has the GPU.
 
-`trtexec` builds the engine with the profile that was asked for, `fedapt-runtime check` compares it
-there with the ONNX file and writes its description. Neither needs torch or fedapt.
+`trtexec` builds the engine with the requested profile. `fedapt-runtime check` then compares the
+engine with the ONNX file there and writes its description. Neither needs torch or fedapt.
 
 Source: TensorRT documentation, "trtexec" (Command-Line Programs).
 """

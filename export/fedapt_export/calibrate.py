@@ -1,4 +1,4 @@
-"""The head's logit scale, fitted on validation images so that probabilities mean something."""
+"""The logit scale of the head, fitted on validation images to calibrate the probabilities."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""How many labels it changes when a backend multiplies in bfloat16 what the graph has in float32.
+"""The number of labels that change when a backend multiplies float32 matrices in bfloat16.
 
-The runtime can ask a backend for that (`Classifier.load(compute="bf16")`) without another file.
-Here it is emulated, the same on every machine: whatever the tower's operators give and the weights
-that they multiply by are rounded to bfloat16, and sums are in float32. Backends round no more than
-that. The head stays in float32, as the runtime has it.
+The runtime can request that from a backend (`Classifier.load(compute="bf16")`) without another
+file. This module emulates it, with the same result on every machine: it rounds the outputs of the
+tower's operators and the weights of products to bfloat16, and computes sums in float32. Backends
+round no more than that. The head stays in float32, as in the runtime.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Checkpoint -> model.onnx -> TensorRT engine, Triton model repository, page, as far as asked."""
+"""Checkpoint -> model.onnx and, on request, TensorRT engine, Triton model repository, page."""
 
 from __future__ import annotations
 

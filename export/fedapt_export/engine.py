@@ -1,12 +1,12 @@
 """model.onnx -> TensorRT engine, in one of two flavours.
 
-`rtx` is TensorRT-RTX: it compiles ahead of time for compute capabilities, without a GPU, and
-finishes on the target when the engine is first loaded. `tensorrt` is TensorRT 10 or 11: it measures
-kernels on the very GPU that the engine will run on.
+`rtx` is TensorRT-RTX. It compiles ahead of time for compute capabilities, without a GPU, and
+completes the compilation when the target first loads the engine. `tensorrt` is TensorRT 10 or 11.
+It measures kernels on the GPU that will run the engine.
 
-The engine is a plain plan: nothing is put in front of it, and what it is stands beside it, in
-`<name>.engine.json`. It is built in a child process, so that a crash of the builder is an error
-message. Precision lives in the graph's types; no builder flag touches it.
+The engine file is a plain plan without a header. Its description is the file `<name>.engine.json`
+beside it. A child process builds the engine, so a crash of the builder becomes an error message.
+The types in the graph set the precision; no builder flag changes it.
 
 Source: TensorRT documentation, "Strongly typed networks"; TensorRT-RTX documentation, "CPU-only
 ahead-of-time compilation".

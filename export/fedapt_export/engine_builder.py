@@ -1,10 +1,10 @@
 """The child process that builds an engine: settings as JSON on stdin, the result on stdout.
 
-Run as `python -m fedapt_export.engine_builder` by `engine.build_engine`. It imports nothing of
-torch: the builder has the process, and its memory, for itself. The same lines serve TensorRT 10 and
-11 and TensorRT-RTX: what a version lacks is not asked for.
+`engine.build_engine` runs it as `python -m fedapt_export.engine_builder`. It does not import torch,
+so the builder has the memory of the process for itself. The same code serves TensorRT 10 and 11 and
+TensorRT-RTX; it does not use options that a version lacks.
 
-Source: TensorRT documentation, Python API: what is returned where a call fails.
+Source: TensorRT documentation, Python API: the return values of failed calls.
 """
 
 from __future__ import annotations

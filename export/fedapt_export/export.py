@@ -1,4 +1,4 @@
-"""Checkpoint -> model.onnx, written only after its parity has been shown."""
+"""Checkpoint -> model.onnx, written only after its parity is verified."""
 
 from __future__ import annotations
 

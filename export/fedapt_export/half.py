@@ -1,9 +1,9 @@
-"""float32 tower -> float16 or bfloat16 tower, with what must stay exact in float32.
+"""float32 tower -> float16 or bfloat16 tower; parts that must stay exact remain in float32.
 
-The precision stands in the graph's own types, never in a builder's flag: TensorRT 10, 11 and RTX
-take a strongly typed network at its word, and ONNX Runtime has no such flag. LayerNorm, softmax and
-all that adds up over an axis stay in float32 (CLIP's squares overflow float16), as do the pixels
-until the first product; weights and products are half as large.
+The graph's own types hold the precision, not a builder's flag: TensorRT 10, 11 and RTX follow the
+types of a strongly typed network, and ONNX Runtime has no such flag. LayerNorm, softmax and all
+sums over an axis stay in float32 (CLIP's squares overflow float16), and so do the pixels until the
+first product. Weights and products take half the memory.
 
 Source: NVIDIA TensorRT documentation, "Strongly typed networks".
 """

@@ -1,8 +1,8 @@
-"""Does the file compute what the checkpoint means? Measured on fresh images, with a verdict.
+"""Parity of an exported file with its checkpoint, measured on fresh images, with a verdict.
 
-Two comparisons. Torch against ONNX, at several batch sizes, must agree to float32's rounding. The
-fused graph against exact personalised prompts shows what mixing text banks costs: nothing where
-the routing is one-hot, a measured little where it is not.
+There are two comparisons. Torch and ONNX must agree to float32's rounding, at several batch sizes.
+The comparison of the fused graph with exact personalised prompts shows the cost of mixing text
+banks: none if the routing is one-hot, and a small measured cost otherwise.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Precisions of the image tower, and what one costs and gains on this machine.
+"""Precisions of the image tower, and their cost and gain on this machine.
 
-The head stays in float32 in all of them: it is three small products, and it decides.
+The head stays in float32 in all of them: its three products are small, and they decide the label.
 """
 
 from __future__ import annotations

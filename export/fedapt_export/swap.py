@@ -1,4 +1,4 @@
-"""Heads on their own: written beside a model, and put into another of the same CLIP."""
+"""Separate heads: written beside a model, and inserted into another model of the same CLIP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The signal for unknown domains, calibrated on images that training has not seen."""
+"""The signal for unknown domains, calibrated on images outside the training set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An exported model against its checkpoint, at any later time and on any data."""
+"""Verification of an exported model against its checkpoint, at any time and on any data."""
 
 from __future__ import annotations
 

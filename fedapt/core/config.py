@@ -1,8 +1,8 @@
-"""A run's configuration: TOML and overrides -> settings, checked where they enter.
+"""A run's configuration: TOML and overrides -> settings, validated on input.
 
-Every setting has a default. A file names only what it changes,
-and `section.key=value` changes it once more; a name that does not exist is refused. The settings
-are declared in `fedapt.core.settings`; pydantic checks the values.
+Every setting has a default. A file names only the settings that it changes, and `section.key=value`
+overrides them. Unknown names are refused. `fedapt.core.settings` declares the settings; pydantic
+checks the values.
 """
 
 from __future__ import annotations

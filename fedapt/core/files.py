@@ -1,6 +1,6 @@
-"""Files that are whole or absent, written by one job at a time.
+"""Files that are complete or absent, written by one job at a time.
 
-The runtime's `atomic` and `lock` with fedapt's own errors.
+This module wraps the runtime's `atomic` and `lock` with fedapt's own errors.
 """
 
 from __future__ import annotations

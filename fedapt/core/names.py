@@ -1,4 +1,4 @@
-"""Names that several parts must agree on, each known here alone; no torch is imported."""
+"""Names that several packages share, each defined here only. This module does not import torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long work tells what it does, without knowing who listens."""
+"""Progress and messages of long jobs, independent of the program that shows them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""From a folder to labelled images, once for all: scanned, renamed, checked, split and numbered.
+"""The steps from a folder to labelled images: scan, rename, check, split and number.
 
-Training, evaluation, nodes, comparisons, exports and the demo all read the images of a run here, so
-that they agree on class names and on which images train and which test.
+Training, evaluation, nodes, comparisons, exports and the demo all read a run's images here. They
+therefore agree on class names and on the split into training and test images.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Image features and labels: one table for all images, and the rows that each purpose has.
+"""Image features and labels: one table for all images, and row numbers for each purpose.
 
 The table is memory-mapped from the feature cache (`fedapt.data.features`) and shared by all
-methods, seeds and clients; a domain, a client or a split holds row numbers alone.
+methods, seeds and clients. A domain, a client or a split holds row numbers only.
 """
 
 from __future__ import annotations

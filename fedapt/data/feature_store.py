@@ -1,8 +1,8 @@
 """The feature cache of one encoder on disk: hashes of unchanged files, and features by hash.
 
-One SQLite database holds both. SQLite lets one process write at a time while others read, and a
-process that is killed loses only the rows that it had not committed. A row whose bytes have changed
-is a cache miss; a damaged database is begun again.
+One SQLite database holds both. SQLite lets one process write at a time while others read. A
+process that is killed loses only its uncommitted rows. A row whose bytes have changed is a cache
+miss. A damaged database is created again.
 
 Source: https://sqlite.org/lockingv3.html; the rule about files that changed a moment ago is Git's
 (https://git-scm.com/docs/racy-git).

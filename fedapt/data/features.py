@@ -1,9 +1,9 @@
-"""Image features: computed once per image, kept on disk, keyed by what determines them.
+"""Image features: computed once for each image, and cached on disk.
 
-The towers are frozen and images are not augmented, so a feature depends on the image's bytes, the
-image tower's weights, the preprocessing and the engine that computes it. The last three name a
-folder of the cache, the first a row in it (`feature_store`). A list of images that was complete
-once is kept as a table of its own, which later runs map into memory instead of reading.
+The towers are frozen and images are not augmented. A feature therefore depends on the image's
+bytes, the image tower's weights, the preprocessing and the engine that computes it. The last three
+name a folder of the cache; the bytes name a row in it (`feature_store`). A list of images whose
+features are complete is kept as its own table, and later runs map that table into memory.
 """
 
 from __future__ import annotations

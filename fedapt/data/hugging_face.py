@@ -1,7 +1,7 @@
-"""A split of Hugging Face `datasets` as a table of images (`tables`), so that runs find it again.
+"""A split of Hugging Face `datasets` as a table of images (`tables`), which later runs find again.
 
-Images that stand in files of their own stay there. Others are written once into the cache, named by
-their bytes; so is the table.
+Images that are files stay in place. All others are written once into the cache, under a name
+derived from their bytes. The table is written there too.
 
 Source: https://huggingface.co/docs/datasets/image_load
 """

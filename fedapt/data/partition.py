@@ -1,7 +1,7 @@
-"""Who holds which images: domains -> clients.
+"""Partition of the domains' training images into clients.
 
-One client per domain has all of the domain's training images. Several share them: each class is
-dealt out in proportions drawn from Dirichlet(alpha), so that a small alpha gives clients of few
+A single client of a domain has all of its training images. With several clients per domain, each
+class is divided in proportions drawn from Dirichlet(alpha). A small alpha gives clients with few
 classes. Source: FedAPT's setting of five clients per domain; the draw is that of Hsu, Qi, Brown
 (arXiv 1909.06335).
 """

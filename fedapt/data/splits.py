@@ -1,8 +1,8 @@
-"""Which images train and which test.
+"""The split of images into training and test images.
 
-DomainNet's `<domain>_train.txt` and `<domain>_test.txt` are used where they stand in the root. Else
-each class of each domain is split by a hash of seed and path, so that adding images moves few of
-the others, and none depends on the order of a directory listing.
+DomainNet's `<domain>_train.txt` and `<domain>_test.txt` are used if they are in the root.
+Otherwise, a hash of seed and path splits each class of each domain. Added images move few of the
+others, and the order of a directory listing has no effect.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Images that a table lists: CSV or Parquet with the columns `path`, `class` and `domain`."""
+"""Images listed in a table: CSV or Parquet with the columns `path`, `class` and `domain`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Strongly augmented views of images, and their features from the same cache.
 
-A view is a function of the image's pixels and the view's number, so its feature can be kept like
+A view depends only on the image's pixels and the view's number, so its feature can be cached like
 any other. The augmentation is that of the authors' unsupervised setting: flip; colour jitter (.8,
 .8, .8, .2) with probability .8; grey, p .2; blur, p .2.
 

@@ -1,4 +1,4 @@
-"""The whole line on the emoji set: data, train, export, classify with the runtime, report."""
+"""The complete demo on the emoji set: data, training, export, classification, report."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""The local engine: every client in this process, as many at a time as there are cores.
+"""The local engine: all clients in this process, as many at a time as there are cores.
 
-A client's steps are many small operations, which one core runs about as fast as two and, where
-another process wants the same cores, far faster. So clients run side by side, each on its own
-share of the cores, as far as memory goes; what a client computes does not depend on which others
-run beside it. On a GPU they run one after another.
+A client's steps are many small operations. One core runs them about as fast as two cores, and much
+faster if another process uses the same cores. The engine therefore runs clients side by side, each
+on its own share of the cores, as far as memory allows. A client's result does not depend on the
+other clients. On a GPU, clients run one after another.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The frozen CLIP and what is learned on top of it."""
+"""The frozen CLIP and the learned parts on top of it."""

@@ -1,11 +1,11 @@
-"""Weights from a hub: what cannot be reached is said within seconds, and the cache is used at once.
+"""Weights from a hub: an unreachable hub is reported within seconds, and the cache is used at once.
 
-Hugging Face's client asks the hub before it takes a file from its cache, and tries again and again
-where the hub does not answer: a minute for each file. So the hub is asked once, here; where it does
-not answer, the client is offline inside the block and takes what the cache has.
+Hugging Face's client asks the hub before it reads a file from its cache, and retries for a minute
+for each file if the hub does not answer. This module asks the hub once. If the hub does not answer,
+the client is offline inside the block and reads the cache only.
 
-The client compares the size of a download with what the hub says, and not its hash. The hash of
-every large file is the name of its blob in the cache, so it is compared here.
+The client compares the size of a download with the hub's value, but not its hash. The hash of every
+large file is the name of its blob in the cache, and this module compares it.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""The one place where OpenCLIP is imported.
+"""The only module that imports OpenCLIP.
 
-Why a module for an import: OpenCLIP and timm need torchvision's pure-Python transforms and layers
-only, but `import torchvision` fails when its compiled operators cannot be loaded, which is the case
-for every CPU build of torch beside the torchvision of the default package index (built for CUDA).
-Declaring the operators that torchvision wants to describe makes the pure-Python part importable;
-calling one of them still fails loudly, and fedapt calls none.
+OpenCLIP and timm need only torchvision's pure-Python transforms and layers. `import torchvision`
+fails if its compiled operators cannot be loaded. This happens with every CPU build of torch beside
+the torchvision of the default package index (built for CUDA). This module declares the operators
+that torchvision describes, which makes the pure-Python part importable. A call of such an operator
+still raises an error, and fedapt calls none.
 """
 
 from __future__ import annotations

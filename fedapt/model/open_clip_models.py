@@ -1,4 +1,4 @@
-"""OpenCLIP's models by name, folder or hub, with errors that say what is wrong with a name."""
+"""OpenCLIP's models by name, folder or hub, with errors that explain a wrong name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many threads torch uses for one operation: the order of its sums depends on it."""
+"""The number of threads of a torch operation, which determines the order of its sums."""
 
 from __future__ import annotations
 

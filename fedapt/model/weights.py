@@ -1,9 +1,9 @@
-"""Weights as people have them -> names that OpenCLIP reads.
+"""Weights in several formats -> tensor names that OpenCLIP reads.
 
-A file may be safetensors, whole or in shards, or what `torch.save` writes: the tensors alone, or a
-training checkpoint with them inside; its names may have `module.`, `model.` or another prefix; and
-its names may be those of transformers' `CLIPModel`. A folder of transformers' is read with its
-configuration. Nothing in a file is executed.
+A file may be safetensors, whole or in shards, or a file of `torch.save`: the tensors alone, or a
+training checkpoint that contains them. The names may have a prefix such as `module.` or `model.`,
+and may be those of transformers' `CLIPModel`. A folder of transformers is read with its
+configuration. No code in a file is executed.
 """
 
 from __future__ import annotations

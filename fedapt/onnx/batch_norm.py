@@ -1,9 +1,9 @@
-"""BatchNorms that no convolution has taken in, as one product and one sum.
+"""BatchNorms that follow no convolution, as one product and one sum.
 
     scale (x - mean) / sqrt(var + eps) + bias  =  a x + b
 
-The trace folds a BatchNorm into the convolution before it; where none stands there (FastViT's
-attention), its statistics would stay four tensors of an operator that half precision cannot hold.
+The trace folds a BatchNorm into the convolution before it. Without such a convolution (FastViT's
+attention), the statistics would remain four tensors of an operator that has no half precision.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     conv(W, x s + t)  =  conv(W s, x) + sum(W t)          without padding
     conv(W, x s + t)  =  conv(W s, x + t / s)             with padding: its zeros stay zeros
 
-One or two passes over the largest tensor of the graph less, and nothing else changes.
+This saves one or two passes over the largest tensor of the graph.
 """
 
 from __future__ import annotations

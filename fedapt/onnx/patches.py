@@ -4,9 +4,9 @@ A convolution whose stride is its kernel reads every pixel once:
 
     conv(W, x)[i, j]  =  W' . x[patch i, j]         W' [p p 3, width]
 
-One transposition replaces two, and cuDNN computes this convolution far below the speed of a
-product. The pixels are cast before they are moved: TensorRT takes uint8 as an input that a Cast
-reads, and moves no bytes.
+One transposition replaces two, and cuDNN computes this convolution far below the speed of a matrix
+product. The graph casts the pixels before it moves them: TensorRT accepts a uint8 input only if a
+Cast reads it, and cannot transpose bytes.
 
 Source: Dosovitskiy et al., "An Image is Worth 16x16 Words", arXiv 2010.11929, equation 1.
 """

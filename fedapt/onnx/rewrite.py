@@ -1,9 +1,9 @@
 """An image tower rewritten for its trace: the same numbers from fewer operators.
 
-torch traces what its modules do, and some do much that no backend needs: `MultiheadAttention` turns
-the batch to the front and back again for every block, global pooling becomes index arithmetic, a
-few networks carry branches that training needed and inference can add up, and where the class token
-alone is read in the end, the last block computes all the others too.
+torch traces all operations of a module, and no backend needs some of them. `MultiheadAttention`
+transposes the batch to the front and back in every block. Global pooling becomes index arithmetic.
+A few networks carry training branches that inference can merge. If only the class token is read at
+the end, the last block still computes all other tokens.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Trace a torch module to ONNX, with a dynamic batch axis and nothing else dynamic."""
+"""Trace a torch module to ONNX; only the batch axis is dynamic."""
 
 from __future__ import annotations
 

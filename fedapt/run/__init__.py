@@ -1,1 +1,1 @@
-"""Whole jobs, from folders to files: what the commands call."""
+"""Complete jobs, from folders to files, which the commands call."""

@@ -1,4 +1,4 @@
-"""Settings of aggregation and privacy that do not go together."""
+"""Checks for settings of aggregation and privacy that exclude each other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Base of every run, wherever its images are: a method, its clients, and the checkpoint."""
+"""Base of every run, local or remote: a method, its clients, and the checkpoint."""
 
 from __future__ import annotations
 

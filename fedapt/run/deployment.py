@@ -1,8 +1,8 @@
-"""The server of a federation: training as a job whose images are all elsewhere.
+"""The server of a federation: a training job whose images are all on nodes.
 
-The server's process calls it (`federation.flower.server`), or Flower, as a ServerApp in the
-server's folder. The rounds, the checkpoint and resuming are those of `fedapt train`; a run that was
-stopped goes on where it was.
+The server's process calls it (`federation.flower.server`), or Flower calls it as a ServerApp in the
+server's folder. The rounds, the checkpoint and resuming are those of `fedapt train`. A stopped run
+continues from its checkpoint.
 """
 
 from __future__ import annotations

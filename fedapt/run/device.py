@@ -1,4 +1,4 @@
-"""Which device a job runs on."""
+"""Selection of the device of a job."""
 
 from __future__ import annotations
 

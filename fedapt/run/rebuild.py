@@ -1,4 +1,4 @@
-"""A checkpoint's method, put together again without its clients' images."""
+"""Rebuild a checkpoint's method without its clients' images."""
 
 from __future__ import annotations
 

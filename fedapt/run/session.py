@@ -1,4 +1,4 @@
-"""The parts of a run that stay the same from round to round, put together once."""
+"""The parts of a run that stay the same in all rounds, built once."""
 
 from __future__ import annotations
 

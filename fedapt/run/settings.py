@@ -1,4 +1,4 @@
-"""Settings of a run from all that may give them, and the images that it names."""
+"""Resolve the settings of a run from files, options and presets, and find its images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A session whose clients Flower's simulation runtime runs, each in a node of its own."""
+"""A session whose clients are nodes in Flower's simulation runtime."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Federations of sums, changed after their round: domains join, domains or images leave.
 
-All that the method `adaptive-analytic` keeps are each domain's sums over its images, so that these
-are exact: the result is that of a federation which had been so from the start, and no other party
-has to do anything. A class that has no image yet is added in the same way.
+The method `adaptive-analytic` keeps only each domain's sums over its images. Such changes are
+therefore exact: the result equals a federation that had these domains and images from the start,
+and the other parties do nothing. A class without images can be added in the same way.
 """
 
 from __future__ import annotations

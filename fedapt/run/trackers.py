@@ -1,7 +1,7 @@
 """Experiment trackers, each through its own library and with that library's own settings.
 
-Off unless named. A tracker sees what `records.jsonl` sees, after it was written, and the settings
-without any path: losing one loses no result.
+No tracker is active by default. A tracker gets the records of `records.jsonl`, after they are
+written, and the settings without paths. A failed tracker loses no result.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Training as a job: images and settings in, a run folder out."""
+"""The training job: images and settings in, a run folder out."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Federated training: what a client does, how the server averages, and the rounds around them."""
+"""Federated training: a client's training, the server's aggregation, and the rounds."""

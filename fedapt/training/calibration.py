@@ -1,4 +1,4 @@
-"""Whether probabilities mean what they say, and the one factor on the logits that helps them.
+"""Calibration error of probabilities, and the factor on the logits that reduces it.
 
     ECE     sum over 15 bins of confidence:  share of images in it x |accuracy - mean confidence|
     scale   the factor k that minimises the mean of -log softmax(k logits)[label]

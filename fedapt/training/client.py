@@ -1,7 +1,6 @@
-"""A client's round: SGD on what is trained, over its own images.
+"""A client's round: SGD on the trained values, over the client's own images.
 
-The loss is the method's (`fedapt.training.methods`). FedProx adds
-mu/2 |x - start|^2 to any of them.
+The method defines the loss (`fedapt.training.methods`). FedProx adds mu/2 |x - start|^2.
 
 Source: FedAvg (arXiv 1602.05629), FedProx (arXiv 1812.06127).
 """

@@ -1,4 +1,4 @@
-"""Which clients take part in a round."""
+"""Selection of the clients of a round."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Files that are whole or absent, at any moment and after any crash.
+"""Files that are complete or absent at any moment, and after any crash.
 
-A file is written in a temporary folder beside its place and renamed. A locked marker stands beside
-the folder, so that what a killed process has left is told from what another process is writing: the
-next job that writes there removes it.
+A file is written in a temporary folder beside its place and then renamed. A locked marker beside
+the folder distinguishes the remains of a killed process from the work of a running one. The next
+job that writes there removes such remains.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""How fast a model is here: inference by backend, compute precision and batch size, and decoding.
+"""Speed of a model on this machine: decoding, and inference by backend, precision and batch size.
 
-No speed without its agreement: every backend is compared with the first on the same images.
+Every speed comes with an agreement: all backends are compared with the first on the same images.
 """
 
 from __future__ import annotations

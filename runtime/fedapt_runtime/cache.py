@@ -1,4 +1,4 @@
-"""Where fedapt keeps what it can compute again: features, traced towers, measurements."""
+"""The cache folder for values that can be computed again: features, traced towers, measurements."""
 
 from __future__ import annotations
 

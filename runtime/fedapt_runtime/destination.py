@@ -1,6 +1,6 @@
-"""Where the output of a job goes: a file, or an object behind a URI. Whole or absent, both.
+"""The destination of a job's output: a file, or an object behind a URI; complete or absent.
 
-An unfinished job keeps its rows on the local disk in either case; an object is written at the end.
+An unfinished job keeps its rows on the local disk in both cases. An object is written at the end.
 """
 
 from __future__ import annotations

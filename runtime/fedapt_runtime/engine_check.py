@@ -1,6 +1,6 @@
-"""A TensorRT engine beside the model that it was built from, where its GPU is; without torch.
+"""Comparison of a TensorRT engine with its ONNX model, on a machine with the GPU, without torch.
 
-An engine that `trtexec` has built has no description yet: it gets one when it has passed.
+An engine built by `trtexec` has no description. It gets one after it has passed.
 """
 
 from __future__ import annotations

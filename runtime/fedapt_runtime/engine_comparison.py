@@ -1,9 +1,9 @@
-"""Does an engine compute what its ONNX file computes? At every kind of batch, on real rows.
+"""Comparison of an engine with its ONNX file, at every kind of batch, on real rows.
 
-A builder can miscompile a graph for some batch sizes and not for others, and a wrong stride shows
-only where rows differ. So an engine is run at its smallest, an odd, its optimum and its largest
-batch, with rows that repeat and rows in another order: equal images must get equal results wherever
-they stand.
+A builder can miscompile a graph for some batch sizes only, and a wrong stride shows only if rows
+differ. The engine therefore runs at its minimum, an odd, its optimum and its maximum batch size,
+with repeated rows and with rows in another order. Equal images must get equal results at every
+position.
 
 Source: NVIDIA/TensorRT issues 4853 and 4813, engines that are wrong at some batch sizes.
 """

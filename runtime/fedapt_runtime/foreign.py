@@ -1,8 +1,8 @@
-"""Where a library's exceptions become this project's, whatever they are.
+"""Translation of a library's exceptions, of any class, into errors of this project.
 
-Decoders, archive readers and parsers raise far more than their documents say: LZMAError,
-UnicodeDecodeError, RecursionError, struct.error. So a check names no exceptions: all that is
-raised inside `translate` is told as one error.
+Decoders, archive readers and parsers raise many more exceptions than their documents list:
+LZMAError, UnicodeDecodeError, RecursionError, struct.error. The checks therefore name no
+exceptions: `translate` reports every exception inside its block as one error.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Which files are images: one rule for training, folders, archives and URIs.
+"""The rule for image files, shared by training, folders, archives and URIs.
 
-What is named on its own, on a command line or in a list, is read whatever its name. This rule says
-what is taken when a folder, an archive or a prefix is named, and why the rest is not.
+A file named explicitly, on a command line or in a list, is read whatever its suffix. This rule
+selects the files of a folder, an archive or a prefix, and gives the reason for each omitted file.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""A hash inside a file of what the file holds: damage in transit or on a disk shows at load.
+"""A hash of a file's content inside the file: damage in transit or on disk is detected at load.
 
-It stands in the file's JSON description, as `content_sha256`, over the rest of that description and
-the content that it describes. It guards against accidents: whoever changes a
-file on purpose can write a new hash. A description without one, as older versions wrote it, is not
-checked.
+The hash is in the file's JSON description, as `content_sha256`. It covers the rest of the
+description and the content that it describes. It protects against accidents only: an attacker can
+write a new hash. A description without a hash, as in older versions, is not checked.
 """
 
 from __future__ import annotations

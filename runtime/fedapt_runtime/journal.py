@@ -1,7 +1,7 @@
 """The rows of an unfinished job, in `OUT.part`: a header, then a JSON line for each row.
 
-The output itself is made of them when the job has ended well, so it is whole or absent whatever
-happens, and a job that was stopped goes on behind its last whole row.
+A job that ends well writes the output from these rows, so the output is complete or absent. A
+stopped job resumes after its last complete row.
 """
 
 from __future__ import annotations

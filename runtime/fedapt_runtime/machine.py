@@ -1,7 +1,7 @@
 """Resources of this process: cores by affinity and quota, memory by limit.
 
-A container or a job of a scheduler sees all cores and all memory of its host; what it may use of
-them stands in its affinity and its control groups.
+A container or a scheduler's job sees all cores and all memory of its host. Its affinity and control
+groups define the part that it may use.
 
 Source: sched_getaffinity(2); Linux kernel, "Control Group v2" (`cpu.max`, `memory.max`) and
 "CFS Bandwidth Control", "Memory Resource Controller" of version 1.

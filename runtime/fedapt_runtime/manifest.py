@@ -1,7 +1,7 @@
-"""The manifest: what a fused model is, as JSON inside the ONNX file.
+"""The manifest: the description of a fused model, as JSON inside the ONNX file.
 
-One class is both written by the export and read here, so the two cannot drift apart. It stands in
-the ONNX file's `metadata_props` under the key `fedapt`.
+The export writes and the runtime reads the same class, so both always agree. The JSON is in the
+ONNX file's `metadata_props` under the key `fedapt`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A look into an ONNX file before any library opens it: its metadata, its content, its weights.
+"""Inspection of an ONNX file before a library opens it: its metadata, its content, its weights.
 
-The file is a protobuf message: fields with a number, a wire type and a value. Only the messages
-that can hold a tensor are walked through; values are skipped by their length.
+The file is a protobuf message: fields with a number, a wire type and a value. Only messages that
+can hold a tensor are parsed; other values are skipped by their length.
 
 Source: Protocol Buffers, "Encoding"; ONNX, `onnx.proto` (numbers of the fields).
 """

@@ -1,7 +1,7 @@
-"""Decoding in threads ahead of whoever consumes the pixels, in order and in bounded memory.
+"""Decoding in threads ahead of the consumer of the pixels, in order and in bounded memory.
 
-Pillow releases the interpreter lock while it decodes and resizes, so threads are enough. Feature
-extraction for training runs through the same lines.
+Pillow releases the interpreter lock while it decodes and resizes, so threads are sufficient.
+Feature extraction for training uses the same code.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Text of strangers on its way to a terminal, a log or a table.
+"""Untrusted text, made safe for a terminal, a log or a table.
 
 Names of files, folders, classes, domains and nodes, and messages about them, may hold control
-characters, which make a terminal do what their author likes. Everything that is shown goes through
-`printable`.
+characters that change a terminal's behaviour. All displayed text passes through `printable`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The same job on a Ray cluster: decoding on its CPUs, inference in workers that load once.
 
-Names go out and rows come back in their order; the journal and the output stay with the driver.
-So a killed worker is Ray's matter, which runs its tasks again, and a killed driver is `--resume`'s.
-Decoding, classifying and a row are the local engine's own lines.
+The driver sends names and receives rows in their order. It also keeps the journal and the output.
+Ray runs the tasks of a killed worker again; `--resume` continues after a killed driver. Decoding,
+classification and rows use the same code as the local engine.
 
 Source: Ray Data, "Offline batch inference", `Dataset.map_batches` with a callable class.
 """

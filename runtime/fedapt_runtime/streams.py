@@ -1,4 +1,4 @@
-"""Standard streams as programs are started with them: closed, full, or of another encoding."""
+"""Standard streams that are closed, full, or of another encoding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text as people's editors write it: UTF-8 with or without a byte order mark, or UTF-16."""
+"""Text files from any editor: UTF-8 with or without a byte order mark, or UTF-16."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Federations over Flower: the server's engine, the nodes, and what passes between them."""
+"""Federations over Flower: the server's engine, the nodes, and their messages."""
 
 from __future__ import annotations
 

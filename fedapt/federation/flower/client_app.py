@@ -1,10 +1,10 @@
 """The ClientApp: Flower's messages -> `Node` -> replies.
 
-What goes up: the learned tensors, how many images they were learned from, and the loss; of an
-evaluation, shares of right answers and how many images they are of. In a secure round the first
-three are masked (`federation.flower.secure`). Never an image, a feature, a path or a count per
-class. An error goes up in the words of the check that raised it, or, where it
-could name a file, as its kind alone; the node's own log has all of it.
+A reply to a training task holds the learned tensors, the number of images and the loss. A reply to
+an evaluation task holds accuracies and numbers of images. In a secure round, tensors, number of
+images and loss are masked (`federation.flower.secure`). A reply never holds an image, a feature, a
+path or a count per class. An error is sent with the message of the check that raised it; if the
+message could name a file, only the kind of the error is sent. The node's own log has the full text.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""The Flower engine: every client in a process of its own, on this machine or another.
+"""The Flower engine: every client in its own process, on this machine or another.
 
-The rounds, the draw of clients and the aggregate are those of every engine (`fedapt.training`);
-here a client's share of the aggregate goes out in a message, and comes back in a reply that is
-checked before anything is done with it.
+The rounds, the draw of clients and the aggregation are those of every engine (`fedapt.training`).
+This engine sends a client's share of the aggregate in a message, and checks the reply before use.
 """
 
 from __future__ import annotations

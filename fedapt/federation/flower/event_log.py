@@ -1,4 +1,4 @@
-"""A line for each event of a server or node that runs for days; what libraries say goes to a file.
+"""The event log of a server or node: one line for each event; library messages go to a file.
 
 Text:  2026-11-27T08:15:00Z info round 3: berlin: 126 images, 0.5 MB, 1.2 s
 JSON:  {"time": ..., "level": "info", "text": ..., "round": 3, "node": "berlin", "images": 126, ...}

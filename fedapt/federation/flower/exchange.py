@@ -1,6 +1,6 @@
-"""Messages out and replies back, as they come, until a time is over.
+"""The exchange of messages: send all, yield replies as they arrive, stop at a deadline.
 
-Flower's own `send_and_receive` gives all replies at the end and looks for them every three seconds.
+Flower's own `send_and_receive` returns all replies at the end, and polls every three seconds.
 """
 
 from __future__ import annotations

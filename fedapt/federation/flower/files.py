@@ -1,4 +1,4 @@
-"""The files of a new deployment: a folder for the server and one for each node, ready to be copied.
+"""The files of a new deployment: a folder for the server and a folder for each node.
 
 DIR/server/            server.toml settings.toml authority.pem server.pem server.key nodes/*.pub
 DIR/server/app/        the Flower app: it names fedapt's ServerApp and ClientApp, and no more

@@ -1,4 +1,4 @@
-"""Everything of Flower that is not public, each part with its reason.
+"""The private parts of Flower that fedapt uses, each with the reason.
 
 flwr.supercore.task_identity.TaskIdentity
     A Message asks it for the run and the node that send it. Flower's own programs set it when they

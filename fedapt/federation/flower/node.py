@@ -1,7 +1,7 @@
-"""A node: one party's images and CLIP, and what it does with them when the server asks.
+"""A node: one party's images and CLIP, and its answers to the server's tasks.
 
-Images are read, features computed and prompts tokenised when a run's first message comes, and kept
-for the next ones: a round then costs what its training costs.
+The first message of a run makes the node read images, compute features and tokenise prompts. The
+node keeps them for later messages, so a round costs no more than its training.
 """
 
 from __future__ import annotations

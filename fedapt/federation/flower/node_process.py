@@ -1,7 +1,7 @@
-"""A node's process: it asks its server for messages, and does what they say with its own images.
+"""A node's process: it takes messages from its server, and runs their tasks on its own images.
 
-The code is that of the fedapt which is installed here. The server sends settings and tensors, never
-code. CLIP, features and prompts stay in memory from one message to the next.
+The process runs the fedapt that is installed on this machine. The server sends settings and
+tensors, never code. CLIP, features and prompts stay in memory between messages.
 """
 
 from __future__ import annotations

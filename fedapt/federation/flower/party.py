@@ -1,4 +1,4 @@
-"""A node's images and CLIP, as its operator names them."""
+"""A node's images and CLIP, from the operator's configuration."""
 
 from __future__ import annotations
 

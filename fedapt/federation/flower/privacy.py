@@ -1,13 +1,14 @@
-"""Noise that a node adds itself, and what it gives away.
+"""Noise that a node adds to its own update, and the differential privacy that results.
 
     update    (learned - start) scaled to length C at most + N(0, (z C)^2)
-    local     whoever reads one reply: any update for any other, sensitivity 2 C, multiplier z / 2
-    secure    whoever reads a sum of n: one update, or zero in its place, sensitivity C, multiplier
-              z sqrt(n) with the noise of all n, each of whom has to be honest about it
+    local     against a reader of one reply: any update in place of any other, sensitivity 2 C,
+              multiplier z / 2
+    secure    against a reader of a sum of n: one update, or zero in its place, sensitivity C,
+              multiplier z sqrt(n), if all n nodes add their noise honestly
 
-C is `federation.node_clip`, z `federation.node_noise`. The noise is a keystream of a secret of the
-node's own, drawn for one start and one update: a server that asks for the same update again gets
-the same noise, and cannot average it away; another update or start has another noise.
+C is `federation.node_clip`, z is `federation.node_noise`. The noise is a keystream of the node's
+own secret, for one start and one update. A server that asks for the same update again gets the same
+noise, and cannot average it away. Another update or start has other noise.
 
 Source: arXiv 2102.06387 (noise that adds up in a secure sum); NIST SP 800-38A (the keystream).
 """

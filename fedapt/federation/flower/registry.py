@@ -1,8 +1,7 @@
-"""Who takes part: nodes say their name and domain, and get an index that stays theirs.
+"""The registry of a federation's members: each node states its name and domain and gets an index.
 
-The first nodes are put into the order of domain and name, as the local engine has them; who joins
-later comes behind them, so that nobody's key or random numbers move. The order is kept on disk,
-before it is used.
+The first nodes are sorted by domain and name, as in the local engine. Later nodes are appended, so
+the keys and random numbers of the others do not change. The order is saved to disk before use.
 """
 
 from __future__ import annotations

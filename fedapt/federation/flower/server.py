@@ -1,4 +1,4 @@
-"""The server's process: it answers nodes, and trains when its operator asks for it."""
+"""The server's process: it answers nodes, and trains when its operator requests it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Flower's simulation runtime: as many nodes as a round has clients, in Ray's processes.
+"""Flower's simulation runtime: one node for each client of a round, in Ray's processes.
 
-A simulated node reads its party's images where the run reads them, and is told which party to play
-by the message; apart from that it is the node of a deployment.
+A simulated node reads its party's images from the run's folder, and the message names the party. In
+all other respects it is the node of a deployment.
 """
 
 from __future__ import annotations

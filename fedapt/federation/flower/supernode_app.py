@@ -1,7 +1,7 @@
 """The ClientApp for Flower's own executor, which starts a process for every message.
 
-`fedapt federation node` does without it; a SuperNode that other apps share uses it, with the node's
-configuration in `--node-config 'data="ROOT" domain="NAME"'`.
+`fedapt federation node` does not need it. A SuperNode shared with other apps uses it, with the
+node's configuration in `--node-config 'data="ROOT" domain="NAME"'`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Put `lite` together: EfficientNet-Lite0 from its package, the distilled text tower from here."""
+"""Build `lite` from EfficientNet-Lite0 (its own package) and the distilled text tower (here)."""
 
 from __future__ import annotations
 

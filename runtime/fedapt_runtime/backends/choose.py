@@ -1,4 +1,4 @@
-"""Which backend runs a model, in which compute precision: as asked for, or the fastest here."""
+"""Choice of backend and compute precision: as requested, or the fastest on this machine."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""How a CPU's cores share the work: all on one batch, or each on a batch of its own.
+"""Distribution of work over a CPU's cores: all cores on one batch, or one batch on each core.
 
-A core that has a batch for itself waits for no other, and one that decodes disturbs one batch
-instead of all (measured by `benchmarks/runtime.py`). Batches are small then, because there are as
+A core with its own batch does not wait for other cores, and a core that decodes delays one batch
+instead of all (measured by `benchmarks/runtime.py`). Batches are then small, because there are as
 many at once as cores.
 """
 

@@ -1,7 +1,7 @@
-"""The calls of the CUDA runtime that running an engine takes; no error is passed over.
+"""The calls of the CUDA runtime that an engine needs; every error is checked.
 
-Everything that is taken from the GPU goes onto an `ExitStack`, which gives it back in the opposite
-order, so that nothing is freed while something that uses it stands.
+Every resource of the GPU is pushed onto an `ExitStack`, which releases resources in the opposite
+order. No resource is freed while another one uses it.
 
 Source: NVIDIA's cuda-bindings, module `cuda.bindings.runtime`; CUDA Runtime API, "Stream
 Management", "Graph Management"; CUDA Programming Guide, "CUDA Graphs", stream capture.

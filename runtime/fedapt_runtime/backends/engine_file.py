@@ -1,8 +1,8 @@
-"""An engine and the JSON beside it: what it is, and whether it belongs here.
+"""A TensorRT engine and its JSON description, checked against this machine.
 
-The plan itself is a foreign binary that says nothing of classes or origin, and TensorRT's own
-words for an engine of another version or GPU are hard to read. So everything that can be known
-without a GPU is checked first, from the sidecar.
+The plan itself is a foreign binary without classes or origin, and TensorRT's messages about an
+engine of another version or GPU are hard to read. This module therefore checks everything that is
+known without a GPU first, from the description.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """A TensorRT plan, loaded by the library that built it.
 
-The bindings are pybind11's: a constructor whose factory returns null raises TypeError, any other
-call that fails returns None or False and writes why to the logger. All of that becomes an error of
-this package, with the library's own words. The bindings keep alive what an object needs: of a
-context its engine, of an engine its runtime, of a runtime its logger.
+The bindings are pybind11's. A constructor whose factory returns null raises TypeError; any other
+failed call returns None or False and logs the reason. Each failure becomes an error of this package
+with the library's own message. The bindings keep objects alive that others need: a context keeps
+its engine, an engine its runtime, a runtime its logger.
 
 Source: TensorRT documentation, "Inference with the Python API" (10, 11 and RTX share these names).
 """

@@ -1,6 +1,6 @@
-"""Checks where a model enters: its file, the names and types of its graph, and one black image.
+"""Checks of a model at load: its file, the names and types of its graph, and one black image.
 
-Every backend passes here once, when it is loaded; nothing is checked again while it runs.
+Every backend runs these checks once, when it loads a model. It checks nothing again while it runs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""OpenVINO, on the CPU. Intel's own kernels, from the same .onnx file."""
+"""OpenVINO on the CPU: Intel's own kernels, from the same .onnx file."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Batches of any size through a few streams that each take a limited one, with work in each.
+"""Batches of any size, divided over a few streams with a maximum size each.
 
-A batch stream is a CUDA stream with buffers of its own. While one computes, the next is filled, so
-that copies and computation overlap; several callers share them.
+A batch stream is a CUDA stream with its own buffers. While one stream computes, the next is filled,
+so copies and computation overlap. Several callers share the streams.
 """
 
 from __future__ import annotations

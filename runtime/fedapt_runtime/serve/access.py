@@ -1,4 +1,4 @@
-"""Around every request: the token, the deadline of the connection, the figures, the log line."""
+"""Middleware of every request: token, deadline of the connection, metrics, log line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading a request's body: within its limits, within its time, and while the client is there."""
+"""Reading of a request's body, within limits of size and time, until the client disconnects."""
 
 from __future__ import annotations
 

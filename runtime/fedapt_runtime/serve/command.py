@@ -1,4 +1,4 @@
-"""`fedapt-runtime serve`: its options, and what they have to be before anything is loaded."""
+"""`fedapt-runtime serve`: its options, and their checks before a model is loaded."""
 
 from __future__ import annotations
 

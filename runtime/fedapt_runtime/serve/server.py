@@ -1,4 +1,4 @@
-"""The server around the application: its socket, TLS, signals and end."""
+"""The server that runs the application: its socket, TLS, signals and shutdown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The models that are served, and what answers an image: a decoding thread, then a batch."""
+"""The served models, and the path of an image: a decoding thread, then a batch."""
 
 from __future__ import annotations
 

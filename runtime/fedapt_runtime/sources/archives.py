@@ -1,4 +1,4 @@
-"""Images inside archives: what both kinds share, and zip, through one index."""
+"""Images inside archives: the parts that zip and tar share, and zip."""
 
 from __future__ import annotations
 

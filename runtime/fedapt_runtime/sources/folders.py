@@ -1,4 +1,4 @@
-"""Images below a folder, and those that a pattern matches."""
+"""Images below a folder, and images that match a pattern."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images inside a tar, which has no index: from front to back, one member in memory at a time."""
+"""Images inside a tar, which has no index: read front to back, one member in memory at a time."""
 
 from __future__ import annotations
 

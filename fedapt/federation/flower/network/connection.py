@@ -1,4 +1,4 @@
-"""A node's side: signed requests to its server, and what a failure means."""
+"""A node's connection: signed requests to its server, and the meaning of each failure."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A message's records <-> bytes: a JSON header, then the arrays as they are.
+"""A message's records <-> bytes: a JSON header, then the raw arrays.
 
-Nothing in the bytes is code, and no memory is taken that the sender has not sent: what an array
-says of its shape is checked where it is used (`federation.flower.tensors`).
+The bytes contain no code. Decoding allocates no more memory than the sender has sent. The code that
+uses an array checks its declared shape (`federation.flower.tensors`).
 """
 
 from __future__ import annotations

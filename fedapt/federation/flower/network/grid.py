@@ -1,4 +1,4 @@
-"""Flower's Grid over a mailbox: the engine sends messages by it as it does in a simulation."""
+"""Flower's Grid over a mailbox; the engine sends messages through it as in a simulation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is turned away by the server, told to its operator: once each, a few of a flood."""
+"""The log of refused connections: each refusal once, with a maximum of lines a minute."""
 
 from __future__ import annotations
 

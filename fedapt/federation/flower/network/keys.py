@@ -1,7 +1,7 @@
-"""The nodes' keys: files, fingerprints, and requests that are signed with them.
+"""The nodes' keys: files, fingerprints, and signed requests.
 
-A signature covers the path, the time, the process and a hash of the body, so that the body need
-not be read to refuse a request, and a request cannot be sent again with another body.
+A signature covers the path, the time, the process and a hash of the body. The server can therefore
+refuse a request without its body, and a request cannot be sent again with another body.
 
 Source: ECDSA on NIST P-384 with SHA-384 (FIPS 186-5), by the package cryptography.
 """

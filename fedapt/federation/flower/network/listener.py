@@ -1,10 +1,10 @@
-"""The server's socket: strangers get little time, little memory, few connections and no answer.
+"""The server's socket, with limits on time, memory and connections for unregistered clients.
 
-A connection begins as a stranger's. It has to finish the TLS handshake and its first headers
-within seconds, and those have to be signed with a registered key; else it gets 403, without a byte
-of its body having been read. Strangers' connections are counted by address and in all, and the
-oldest one makes room for a new one, so that a flood shuts nobody out. A node's connection may stay,
-and its oldest one makes room too: neither a hostile node nor its dead connections take all files.
+Each connection starts as a stranger's. The client must complete the TLS handshake and send headers
+signed with a registered key within seconds. Otherwise it gets 403, and its body is not read. The
+limits count strangers' connections by address and in all. At a limit, a new connection replaces the
+oldest one, so a flood does not lock other clients out. A node's connection may stay open. A node's
+new connection replaces its oldest one at a limit, so no node can use all open files.
 
 Source: TLS by asyncio.
 """

@@ -1,9 +1,9 @@
 """Messages for nodes and their replies, in the server's memory.
 
-The event loop takes messages and puts replies on behalf of nodes; the thread that trains does the
-opposite. A message stays until it is answered, withdrawn or too old: a node that lost it, or was
-started again, gets it once more. Local training from the same start gives the same bytes, so that
-nothing is lost by that.
+The event loop takes messages and stores replies for the nodes. The training thread stores messages
+and takes replies. A message stays until it is answered, withdrawn or expired. A node that lost the
+message, or was restarted, gets it again. Local training from the same start gives the same bytes,
+so this loses nothing.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The four stages at a node: Flower's messages -> `Participant` -> replies.
 
-Training comes in the third stage. What goes up of it is one vector of words that look random.
+The node trains in the third stage. It then sends one masked vector of words, which look random.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Masks: the same numbers at both ends of a pair, and noise to everybody else.
+"""Masks: equal numbers at both ends of a pair, and random noise to all others.
 
-X25519 agrees on a secret, HKDF-SHA256 makes a key of it for one purpose and round, and AES-256 in
-counter mode stretches the key to a mask modulo 2^64. (Flower's own masks come from a generator that
-is seeded with 32 bits, which anyone can search.)
+X25519 agrees on a secret. HKDF-SHA256 derives a key for one purpose and round. AES-256 in counter
+mode expands the key to a mask modulo 2^64. (Flower's own masks come from a generator with a seed of
+32 bits, which can be found by search.)
 
 Source: RFC 7748, RFC 5869, NIST SP 800-38A, by the package `cryptography`.
 """

@@ -1,7 +1,7 @@
-"""The server's side of a secure round: it carries sealed shares, adds up, and takes masks off.
+"""The server's side of a secure round: it forwards sealed shares, adds vectors, and removes masks.
 
-Source: Bonawitz et al. (CCS 2017), figure 4, without its signatures: the server is believed to
-carry the public keys of the clients and no others.
+Source: Bonawitz et al. (CCS 2017), figure 4, without its signatures: the server is trusted to
+forward the clients' own public keys.
 """
 
 from __future__ import annotations

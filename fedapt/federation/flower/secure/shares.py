@@ -1,7 +1,7 @@
-"""Shares of a secret: any `threshold` of them give it back, fewer say nothing.
+"""Shares of a secret: any `threshold` of them restore it, fewer reveal nothing.
 
-Shamir's scheme over GF(2^128) is pycryptodome's, through Flower; a share on its way to a neighbour
-is sealed with AES-256-GCM, so that the server that carries it cannot read it.
+Shamir's scheme over GF(2^128) is pycryptodome's, through Flower. A share for a neighbour is sealed
+with AES-256-GCM, so the server that forwards it cannot read it.
 
 Source: flwr.common.secure_aggregation.crypto.shamir; NIST SP 800-38D.
 """
