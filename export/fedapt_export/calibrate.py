@@ -46,7 +46,7 @@ def calibrate(
     data: Path | None,
     backbone: Backbone,
 ) -> tuple[Fusable, Calibration]:
-    """The same global model with a logit scale that fits its validation images; no label changes.
+    """The same global model with a logit scale fitted to its validation images; labels stay.
 
     Args:
         data: a folder of domains; None takes the one that the run folder names.

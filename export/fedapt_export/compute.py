@@ -28,7 +28,7 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class ComputeReport:
-    """Products in a lower precision beside float32, on the same images.
+    """Comparison of products in a lower precision with float32, on the same images.
 
     Attributes:
         images: compared.
@@ -85,7 +85,7 @@ def emulate_bfloat16_products(tower: onnx.ModelProto) -> onnx.ModelProto:
 def compare_bfloat16_products(
     reference: onnx.ModelProto, tower: onnx.ModelProto, head: Head, images: NDArray[np.uint8]
 ) -> ComputeReport | None:
-    """Run both graphs on the same images; None for a tower that is too large to emulate.
+    """Run both graphs on the same images; None if the tower is too large to emulate.
 
     Args:
         reference: the fused float32 graph of `tower` and `head`.

@@ -22,7 +22,7 @@ from fedapt_runtime.onnx_file import check_content, check_one_file
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Plain values: `kind`, `bytes`, `sha256`, and what that kind of file holds.
+    """Plain values: `kind`, `bytes`, `sha256`, and the metadata of that kind of file.
 
     Raises:
         FileError: no such file, or none of fedapt's.
@@ -93,7 +93,7 @@ def _type(value: onnx.ValueInfoProto) -> str:
 
 
 def _bytes_by_type(model: onnx.ModelProto) -> dict[str, int]:
-    """Bytes of weights per dtype: the precision that the file really has."""
+    """Bytes of weights by dtype, which show the file's actual precision."""
     sizes: Counter[str] = Counter()
     for tensor in model.graph.initializer:
         array = onnx.numpy_helper.to_array(tensor)

@@ -12,7 +12,7 @@ from fedapt_runtime.doctor import Finding, look_for
 
 
 def examine() -> list[Finding]:
-    """Look at everything, the runtime's parts first; nothing is installed."""
+    """Check everything, the runtime's parts first; installs nothing."""
     return [
         *doctor.examine(),
         look_for("torch", _torch, "pip install torch"),

@@ -69,7 +69,7 @@ class EngineSettings:
     refit: bool = False
 
     def check(self) -> None:
-        """Refuse what is wrong anywhere.
+        """Refuse settings that are wrong on any machine.
 
         Raises:
             UsageError: an unknown flavour, or batch sizes out of order.
@@ -90,7 +90,7 @@ class EngineSettings:
             )
 
     def resolve(self, precision: str = "fp32") -> EngineSettings:
-        """The same settings with a flavour that works here; what cannot work is refused.
+        """The same settings with a flavour that works here; others are refused.
 
         Args:
             precision: of the graph.

@@ -24,7 +24,7 @@ _T = TypeVar("_T")
 
 
 class BuildError(Exception):
-    """The parser or the builder said no."""
+    """The parser or the builder has failed."""
 
 
 def build(request: dict[str, Any]) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _create(kind: Any, *arguments: Any) -> Any:
-    """An object of the library, whose bindings raise TypeError where it gives none."""
+    """An object of the library, whose bindings raise TypeError on failure."""
     try:
         return kind(*arguments)
     except TypeError as error:
@@ -80,7 +80,7 @@ def _create(kind: Any, *arguments: Any) -> Any:
 
 
 def _need(given: _T | None, instead: str) -> _T:
-    """The library's result; an error where it is None."""
+    """The library's result; raises an error if it is None."""
     if given is None:
         raise BuildError(f"the library gave {instead}")
     return given

@@ -86,7 +86,7 @@ class ExportSettings:
     force: bool = False
 
     def check_out(self, out: Path) -> None:
-        """Refuse a name of another kind of file: an engine of that name would replace the model.
+        """Refuse the suffix of another kind of file: an engine of that name replaces the model.
 
         Raises:
             UsageError: the suffix is not that of what is written.
@@ -101,7 +101,7 @@ class ExportSettings:
             )
 
     def check(self) -> None:
-        """Refuse what does not go together.
+        """Refuse settings that exclude each other.
 
         Raises:
             UsageError: see above.
@@ -281,7 +281,7 @@ def _check_size(model: onnx.ModelProto, label: str) -> None:
 
 
 def write_model(model: onnx.ModelProto, manifest: Manifest, out: Path) -> None:
-    """Write a fused graph with its manifest, whole or not at all.
+    """Write a fused graph with its manifest, completely or not at all.
 
     Raises:
         FileError: the folder cannot be written, or the disk is full.

@@ -65,7 +65,7 @@ def read_opset(model: onnx.ModelProto) -> int:
 
 
 def _join(tower: onnx.ModelProto, head: onnx.ModelProto) -> onnx.ModelProto:
-    """One graph of both, which share the name of the features; logits come first.
+    """One graph of both, connected by the name of the features; logits come first.
 
     The tower is copied once: `onnx.compose` would hold several copies of its weights.
     """
@@ -189,7 +189,7 @@ def _describe_clip(model: str, pretrained: str, sha256: str) -> dict[str, str]:
 
 
 def build_zero_shot_manifest(backbone: Backbone, class_names: tuple[str, ...]) -> Manifest:
-    """The manifest of zero-shot CLIP as a fused graph: one domain, nothing trained."""
+    """The manifest of zero-shot CLIP as a fused graph: one domain, no training."""
     return Manifest(
         classes=class_names,
         domains=ALL_DOMAINS,

@@ -71,7 +71,7 @@ def to_half(tower: onnx.ModelProto, precision: str) -> onnx.ModelProto:
 
 
 class _Converter:
-    """Rewrites nodes one by one; knows of every value which types it has so far."""
+    """Rewrites nodes one by one; tracks the types of every value."""
 
     def __init__(self, graph: onnx.GraphProto, precision: str) -> None:
         self._half, self._numpy = _TYPES[precision], _NUMPY[precision]
@@ -87,7 +87,7 @@ class _Converter:
         self._nodes: list[onnx.NodeProto] = []
 
     def convert(self, nodes: Iterable[onnx.NodeProto], outputs: set[str]) -> list[onnx.NodeProto]:
-        """All nodes in the types that they are to have, with the casts between them."""
+        """All nodes in their target types, with the casts between them."""
         has_product, pieces = False, set[str]()
         self._types = {name: int(TensorProto.FLOAT) for name in self._floats}
         for original in nodes:
@@ -120,7 +120,7 @@ class _Converter:
         return self._nodes
 
     def weights(self) -> list[onnx.TensorProto]:
-        """Weights in the types in which they are read."""
+        """Weights in the types in which nodes read them."""
         read = {name for node in self._nodes for name in node.input}
         return [tensor for name, tensor in self._weights.items() if name in read]
 

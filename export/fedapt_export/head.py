@@ -28,7 +28,7 @@ LOGITS, WEIGHTS = "logits", "domain_weights"
 
 
 class _GraphBuilder:
-    """Collects nodes and constants; every result is called after what it is."""
+    """Collects nodes and constants; every result has a descriptive name."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -148,7 +148,7 @@ def _choose(g: _GraphBuilder, switch: str, one: str, zero: str) -> str:
 
 
 def swappable_inputs(image_width: int) -> list[onnx.ValueInfoProto]:
-    """The head's tensors as inputs of a graph, their sizes free but for D."""
+    """The head's tensors as inputs of a graph; all sizes except D are free."""
     shapes: dict[str, tuple[int, list[int | str]]] = {
         "text_banks": (TensorProto.FLOAT, [image_width, "domains_times_classes"]),
         "bank_bias": (TensorProto.FLOAT, ["domains", "classes"]),

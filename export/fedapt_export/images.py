@@ -21,7 +21,7 @@ _KINDS = {"train": "training images", "test": "test images"}
 def collect_images(
     checkpoint: Checkpoint, checkpoint_path: Path, data: Path | None, count: int
 ) -> tuple[NDArray[np.uint8], str]:
-    """Test images for a comparison: uint8 [n, height, width, 3], and a line that says which.
+    """Test images for a comparison: uint8 [n, height, width, 3], and their description.
 
     See `collect_labelled_images`.
     """
@@ -59,14 +59,14 @@ def collect_labelled_images(
 
 
 def has_photos(checkpoint_path: Path, data: Path | None) -> bool:
-    """Whether `collect_images` gives images of the run, rather than noise."""
+    """Whether `collect_images` returns images of the run instead of noise."""
     return (data or root_of_run(checkpoint_path)) is not None
 
 
 def collect_calibration(
     checkpoint: Checkpoint, checkpoint_path: Path, data: Path | None, count: int
 ) -> tuple[NDArray[np.uint8], str]:
-    """Training images that set the scales of int8: uint8 [n, height, width, 3], and which.
+    """Training images that set the scales of int8: uint8 [n, height, width, 3], and a note.
 
     Test images never do: they measure what came of it.
 
@@ -124,5 +124,5 @@ def _collect(
 
 
 def root_of_run(checkpoint_path: Path) -> Path | None:
-    """The images that the run folder of a checkpoint names, where they are still there."""
+    """The images that the checkpoint's run folder names, if they still exist."""
     return RunFolder(checkpoint_path.parent).find_images()

@@ -91,7 +91,7 @@ def to_int8(
 
 
 def _keep_in_float(tower: onnx.ModelProto, float_convolutions: int) -> list[str]:
-    """The first convolutions, what stands before them, and the projection at the end.
+    """The first convolutions, the nodes before them, and the last projection.
 
     Products of two activations too: attention's scores and sums.
     """
@@ -130,7 +130,7 @@ class _Reader:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The quantiser recommends steps that were taken, and logs every node that it leaves out."""
+    """Suppress the quantiser's advice and its log of excluded nodes."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -137,5 +137,5 @@ def measure_parity(
 
 
 def _difference(left: torch.Tensor, right: torch.Tensor) -> float:
-    """Largest absolute difference; NaN where either holds one."""
+    """Maximum absolute difference; NaN if either array holds one."""
     return float((left - right).abs().max())

@@ -31,7 +31,7 @@ _TURNS = 5
 
 @dataclass(frozen=True)
 class PrecisionReport:
-    """A lower precision beside float32, on the same images and the same machine.
+    """Comparison of a lower precision with float32, on the same images and machine.
 
     Attributes:
         precision: of the tower.
@@ -63,7 +63,7 @@ class PrecisionReport:
         return asdict(self)
 
     def check(self, max_disagreement: float, where: object) -> None:
-        """Refuse a precision that is not worth it on this machine.
+        """Refuse a precision without benefit on this machine.
 
         Raises:
             ParityError: it changes more labels than that.
@@ -155,7 +155,7 @@ def lower_precision(
     symmetric: bool = False,
     reduced_range: bool = False,
 ) -> onnx.ModelProto:
-    """The tower in this precision; float32 is the tower itself.
+    """The tower in this precision; for float32 the tower itself.
 
     Args:
         calibration: for int8, uint8 [n, height, width, 3].
@@ -239,7 +239,7 @@ def _unit(features: NDArray[Any]) -> NDArray[Any]:
 
 
 def _time_in_turns(sessions: list[Any], batch: NDArray[np.uint8]) -> list[float]:
-    """Images per second of each, the best of several turns: other work disturbs both alike."""
+    """Images per second of each, the maximum of several turns; other load affects both alike."""
     best = [float("inf")] * len(sessions)
     for _ in range(_TURNS):
         for i, session in enumerate(sessions):

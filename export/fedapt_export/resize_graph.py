@@ -26,7 +26,7 @@ _OPSET = 17
 
 
 class _Graph:
-    """Nodes that are added one by one; every method gives the name of a result."""
+    """Nodes that are added one by one; every method returns the name of a result."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -144,7 +144,7 @@ def _round(graph: _Graph, values: str) -> str:
 
 
 def graph_path(interpolation: str) -> Path:
-    """Where the runtime keeps the graph."""
+    """The runtime's path of the graph."""
     return Path(fedapt_runtime.__file__).parent / f"resize_{interpolation}.onnx"
 
 

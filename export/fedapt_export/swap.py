@@ -22,7 +22,7 @@ from fedapt_runtime.manifest import METADATA_KEY
 
 
 def write_head(head: Head, manifest: Manifest, out: Path) -> None:
-    """Write a head file, whole or not at all.
+    """Write a head file, completely or not at all.
 
     Raises:
         FileError: the folder cannot be written, or the disk is full.
@@ -32,7 +32,7 @@ def write_head(head: Head, manifest: Manifest, out: Path) -> None:
 
 
 def _check_width(model: onnx.ModelProto, values: Mapping[str, Tensor], where: Path) -> None:
-    """Refuse a head for features of another width, whatever its manifest says."""
+    """Refuse a head for features of another width, independent of its manifest."""
     name = "adaptive_network"
     mine = [list(t.dims) for t in model.graph.initializer if t.name == name]
     width = values[name].shape[0]
@@ -46,7 +46,7 @@ def _check_width(model: onnx.ModelProto, values: Mapping[str, Tensor], where: Pa
 
 
 def swap_head(model_path: Path, head_path: Path, out: Path) -> Manifest:
-    """Put a head into a fused model of the same CLIP; the tower's bytes stay as they are.
+    """Put a head into a fused model of the same CLIP; the tower's bytes do not change.
 
     Returns:
         The manifest of the new model: the head's, with the graph's own facts.

@@ -59,7 +59,7 @@ model_warmup [
 def write_repository(
     model: Path, folder: Path, manifest: Manifest, settings: EngineSettings
 ) -> Path:
-    """Write, or renew, the model in a repository; the configuration comes last.
+    """Write or update the model in a repository; the configuration is written last.
 
     Args:
         model: an .onnx file, or an .engine of TensorRT's; Triton has no backend for TensorRT-RTX.

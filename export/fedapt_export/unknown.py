@@ -33,7 +33,7 @@ def calibrate_unknown(
     backbone: Backbone,
     reporter: Reporter,
 ) -> dict[str, Any] | None:
-    """The manifest's block `unknown`; None, with a line that says why, where there is nothing.
+    """The manifest's block `unknown`; None and a reason if it cannot be calibrated.
 
     Held-out images are the run's validation images, or its test images where it kept no others.
 
@@ -69,7 +69,7 @@ def calibrate_on(
     images: Collection,
     encoder: ImageEncoder,
 ) -> UnknownSignal | None:
-    """The signal from these images; None where they are too few, or of other domains.
+    """The signal from these images; None if they are too few, or of other domains.
 
     Centres come from the training images of each domain and class, the scale and the threshold
     from images that were held out of training.

@@ -27,7 +27,7 @@ def verify(
     min_agreement: float,
     reporter: Reporter,
 ) -> Parity:
-    """Measure a fused model against the checkpoint that it should have come from.
+    """Compare a fused model with the checkpoint from which it was exported.
 
     Args:
         data, images, min_agreement: as in `export.export`.

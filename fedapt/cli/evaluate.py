@@ -41,7 +41,7 @@ def evaluate(
 
 
 def show_evaluation(evaluation: Evaluation, title: str) -> None:
-    """Two tables: what was measured per domain, and which key each domain's images took."""
+    """Print two tables: results by domain, and the routing of each domain's images."""
     domains = evaluation.domains
     columns: dict[str, Mapping[str, float]] = {
         evaluation.title: {name: result.accuracy for name, result in domains.items()},
@@ -79,12 +79,12 @@ def show_evaluation(evaluation: Evaluation, title: str) -> None:
 
 
 def _show_mean(shares: list[float], tested: list[str]) -> str:
-    """A mean over domains; a dash without test images, nothing where the column says nothing."""
+    """A mean over domains; a dash without test images, empty if the column has no values."""
     if not tested:
         return "-"
     return percent(sum(shares) / len(shares)) if shares else ""
 
 
 def _percents(n_images: int, *shares: float) -> list[str]:
-    """Shares of some images; a dash where there is no image that they could be of."""
+    """Shares in percent; a dash if there are no images."""
     return [percent(share) if n_images else "-" for share in shares]

@@ -185,7 +185,7 @@ def export(
 
 
 def _model_of_page(web: Path | None) -> Path:
-    """Where the model goes that only a page needs.
+    """Path of a model that only the page needs.
 
     Raises:
         UsageError: there is no page either.
@@ -201,7 +201,7 @@ def _model_of_page(web: Path | None) -> Path:
 
 
 def _check_no_engine(context: typer.Context, triton: bool) -> None:
-    """Refuse options of an engine where none is built.
+    """Refuse engine options if no engine is built.
 
     Raises:
         UsageError: one was given that nothing would read.

@@ -45,7 +45,7 @@ class ConsoleReporter(Reporter):
 
 
 class Interrupted(Exception):
-    """Ctrl-C, under a name that Typer leaves alone: its own way loses the exit code.
+    """Ctrl-C as an exception that Typer does not handle: Typer would change the exit code.
 
     Its text is how to continue, where the command can.
     """
@@ -53,7 +53,7 @@ class Interrupted(Exception):
 
 @contextmanager
 def console_reporter(to_continue: str = "") -> Iterator[Reporter]:
-    """Bars on stderr for as long as the block runs.
+    """Progress bars on stderr while the block runs.
 
     Args:
         to_continue: what Ctrl-C says about continuing; empty where the command starts afresh.
@@ -107,7 +107,7 @@ def print_table(
 def _split_columns(
     columns: Sequence[str], rows: Sequence[Sequence[str]], width: int
 ) -> list[list[int]]:
-    """The columns of each part: the first one, and as many others as fit into the width."""
+    """The columns of each part: the first column, and as many others as the width allows."""
     border = 3  # a column has a line and two spaces; the table one line more
     widths = [
         max(cell_len(printable(cell)) for cell in cells) + border
@@ -122,7 +122,7 @@ def _split_columns(
 
 
 def shown(text: str) -> str:
-    """Text for a cell of a table: neither a control character nor markup works in it."""
+    """Text for a table's cell, without control characters and markup."""
     return escape(printable(text))
 
 

@@ -76,11 +76,11 @@ class Bench:
         return self.results[cell]
 
     def is_finished(self, cell: Cell) -> bool:
-        """Whether its file is there."""
+        """Whether the cell's file exists."""
         return read_result(self._out / cell.path, cell) is not None
 
     def tell(self, result: CellResult) -> None:
-        """Take a result, and report that it is there."""
+        """Store a result, and report it."""
         cell = result.cell
         self.results[cell] = result
         note = f"{cell.method} {cell.protocol} {cell.fold}".rstrip()

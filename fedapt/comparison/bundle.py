@@ -26,7 +26,7 @@ _METADATA_KEY = "fedapt_features"
 
 
 def write_bundle(path: Path, folders: ImageFolders, table: ImageTable, backbone: Backbone) -> None:
-    """Write a folder's features, whole or not at all.
+    """Write a folder's features, completely or not at all.
 
     Args:
         table: of every readable image of `folders`, in their order.

@@ -55,7 +55,7 @@ class CellResult:
 
     @property
     def score(self) -> float:
-        """The accuracy that the protocol asks for: of the domain left out, or the mean over all."""
+        """The protocol's accuracy: that of the domain left out, or the mean over all."""
         if self.error:
             return 0.0
         fold = self.cell.fold
@@ -63,7 +63,7 @@ class CellResult:
 
 
 def read_result(path: Path, cell: Cell) -> CellResult | None:
-    """A finished cell; None where it has to be run."""
+    """A finished cell; None if it has to be run."""
     try:
         fields: dict[str, Any] = json.loads(path.read_text("utf-8"))
         fields["cell"] = Cell(**fields["cell"])

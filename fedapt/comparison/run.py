@@ -50,7 +50,7 @@ class Comparison:
 def compare(
     config: Config, plan: Plan, out: Path, device: str, reporter: Reporter, processes: int = 1
 ) -> Comparison:
-    """Run what is not there yet.
+    """Run the missing cells, and return all results.
 
     What chooses a round and a learning rate are validation images of the domains that train, in
     each trial its own: no trial profits from what another has seen. A method that reads no labels
@@ -108,7 +108,7 @@ def compare(
 def _run_side_by_side(
     bench: Bench, config: Config, cells: list[Cell], out: Path, device: str, processes: int
 ) -> None:
-    """Let other processes write the cells that are missing; `bench` reads them then."""
+    """Run missing cells in other processes; `bench` then reads their files."""
     # seed by seed: one that is interrupted has whole tables of fewer seeds
     missing = sorted((c for c in cells if not bench.is_finished(c)), key=lambda cell: cell.seed)
     context = get_context("spawn")

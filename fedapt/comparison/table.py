@@ -103,7 +103,7 @@ def spread(values: list[float]) -> Spread:
 
 
 def show_rates(row: Row) -> str:
-    """Such as "0.03, 0.3"; nothing where nothing is trained."""
+    """Learning rates as text, such as "0.03, 0.3"; empty without training."""
     return ", ".join(f"{lr:g}" for lr in row.rates) if row.parameters else ""
 
 

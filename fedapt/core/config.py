@@ -171,7 +171,7 @@ def _adapter(kind: type[Settings]) -> TypeAdapter[Settings]:
 def _build(
     kind: type[Settings], tables: Any, where: str, sources: Mapping[str, str] = {}
 ) -> Settings:
-    """Settings of a table; what is wrong came from its name's source, or from `where`."""
+    """Settings of a table; an error names the source of the name, or `where`."""
     from pydantic import ValidationError
 
     try:
@@ -187,7 +187,7 @@ def _build(
 def _explain(
     kind: type, tables: Any, error: ValidationError, where: str, sources: Mapping[str, str]
 ) -> ConfigError:
-    """The first fault that pydantic found, in the words of all errors."""
+    """The first error of pydantic as found and expected."""
     fault = error.errors(include_url=False, include_context=False)[0]
     parts = [str(part) for part in fault["loc"]]
     name = ".".join(parts)
@@ -257,7 +257,7 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 def remove_folders(config: Config) -> Config:
-    """Settings without the paths of images and of a joined checkpoint; that of a CLIP stays."""
+    """Settings without the paths of images and of a joined checkpoint; a CLIP's path stays."""
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, root=""),
@@ -266,7 +266,7 @@ def remove_folders(config: Config) -> Config:
 
 
 def remove_paths(config: Config) -> Config:
-    """Settings that may leave the machine: a CLIP in a folder goes without its name."""
+    """Settings that may leave the machine: the path of a CLIP's folder is removed."""
     model = config.model
     named = dataclasses.replace(
         model,

@@ -24,7 +24,7 @@ def setting(
     *,
     choices: tuple[str, ...] = (),
 ) -> Any:
-    """A field of settings.
+    """Declare a field of settings.
 
     Args:
         default: used where nothing else is given; REQUIRED for none.
@@ -96,7 +96,7 @@ def _say_values(hint: Any, metadata: Mapping[str, Any]) -> str:
 
 
 def say_number(number: float) -> str:
-    """A number for people: 1 000 000, 0.5, 1e-6."""
+    """A number as text: 1 000 000, 0.5, 1e-6."""
     if number == int(number) and (isinstance(number, int) or abs(number) < 1e10):
         return f"{int(number):,}".replace(",", " ")
     mantissa, e, exponent = f"{number:g}".partition("e")

@@ -45,7 +45,7 @@ class DataError(ReportedError):
 
 
 class ModelError(ReportedError):
-    """A CLIP model or its weights cannot be had."""
+    """A CLIP model or its weights are not available."""
 
     exit_code = 4
 

@@ -20,7 +20,7 @@ _CHUNK_BYTES = 1 << 20
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path, whose file becomes `path` when the block ends well.
+    """Yield a temporary path; its file becomes `path` if the block ends well.
 
     Missing folders are made.
 
@@ -37,7 +37,7 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def claim_file(path: Path) -> Iterator[None]:
-    """Be the only job that writes a file until the block ends. Missing folders are made.
+    """Be the only job that writes a file while the block runs. Creates missing folders.
 
     What killed jobs have left in the folder is removed.
 
@@ -63,7 +63,7 @@ def claim_file(path: Path) -> Iterator[None]:
 
 @contextmanager
 def claim_folder(folder: Path) -> Iterator[None]:
-    """Be the only job that writes into a folder, which is made, until the block ends.
+    """Be the only job that writes into a folder while the block runs. Creates the folder.
 
     What killed jobs have left in it is removed; so is the folder, where it is new and empty.
 
@@ -77,7 +77,7 @@ def claim_folder(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def make_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder that becomes `path` when the block ends well; one job at a time.
+    """Yield a temporary folder that becomes `path` if the block ends well; one job at a time.
 
     Missing folders above it are made.
 
@@ -133,7 +133,7 @@ def _cannot_write(path: Path, error: OSError) -> FileError:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a whole file, or leave the old one.
+    """Write a complete file, or keep the old one.
 
     Raises:
         FileError: the folder cannot be written, or the disk is full.
@@ -143,7 +143,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole UTF-8 text file, or leave the old one.
+    """Write a complete UTF-8 text file, or keep the old one.
 
     Raises:
         FileError: the folder cannot be written, or the disk is full.
@@ -152,7 +152,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_secret(path: Path, data: bytes) -> None:
-    """Write a whole file that only its owner reads, from the first byte on.
+    """Write a complete file that only its owner can read, from the first byte.
 
     Raises:
         FileError: the folder cannot be written, or the disk is full.
@@ -203,7 +203,7 @@ def scratch_folder() -> Iterator[Path]:
 
 
 def cache_folder() -> Path:
-    """Where fedapt keeps what it can compute again.
+    """The folder for values that can be computed again.
 
     The runtime keeps its measurements there too, see `fedapt_runtime.cache`.
     """
@@ -214,7 +214,7 @@ def cache_folder() -> Path:
 
 
 def check_cache() -> None:
-    """Refuse a cache that cannot be written, before the work whose result would go there.
+    """Refuse a cache that cannot be written, before the work whose result it would keep.
 
     Raises:
         FileError: see above; the next step names the variable.

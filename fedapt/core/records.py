@@ -13,7 +13,7 @@ Record = dict[str, Any]
 
 
 def write_records(path: Path, records: list[Record]) -> None:
-    """Write every record anew, so that the file is whole at any moment.
+    """Write all records again, so that the file is complete at any moment.
 
     Raises:
         FileError: the folder cannot be written, or the disk is full.
@@ -22,7 +22,7 @@ def write_records(path: Path, records: list[Record]) -> None:
 
 
 def read_records(path: Path) -> list[Record]:
-    """Read every record; none where the file does not exist.
+    """Read all records; none if the file does not exist.
 
     Raises:
         FileError: a line is not a JSON object.

@@ -18,10 +18,10 @@ class Reporter:
     """
 
     def message(self, text: str) -> None:
-        """One line that the user should see."""
+        """Report one line for the user."""
 
     def event(self, level: str, text: str, **values: Any) -> None:
-        """Something that has happened; `values` say to programs what the text says.
+        """Report an event; `values` holds the same facts as the text, for programs.
 
         Args:
             level: `info`, `warning` or `error`.
@@ -29,7 +29,7 @@ class Reporter:
         self.message(text)
 
     def progress(self, task: str, done: int, total: int, note: str = "") -> None:
-        """`task` has done `done` of `total`; `note` is a short figure to show beside it."""
+        """Report that `task` has done `done` of `total`; `note` is a short figure."""
 
 
 class PlainReporter(Reporter):

@@ -28,7 +28,7 @@ class ModelConfig(Strict):
 
 @dataclass(frozen=True)
 class DataConfig(Strict):
-    """How images become training, validation and test sets."""
+    """The split of images into training, validation and test sets."""
 
     root: str = setting("", "the folder with the domains")
     test_fraction: float = setting(

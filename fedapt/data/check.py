@@ -40,7 +40,7 @@ class DataReport:
 
     @property
     def is_sound(self) -> bool:
-        """Whether training can use every image and finds every class in every domain."""
+        """Whether all images are readable and every domain has every class."""
         return not self.unreadable and not self.missing
 
     def to_dict(self) -> dict[str, Any]:

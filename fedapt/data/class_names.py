@@ -29,7 +29,7 @@ def class_key(name: str) -> str:
 
 
 def split_class_names(text: str) -> tuple[str, ...]:
-    """Names with commas between them; a name that has a comma itself stands in double quotes."""
+    """Names separated by commas; a name with a comma is in double quotes."""
     (names,) = csv.reader([" ".join(text.splitlines())], skipinitialspace=True)
     return tuple(name.strip() for name in names or [""])
 

@@ -24,7 +24,7 @@ from fedapt.data.splits import Split, split_as_configured
 
 @dataclass(frozen=True)
 class Collection:
-    """The images below a root, with the part that each one has in a run.
+    """The images below a root, with the part of each image in a run.
 
     Attributes:
         folders: all images; a label is an index into `classes`.
@@ -36,7 +36,7 @@ class Collection:
 
     @property
     def root(self) -> Path:
-        """Where the images are."""
+        """The folder or table of the images."""
         return self.folders.root
 
     @property
@@ -59,14 +59,14 @@ class Collection:
         return ((domain, sample) for domain in self.domains for sample in images[domain])
 
     def only(self, part: str) -> Collection:
-        """The same with the images of one part alone."""
+        """The same collection with the images of one part only."""
         none: dict[str, tuple[Sample, ...]] = dict.fromkeys(self.domains, ())
         parts = dict.fromkeys(("train", "test", "validation"), none)
         parts[part] = dict(getattr(self.split, part))
         return dataclasses.replace(self, split=Split(**parts))
 
     def split_again(self, config: DataConfig) -> Collection:
-        """The same images, split by other settings."""
+        """The same images, split with other settings."""
         return dataclasses.replace(self, split=split_as_configured(self.folders, config))
 
     def renumber(self, classes: Sequence[str], whose: str) -> Collection:
@@ -123,7 +123,7 @@ class Collection:
     def load_table(
         self, encoder: ImageEncoder, reporter: Reporter, device: torch.device | None = None
     ) -> ImageTable:
-        """The features of all images, whatever their part, see `load_table`.
+        """The features of all images of all parts, see `load_table`.
 
         Raises:
             FileError: the cache cannot be written.
@@ -132,7 +132,7 @@ class Collection:
         return load_table(self.folders, samples, encoder, reporter, device)
 
     def divide(self, table: ImageTable) -> list[Domain]:
-        """The rows of a table of all images that each domain and part has.
+        """The rows of each domain and part in a table of all images.
 
         Raises:
             DataError: no training image of a domain can be read.
@@ -143,7 +143,7 @@ class Collection:
 def open_collection(
     config: DataConfig, root: Path | None = None, *, domain: str = "", training: bool = True
 ) -> Collection:
-    """The images of a run, or others that are read as the run's were.
+    """The images of a run, or other images read with the run's settings.
 
     Args:
         config: names the root and the classes, and splits.

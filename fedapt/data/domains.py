@@ -25,7 +25,7 @@ from fedapt_runtime.machine import usable_cores
 
 @dataclass(frozen=True)
 class ImageTable:
-    """Every readable image: its file, feature and class.
+    """All readable images: file, feature and class of each.
 
     Attributes:
         paths: of the images.
@@ -42,7 +42,7 @@ class ImageTable:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Images at hand, such as a batch: features, labels, and their rows in the table.
+    """Images in memory, such as a batch: features, labels, and their rows in the table.
 
     Attributes:
         features: f, float32 [n, D], not normalised.
@@ -60,7 +60,7 @@ class Labelled:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Some rows of the table; nothing is copied until it is taken."""
+    """Rows of the table; `load` copies them."""
 
     table: ImageTable
     rows: Tensor
@@ -78,7 +78,7 @@ class ImageSet:
         return ImageSet(self.table, self.rows[indices])
 
     def load(self) -> Labelled:
-        """All of these."""
+        """All images of the set."""
         return Labelled(self.table.features[self.rows], self.labels, self.rows)
 
 
@@ -151,7 +151,7 @@ def load_domains(
 
 
 def digest_images(domains: Sequence[Domain]) -> str:
-    """SHA-256 of what a run sees: the images' bytes, their classes, and which part each is in."""
+    """SHA-256 of a run's input: the images' bytes, their classes, and the part of each."""
     digest = hashlib.sha256(domains[0].train.table.digest.encode())
     for domain in domains:
         for part in (domain.train, domain.test, domain.validation):
@@ -163,7 +163,7 @@ def digest_images(domains: Sequence[Domain]) -> str:
 def divide_table(
     table: ImageTable, folders: ImageFolders, split: Split, *, need_train: bool = True
 ) -> list[Domain]:
-    """The rows of a split, domain by domain; unreadable images have none.
+    """The rows of a split, by domain; unreadable images are left out.
 
     Raises:
         DataError: no training image of a domain can be read, and `need_train`.

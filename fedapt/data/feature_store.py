@@ -44,11 +44,11 @@ CREATE TABLE IF NOT EXISTS features (digest TEXT PRIMARY KEY, feature BLOB, seal
 
 
 class DamagedStore(FileError):
-    """The database is damaged, or the file is none."""
+    """The database is damaged, or the file is not a database."""
 
 
 def remove_store(folder: Path) -> None:
-    """Delete a damaged database, so that another begins."""
+    """Delete a damaged database, so that a new one can be created."""
     for name in (_NAME, f"{_NAME}-journal"):
         (folder / name).unlink(missing_ok=True)
 
@@ -74,13 +74,13 @@ class FeatureStore:
                 raise
 
     def close(self) -> None:
-        """Let go of the file; rows that are not flushed are lost."""
+        """Close the file; rows that are not flushed are lost."""
         self._database.close()
 
     def hash_files(
         self, paths: Sequence[Path], pool: Executor, progress: Progress
     ) -> list[str | None]:
-        """SHA-256 of every file, hexadecimal; None of what is no file.
+        """SHA-256 of every file, hexadecimal; None if it is not a file.
 
         A file is read only where its path, size, times or inode are not those of its last reading,
         or where it was too young then.
@@ -118,7 +118,7 @@ class FeatureStore:
         return digests
 
     def read(self, digests: Sequence[str]) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        """The features that are here, float32 [D], of these images, in any order."""
+        """The stored features of these images, float32 [D], in any order."""
         with self._reported():
             for digest, data, seal in self._select(
                 "features", "digest", "digest, feature, seal", digests
@@ -127,7 +127,7 @@ class FeatureStore:
                     yield digest, np.frombuffer(data, np.float32)
 
     def add(self, digest: str, feature: NDArray[np.float32]) -> None:
-        """Keep one feature, float32 [D]; it reaches the disk with the next commit or `flush`."""
+        """Store one feature, float32 [D]; the next commit or `flush` writes it to disk."""
         self._new[digest] = feature
         if len(self._new) >= _COMMIT_ROWS:
             self.flush()
@@ -170,7 +170,7 @@ class FeatureStore:
 
 @dataclass(frozen=True)
 class _State:
-    """Size, times and inode of a file, which tell whether it has changed.
+    """Size, times and inode of a file; they show whether the file has changed.
 
     Attributes:
         text: size, times and inode.

@@ -56,7 +56,7 @@ class ImageEncoder(Protocol):
 
 @dataclass(frozen=True)
 class Features:
-    """Features of the readable ones among a list of images.
+    """Features of the readable images of a list.
 
     Attributes:
         values: float32 [n, D]; mapped from the cache, not to be changed.
@@ -80,7 +80,7 @@ def extract_features(
     task: str = "image features",
     reporter: Reporter | None = None,
 ) -> Features:
-    """Features of image files, from the cache where it has them.
+    """Features of image files, from the cache if it has them.
 
     Args:
         paths: image files.
@@ -115,7 +115,7 @@ def extract_features(
 
 @dataclass(frozen=True)
 class _Extraction:
-    """One list of images on its way to features; see `extract_features`."""
+    """The work on one list of images; see `extract_features`."""
 
     paths: Sequence[Path]
     encoder: ImageEncoder
@@ -126,7 +126,7 @@ class _Extraction:
     reporter: Reporter
 
     def run(self) -> Features:
-        """All features, the missing ones computed."""
+        """All features; the missing ones are computed."""
         with closing(FeatureStore(self.folder)) as store:
             return self._run(store)
 
@@ -176,7 +176,7 @@ class _Extraction:
     def _compute(
         self, store: FeatureStore, missing: dict[str, list[int]], values: NDArray[np.float32]
     ) -> dict[str, ImageError]:
-        """Fill in the rows of the missing images; gives the errors of those that have none."""
+        """Fill in the rows of the missing images, and return the errors of unreadable ones."""
         if missing and self.is_cache:
             check_cache()
         done = len(self.paths) - len(missing)

@@ -157,7 +157,7 @@ def _no_domain(path: Path) -> DataError:
 
 
 def check_complete(folders: ImageFolders, allow_missing_classes: bool) -> None:
-    """Refuse a domain that lacks a class, unless that is allowed, or has one class only.
+    """Refuse a domain that lacks a class (unless allowed), or has only one class.
 
     Raises:
         DataError: some class has no image in some domain, or a domain has images of one class.
@@ -190,7 +190,7 @@ def check_complete(folders: ImageFolders, allow_missing_classes: bool) -> None:
 
 
 def _list(folder: Path, left_out: LeftOut) -> tuple[list[str], list[str]]:
-    """Names of images and of folders that are entered, sorted."""
+    """Names of images and of folders to enter, sorted."""
     try:
         names, folders = list_folder(folder)
     except OSError as error:

@@ -23,7 +23,7 @@ from fedapt.data.domains import Domain, ImageSet
 
 @dataclass(frozen=True)
 class ClientInfo:
-    """A client, wherever its images are.
+    """A client, local or remote.
 
     Attributes:
         index: among all clients.
@@ -40,7 +40,7 @@ class ClientInfo:
 
 @dataclass(frozen=True)
 class Client(ClientInfo):
-    """A client whose images are here.
+    """A client whose images are on this machine.
 
     Attributes:
         data: its training images.
@@ -52,7 +52,7 @@ class Client(ClientInfo):
 def divide_domains(
     domains: Sequence[Domain], config: FederationConfig, n_keys: int, seed: int
 ) -> tuple[Client, ...]:
-    """Deal the training images of every domain out to its clients.
+    """Divide the training images of every domain among its clients.
 
     Args:
         n_keys: keys of the federation. With fewer keys than domains, domain d has key d modulo
@@ -112,7 +112,7 @@ def deal_domain(domain: Domain, index: int, config: FederationConfig, seed: int)
 def name_keys(
     clients: Sequence[ClientInfo], domains: Sequence[str], n_keys: int
 ) -> tuple[str, ...]:
-    """Name of each key: its domain, the domains that share it, or a part of one.
+    """Name of each key: its domain, the domains that share it, or a part of a domain.
 
     Args:
         domains: their names.

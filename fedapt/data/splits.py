@@ -93,7 +93,7 @@ def split_as_configured(folders: ImageFolders, config: DataConfig) -> Split:
 def split_samples(
     samples: tuple[Sample, ...], test_fraction: float, seed: int
 ) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
-    """Keep `test_fraction` of each class apart: (the rest, those kept), in the given order."""
+    """Keep `test_fraction` of each class apart: (rest, kept), in the given order."""
     kept: set[Sample] = set()
     for ranked in _rank_classes(samples, seed).values():
         kept.update(ranked[: round(test_fraction * len(ranked))])
@@ -119,7 +119,7 @@ def _take_shots(
 
 
 def _rank_classes(samples: tuple[Sample, ...], seed: int) -> dict[int, list[Sample]]:
-    """The samples of each class in an order that only seed and paths decide."""
+    """The samples of each class in an order that depends on seed and paths only."""
     by_class: dict[int, list[Sample]] = {}
     for sample in samples:
         by_class.setdefault(sample.label, []).append(sample)
@@ -130,7 +130,7 @@ def _rank_classes(samples: tuple[Sample, ...], seed: int) -> dict[int, list[Samp
 
 
 def rank_path(seed: int, path: str) -> bytes:
-    """A pseudo-random key to sort paths by; it depends on nothing but seed and path."""
+    """A pseudo-random sort key of a path; it depends on seed and path only."""
     return hashlib.sha256(f"{seed}/{path}".encode("utf-8", "surrogateescape")).digest()
 
 

@@ -49,7 +49,7 @@ class StrongView(Preprocessing):
 
 
 def augment(pixels: NDArray[np.uint8], view: int) -> NDArray[np.uint8]:
-    """One strong view of uint8 [height, width, 3]; the same for the same pixels and number."""
+    """One strong view of uint8 [height, width, 3]; equal pixels and number give equal views."""
     digest = hashlib.sha256(pixels.tobytes() + view.to_bytes(8, "little")).digest()
     rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
     image = Image.fromarray(pixels)
@@ -80,7 +80,7 @@ def _jitter(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 class StrongViews:
-    """Features of strong views of some rows of a table, computed when first asked for."""
+    """Features of strong views of rows of a table, computed on first use."""
 
     def __init__(
         self,

@@ -57,7 +57,7 @@ def write_report(result: DemoResult, path: Path) -> None:
 
 
 def _tiles(result: DemoResult, domain: str) -> list[_Tile]:
-    """The same emoji in every row, chosen without looking at the answers."""
+    """The same emoji in every row, selected independently of the predictions."""
     members = [item for item in result.fedapt if item.domain == domain]
     by_class: dict[str, Classified] = {}
     for item in sorted(members, key=lambda item: rank_path(1, item.path.name)):

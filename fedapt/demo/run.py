@@ -38,7 +38,7 @@ ROUTER_LR = 3.0
 
 @dataclass(frozen=True)
 class Classified:
-    """A test image, what it shows, and what the runtime said of it."""
+    """A test image, its class, and the runtime's prediction."""
 
     path: Path
     domain: str
@@ -47,7 +47,7 @@ class Classified:
 
     @property
     def is_right(self) -> bool:
-        """Whether the best class is the true one."""
+        """Whether the predicted class is the true one."""
         return self.prediction.label == self.label
 
 
@@ -80,14 +80,14 @@ class DemoResult:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def accuracy(self, results: list[Classified]) -> dict[str, float]:
-        """Share of right answers in each domain."""
+        """Accuracy in each domain."""
         return {
             domain: _share([r.is_right for r in results if r.domain == domain])
             for domain in self.domains
         }
 
     def tables(self) -> dict[str, list[Classified]]:
-        """The results that stand beside each other, by their names."""
+        """The results to compare, by name."""
         return {
             "zero-shot": self.zero_shot,
             "each party alone": self.alone,
@@ -118,7 +118,7 @@ def _share(values: list[bool]) -> float:
 
 
 def check_out(out: Path) -> None:
-    """Refuse a folder that holds anything but an earlier demo: a ROOT of images, for one.
+    """Refuse a folder that holds other files than an earlier demo, such as a ROOT of images.
 
     Raises:
         UsageError: it does.
@@ -221,7 +221,7 @@ def _classify_alone(
     folder: Path,
     backbone: Backbone,
 ) -> list[Classified]:
-    """Every party's test images under what it could train without the others."""
+    """Predictions for every party's test images by a model trained without the others."""
     checkpoint = load_checkpoint(closed.checkpoint)
     method, learned = rebuild_method(checkpoint, backbone)
     if not isinstance(method, AdaptiveAnalytic):

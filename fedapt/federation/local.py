@@ -40,7 +40,7 @@ class LocalEngine:
     def run_round(
         self, start: Learned, clients: Sequence[ClientInfo], round_number: int
     ) -> RoundResult:
-        """The round's clients train side by side.
+        """Train the round's clients in parallel, and aggregate.
 
         Raises:
             FederationError: a loss or an update is not finite, or too few replies to aggregate.

@@ -59,17 +59,17 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.clip.get_parameter("logit_scale").device
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of all weights and the activation: tells one CLIP from another."""
+        """Hash of all weights and the activation; it identifies the CLIP."""
         return _hash_clip(self.clip)
 
     @cached_property
     def image_sha256(self) -> str:
-        """The same of the image tower: tells whether cached features are still true."""
+        """Hash of the image tower; it shows whether cached features are still valid."""
         return _hash_clip(self.clip, "visual.")
 
     def text_tower_in(self, dtype: torch.dtype) -> TextTower:
@@ -108,7 +108,7 @@ def _hash_clip(clip: nn.Module, prefix: str = "") -> str:
 def load_backbone(
     name: str, pretrained: str = "", device: str = "cpu", depth: str = "scale"
 ) -> Backbone:
-    """Load a CLIP; never with random weights, except under the name `random`.
+    """Load a CLIP; its weights are random only under the name `random`.
 
     Args:
         name: `lite`, an OpenCLIP model name, a folder with `open_clip_config.json` and weights, or

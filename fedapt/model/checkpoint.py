@@ -83,7 +83,7 @@ class Checkpoint:
         return self.learned | ({} if self.keys is None else {KEYS: self.keys})
 
     def save(self, path: Path) -> None:
-        """Write the file whole, or leave the old one.
+        """Write the complete file, or keep the old one.
 
         Raises:
             FileError: the folder cannot be written, or the disk is full.
@@ -134,7 +134,7 @@ class Checkpoint:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read and check a checkpoint; nothing in it is executed.
+    """Read and check a checkpoint; no code in it is executed.
 
     Raises:
         CheckpointError: missing, damaged, of another schema, or with impossible tensors.

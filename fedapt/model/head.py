@@ -27,7 +27,7 @@ MIN_NORM = 1e-12
 
 @dataclass(frozen=True)
 class Head:
-    """The graph behind the image tower: N banks of C class vectors, and the router among them.
+    """The graph behind the image tower: N banks of C class vectors, and their router.
 
     Attributes:
         banks: T, float32 [N, C, D].
@@ -55,7 +55,7 @@ class Head:
 
     @cached_property
     def gram(self) -> Tensor:
-        """G, float32 [C, N, N]; ones where the mixture is linear."""
+        """G, float32 [C, N, N]; ones if the mixture is linear."""
         if self.renormalised:
             return gram_matrices(self.banks)
         n_banks, n_classes = self.banks.shape[:2]
@@ -93,7 +93,7 @@ def single_bank(
     *,
     renormalised: bool = True,
 ) -> Head:
-    """A head of one bank, which every image is routed to.
+    """A head with one bank for all images.
 
     Args:
         vectors: of the classes, float32 [C, D].

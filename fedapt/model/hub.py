@@ -27,7 +27,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")  # files in git have another hash, of 40 d
 
 @contextmanager
 def ask_hub_once() -> Iterator[str]:
-    """Inside, files are downloaded; or taken from the cache alone, where the hub does not answer.
+    """Allow downloads inside the block, or only the cache if the hub does not answer.
 
     Yields:
         Why the hub does not answer; empty where it does.
@@ -51,14 +51,14 @@ def ask_hub_once() -> Iterator[str]:
 
 
 def describe_cache() -> str:
-    """Where the client keeps files, and the hub that it asks."""
+    """The client's cache folder, and the address of its hub."""
     from huggingface_hub import constants
 
     return f"{constants.ENDPOINT} (HF_ENDPOINT), cache {constants.HF_HUB_CACHE} (HF_HUB_CACHE)"
 
 
 def _check_downloads(cache: Path, begun: float) -> None:
-    """Compare what was written since then with the hashes that the hub named."""
+    """Compare the files written since then with the hub's hashes."""
     for blob in cache.glob("models--*/blobs/*"):
         if not _SHA256.fullmatch(blob.name) or blob.stat().st_mtime < begun - 1:
             continue

@@ -95,7 +95,7 @@ def _load_towers(source: str, weights: str, where: str, silent: str) -> nn.Modul
 
 
 def _say(error: Exception, silent: str = "") -> str:
-    """A foreign error in a few words, without advice that would be wrong here."""
+    """A library's error in a few words, without advice that does not apply here."""
     text = " ".join(str(error).split())
     if silent:
         return f"{silent}, and its cache has no such files"
@@ -107,7 +107,7 @@ def _say(error: Exception, silent: str = "") -> str:
 
 
 def _count_keys(text: str) -> str:
-    """How many tensors torch misses, does not know or finds of another shape, and which."""
+    """Number and names of tensors that are missing, unknown or of another shape."""
     found = []
     for what, title in (("missing", "Missing key"), ("unknown", "Unexpected key")):
         listed = re.search(rf"{title}\(s\) in state_dict: ((?:\"[^\"]+\"(?:, )?)+)", text)
@@ -168,7 +168,7 @@ def _check_name(open_clip: Any, name: str, pretrained: str) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """OpenCLIP logs, and others warn of, what the errors above say again."""
+    """Suppress logs and warnings that repeat the errors above."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -35,7 +35,7 @@ UNIT = 1024
 
 @dataclass(frozen=True)
 class Sums:
-    """Over some images, float64, in units of `UNIT` images.
+    """Sums over images, float64, in units of `UNIT` images.
 
     Attributes:
         gram: A, [D + 1, D + 1].
@@ -52,7 +52,7 @@ class Sums:
 
     @property
     def count(self) -> float:
-        """How many images, in the same unit."""
+        """Number of images, in the same unit."""
         return float(self.gram[-1, -1]) / CONSTANT**2
 
     def __add__(self, other: Sums) -> Sums:
@@ -62,7 +62,7 @@ class Sums:
         return Sums(self.gram - other.gram, self.targets - other.targets)
 
     def add_class(self) -> Sums:
-        """The same images with one more class, of which none of them is."""
+        """The same images with one more class, which none of them has."""
         return Sums(self.gram, torch.cat([self.targets, -self.feature_sum[:, None]], dim=1))
 
 

@@ -151,7 +151,7 @@ class TextTower(nn.Module):
 
 
 def check_tokens(tower: nn.Module, tokenizer: PromptTokenizer, name: str) -> None:
-    """Refuse a tower that pools at a token which the tokenizer does not put behind a text.
+    """Refuse a tower that pools at a token that the tokenizer does not append to a text.
 
     Raises:
         ModelNotSupported: it would pool somewhere inside a learned context.

@@ -18,7 +18,7 @@ from fedapt.core.errors import DataError, ModelNotSupported
 
 @dataclass(frozen=True)
 class PromptTokenizer:
-    """A tokenizer taken apart, so that learned vectors can stand between its tokens.
+    """The parts of a tokenizer, between whose tokens learned vectors are inserted.
 
     Attributes:
         encode: a text's own tokens.
@@ -51,7 +51,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """Token ids of one prompt per class, cut to the longest that is needed.
+    """Token ids of one prompt per class, cut to the longest prompt.
 
     Attributes:
         ids: int64 [C, length].

@@ -67,7 +67,7 @@ _QUERY = re.compile(r"self_attn\.([qkv])_proj")
 
 
 def convert_names(state: Mapping[str, Tensor]) -> State:
-    """Transformers' CLIPModel -> OpenCLIP's CLIP; what is not known keeps its name."""
+    """Transformers' CLIPModel -> OpenCLIP's CLIP; unknown names stay the same."""
     converted: State = {}
     joined: dict[str, dict[str, Tensor]] = {}
     for name, tensor in state.items():
@@ -93,7 +93,7 @@ def convert_names(state: Mapping[str, Tensor]) -> State:
 
 
 def convert_config(folder: Path) -> dict[str, Any]:
-    """OpenCLIP's configuration of a transformers' folder."""
+    """OpenCLIP's configuration for a folder of transformers."""
     config = _read_json(folder / "config.json")
     kind = config.get("model_type")
     if kind != "clip":
@@ -163,7 +163,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def first_words(error: Exception) -> str:
-    """A foreign error in a line."""
+    """A library's error in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:150]
 
 
@@ -177,7 +177,7 @@ def _unusual(folder: Path, found: str) -> ModelNotSupported:
 
 
 def refuse_weights(path: Path, found: str) -> ModelError:
-    """The error of a file that has no weights of a CLIP."""
+    """The error for a file without the weights of a CLIP."""
     return ModelError(
         where=path,
         found=found,

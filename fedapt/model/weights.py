@@ -40,7 +40,7 @@ _MAX_WRAPPED = 3
 
 @contextmanager
 def as_open_clip_file(path: Path) -> Iterator[Path]:
-    """A file that OpenCLIP reads: the same, or one with its tensors that goes with the block.
+    """A file that OpenCLIP reads: the same file, or a temporary one with its tensors.
 
     Raises:
         ModelError: it cannot be read, or holds other things than tensors.
@@ -59,7 +59,7 @@ def as_open_clip_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def as_open_clip_folder(folder: Path) -> Iterator[Path]:
-    """A folder that OpenCLIP reads: the same, or one made of a transformers' folder.
+    """A folder that OpenCLIP reads: the same folder, or one converted from transformers.
 
     Raises:
         ModelError: it is none of either, or its weights cannot be read.
@@ -92,7 +92,7 @@ def as_open_clip_folder(folder: Path) -> Iterator[Path]:
 
 
 def read_state(path: Path) -> State:
-    """Every tensor of a file, by the names that it has there; on the CPU.
+    """All tensors of a file under their names in it, on the CPU.
 
     Raises:
         ModelError: it cannot be read, or holds other things than tensors.
@@ -141,7 +141,7 @@ def _read_shards(index: Path) -> State:
 
 
 def find_model(state: Mapping[str, Tensor]) -> State:
-    """The CLIP among a file's tensors, by OpenCLIP's names; all as they are where there is none.
+    """The CLIP among a file's tensors, by OpenCLIP's names; all tensors if there is none.
 
     Raises:
         ModelNotSupported: the weights are those of another kind of model.

@@ -23,7 +23,7 @@ PRODUCT = "patches.product"  # the product's node, which int8 keeps in float32
 
 
 def multiply_patches(model: onnx.ModelProto) -> None:
-    """Replace, in place, the convolution that embeds the patches; others stay as they are.
+    """Replace, in place, the convolution that embeds the patches; others do not change.
 
     Comes after `fold_normalisation`: the pixels go into the convolution as they are.
     """

@@ -17,7 +17,7 @@ from fedapt.model.open_clip_import import import_open_clip
 
 
 def rewrite_for_tracing(module: nn.Module) -> None:
-    """Replace, in place, what would leave needless operators behind; evaluation mode only."""
+    """Replace, in place, modules that trace to needless operators; evaluation mode only."""
     open_clip = import_open_clip()  # which makes timm importable
     from timm.utils import reparameterize_model
 

@@ -107,7 +107,7 @@ def _attention(
 
 
 def follow_input(graph: onnx.GraphProto, operators: Sequence[str]) -> list[onnx.NodeProto] | None:
-    """The chain of these operators from the input on, each the only reader of the one before it.
+    """The chain of these operators from the input; each is the only reader of its input.
 
     Of the input itself `Shape` is no reader: it asks for the size of the batch.
     """
@@ -126,7 +126,7 @@ def follow_input(graph: onnx.GraphProto, operators: Sequence[str]) -> list[onnx.
 def find_only_reader(
     graph: onnx.GraphProto, name: str, operator: str | None = None
 ) -> onnx.NodeProto | None:
-    """The one node, of this operator if one is named, that reads a value."""
+    """The only node that reads a value, if it is this operator."""
     readers: list[onnx.NodeProto] = [node for node in graph.node if name in node.input]
     if len(readers) != 1 or (operator is not None and readers[0].op_type != operator):
         return None
@@ -134,7 +134,7 @@ def find_only_reader(
 
 
 def drop_unused_weights(graph: onnx.GraphProto) -> None:
-    """Remove, in place, the initialisers that no node reads any more."""
+    """Remove, in place, the initialisers that no node reads."""
     used = {name for node in graph.node for name in node.input}
     for tensor in [t for t in graph.initializer if t.name not in used]:
         graph.initializer.remove(tensor)

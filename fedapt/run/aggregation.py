@@ -14,7 +14,7 @@ _WIDTHS = 8
 
 
 def check_aggregation(method: Method) -> None:
-    """Refuse an aggregate that would not hide or defend what it should.
+    """Refuse an aggregation that would not give the requested protection.
 
     Raises:
         ConfigError: noise that nothing bounds, or too few clients to outvote any.
@@ -60,7 +60,7 @@ def check_aggregation(method: Method) -> None:
 
 
 def check_privacy(config: Config, *, local: bool) -> None:
-    """Refuse a secure sum, or noise of nodes, that would not hide what it should.
+    """Refuse a secure sum, or noise of nodes, that would not give the requested privacy.
 
     Args:
         local: whether this process trains all clients, so that nobody has anything to hide.

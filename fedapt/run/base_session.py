@@ -25,7 +25,7 @@ from fedapt.training.sampling import check_sampling
 
 @dataclass(frozen=True)
 class Images:
-    """Images that are here.
+    """Images on this machine.
 
     Attributes:
         table: all of them.
@@ -78,7 +78,7 @@ class BaseSession:
         self.method: Method = METHODS[config.train.method](setting)
 
     def count_parameters(self, progress: Progress) -> tuple[int, float]:
-        """Values that a client trains, and their share of all values of the CLIP."""
+        """Number of values that a client trains, and their share of the CLIP."""
         client = self.method.setting.clients[0]
         count = n_parameters(self.method.share(progress.learned, client))
         return count, count / sum(p.numel() for p in self.backbone.clip.parameters())
@@ -110,7 +110,7 @@ class BaseSession:
         return {name: t.to(self.backbone.device) for name, t in checkpoint.learned.items()}
 
     def to_checkpoint(self, progress: Progress) -> Checkpoint:
-        """The checkpoint after some rounds; a function of settings, data and seed alone."""
+        """The checkpoint after some rounds; it depends on settings, data and seed only."""
         config, backbone = self.config, self.backbone
         info = CheckpointInfo(
             model=backbone.name,
@@ -130,7 +130,7 @@ class BaseSession:
         return Checkpoint(info, learned, None if keys is None else keys.cpu())
 
     def saver(self, run: RunFolder) -> Callable[[Progress], None]:
-        """A function that writes records, then the checkpoint, which is what counts."""
+        """A function that writes the records and then the checkpoint."""
 
         def save(progress: Progress) -> None:
             write_records(run.records, list(progress.records))

@@ -36,7 +36,7 @@ LIVE, REGISTRY = "live.jsonl", "nodes.json"
 
 
 class _Grown(Exception):
-    """A node has joined that the session does not know."""
+    """A node has joined that is new to the session."""
 
 
 def serve(
@@ -45,7 +45,7 @@ def serve(
     reporter: Reporter,
     name_nodes: Callable[[], Mapping[int, str]] | None = None,
 ) -> None:
-    """Train with the nodes that are there, to the last round.
+    """Train with the connected nodes to the last round.
 
     Args:
         folder: of `server.toml`.
@@ -111,7 +111,7 @@ def read_deployment(folder: Path) -> tuple[ServerSettings, Config]:
 
 
 def resolve_deployment(config: Config) -> Config:
-    """Settings of a training whose images are all elsewhere, as its method resolves them.
+    """Settings of a training with remote images only, as its method resolves them.
 
     Raises:
         ConfigError: a setting for images on one machine, or a secure sum or noise of nodes that
@@ -133,7 +133,7 @@ def _train(
     watch: Watch,
     reporter: Reporter,
 ) -> bool:
-    """Train to the end, True, or until a node joins that is new."""
+    """Train to the end (True), or until a new node joins (False)."""
     known = load_checkpoint(run.checkpoint) if run.checkpoint.is_file() else None
     session = RemoteSession(config, backbone, plan.classes, *_place(registry, config), known)
     plan = dataclasses.replace(plan, n_keys=session.method.setting.n_keys)
@@ -173,7 +173,7 @@ def _place(
 
 
 def _check_own_images(config: Config) -> None:
-    """Refuse settings that only one machine with everybody's images can follow.
+    """Refuse settings that need all images on one machine.
 
     Raises:
         ConfigError: images to be dealt out, a domain to be left out, or a federation to be joined.
@@ -194,7 +194,7 @@ server_app = ServerApp()
 
 @server_app.main()
 def main(grid: Grid, context: Context) -> None:
-    """The ServerApp for Flower's own SuperLink; its process stands in the server's folder."""
+    """The ServerApp for Flower's own SuperLink; its process runs in the server's folder."""
     reporter = PlainReporter()
     try:
         serve(grid, Path.cwd(), reporter)

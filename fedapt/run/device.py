@@ -8,7 +8,7 @@ from fedapt.core.errors import UsageError
 
 
 def choose_device(device: str) -> str:
-    """Turn `auto` into `cuda` where there is one, else `cpu`.
+    """Resolve `auto` to `cuda` if available, else to `cpu`.
 
     Raises:
         UsageError: an unknown device, or cuda without one.

@@ -16,7 +16,7 @@ _OPERATION = ("min_replies", "round_seconds", "max_update")
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where a run keeps its files."""
+    """The files of a run."""
 
     path: Path
 
@@ -37,16 +37,16 @@ class RunFolder:
 
     @property
     def best(self) -> Path:
-        """The round that was best on validation images, where there are any."""
+        """The round with the best validation accuracy, if there are validation images."""
         return self.path / "best.safetensors"
 
     @property
     def images(self) -> Path:
-        """Hash of the images and of their split, as the run began with them."""
+        """Hash of the images and their split at the start of the run."""
         return self.path / "images.sha256"
 
     def keep_images(self, digest: str, going_on: bool) -> bool:
-        """Write down the images of a run that begins; whether one that goes on has the same.
+        """Write the hash of a new run's images; for a resumed run, whether it is the same.
 
         Raises:
             FileError: the folder cannot be written.
@@ -57,7 +57,7 @@ class RunFolder:
         return True
 
     def find_images(self) -> Path | None:
-        """The images that the run was trained on, where they are still there.
+        """The images of the training, if they still exist.
 
         Raises:
             ConfigError: the run's configuration is damaged.
@@ -68,7 +68,7 @@ class RunFolder:
         return Path(root) if root and Path(root).exists() else None
 
     def check(self, config: Config, resume: bool) -> None:
-        """Refuse a folder that a run cannot be written into; writes nothing.
+        """Refuse a folder into which a run cannot be written; writes nothing.
 
         Raises:
             UsageError: the folder holds a run already, or one with other settings.
@@ -85,7 +85,7 @@ class RunFolder:
             self._check_same(config)
 
     def begin(self, config: Config) -> bool:
-        """Write the configuration; True where there is a checkpoint to go on from.
+        """Write the configuration; True if there is a checkpoint to continue from.
 
         Raises:
             FileError: the folder cannot be written, or the disk is full.

@@ -13,7 +13,7 @@ from fedapt.training.methods.base import Learned
 def rebuild_method(
     checkpoint: Checkpoint, backbone: Backbone, table: ImageTable | None = None
 ) -> tuple[Method, Learned]:
-    """The method of a checkpoint's training and what it learned, on the backbone's device.
+    """The method of a checkpoint and its learned tensors, on the backbone's device.
 
     Args:
         table: images that will be asked about; None where features are.
@@ -41,7 +41,7 @@ def rebuild_method(
 
 
 def name_client(domains: tuple[str, ...], clients: tuple[int, ...], index: int) -> str:
-    """As `data.partition` names it: its domain, with a number where it shares the domain."""
+    """The client's name, as in `data.partition`: its domain, with a number if it is shared."""
     domain = clients[index]
     name = domains[domain]
     if clients.count(domain) == 1:

@@ -41,7 +41,7 @@ class RemoteSession(BaseSession):
         super().__init__(config, backbone, classes, domains, clients, known, None)
 
     def resume(self, run: RunFolder) -> Progress:
-        """Learned tensors of the run's checkpoint, with fresh rows for domains that came later.
+        """Learned tensors of the run's checkpoint, with fresh rows for later domains.
 
         Raises:
             CheckpointError: it is of another CLIP, or of other classes.
@@ -58,7 +58,7 @@ class RemoteSession(BaseSession):
         reporter: Reporter,
         engine: FlowerEngine,
     ) -> Progress:
-        """Train from `start` to the end with the engine's nodes."""
+        """Train from `start` to the last round with the engine's nodes."""
 
         def measure(learned: Learned, round_number: int) -> Measured:
             reports = engine.measure(learned, round_number)
@@ -70,7 +70,7 @@ class RemoteSession(BaseSession):
         return run_rounds(engine, self.method, start, self.config, measure, save, reporter)
 
     def pool(self, scores: Mapping[int, Score]) -> tuple[dict[str, float], dict[str, float]]:
-        """Test and validation accuracy of every domain, of what its nodes report.
+        """Test and validation accuracy of every domain, from the nodes' reports.
 
         A round can be chosen only where every domain's validation images have had their say.
 
@@ -90,6 +90,6 @@ class RemoteSession(BaseSession):
 
 
 def _pool(shares: Iterable[tuple[float, int]]) -> float:
-    """One share of right answers for images in several places."""
+    """One accuracy for images on several nodes."""
     pairs = list(shares)
     return sum(share * n for share, n in pairs) / sum(n for _, n in pairs)

@@ -93,7 +93,7 @@ class Session(BaseSession):
         reporter: Reporter,
         engine: Engine | None = None,
     ) -> Progress:
-        """Train from `start` to the end.
+        """Train from `start` to the last round.
 
         Args:
             engine: runs the clients; by default this process.

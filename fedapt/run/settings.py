@@ -26,7 +26,7 @@ def read_run_settings(
     overrides: Sequence[str] = (),
     preset: str = RECOMMENDED,
 ) -> Config:
-    """Settings of a run from all that may give them; later ones win.
+    """Resolve the settings of a run from all sources; later sources win.
 
     Args:
         settings: a TOML file, a `Config`, or `section.key` -> value.

@@ -21,7 +21,7 @@ LOCAL, FLOWER = "local", "flower"
 
 
 def check_engine(engine: str, config: Config) -> None:
-    """Refuse an engine that is not known, has no package, or has nothing to send or to hide.
+    """Refuse an engine that is unknown or not installed, or a method that sends nothing.
 
     Raises:
         UsageError: an unknown engine, or a method whose clients send nothing.
@@ -51,7 +51,7 @@ def check_engine(engine: str, config: Config) -> None:
 def open_engine(
     engine: str, session: Session, device: str, reporter: Reporter
 ) -> Iterator[Engine | None]:
-    """Engine of the session's clients for as long as the block runs; None for this process."""
+    """Engine of the session's clients while the block runs; None for this process."""
     if engine == LOCAL:
         yield None
         return

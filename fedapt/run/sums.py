@@ -20,7 +20,7 @@ _GRAM, _TARGETS = "gram", "targets"
 
 
 def join(federation: Checkpoint, other: Checkpoint) -> Checkpoint:
-    """One federation of the domains of both.
+    """The federation with the domains of both.
 
     Args:
         federation: its domains come first; its settings stay.
@@ -56,7 +56,7 @@ def join(federation: Checkpoint, other: Checkpoint) -> Checkpoint:
 
 
 def leave(federation: Checkpoint, domain: str) -> Checkpoint:
-    """The federation without a domain: nothing of its images is left in it.
+    """The federation without a domain; the result holds nothing of its images.
 
     Raises:
         CheckpointError: of another method.
@@ -85,7 +85,7 @@ def leave(federation: Checkpoint, domain: str) -> Checkpoint:
 
 
 def subtract(federation: Checkpoint, other: Checkpoint) -> Checkpoint:
-    """The federation without the images of another checkpoint, exactly but for rounding.
+    """The federation without the images of another checkpoint, exact except for rounding.
 
     Args:
         other: sums over images that are in the federation, each under the domain that it has there.
@@ -121,7 +121,7 @@ def count_images(checkpoint: Checkpoint) -> dict[str, int]:
 
 
 def add_class(federation: Checkpoint, name: str) -> Checkpoint:
-    """The federation with one more class, of which none of its images is.
+    """The federation with one more class, which none of its images has.
 
     The class's column of B is minus the sum of x, which A's last column holds. A domain that has
     images of the class joins with them.

@@ -49,7 +49,7 @@ def _tensorboard(folder: Path, config: Config) -> Iterator[Log]:
 
 @contextmanager
 def _mlflow(folder: Path, config: Config) -> Iterator[Log]:
-    """A run where MLFLOW_TRACKING_URI says, named after the run folder."""
+    """A run at MLFLOW_TRACKING_URI, named after the run folder."""
     mlflow = _import("mlflow", "mlflow")
     with mlflow.start_run(run_name=folder.name):
         mlflow.log_params(flatten(remove_paths(config)))
@@ -82,7 +82,7 @@ TRACKERS = {"tensorboard": _tensorboard, "mlflow": _mlflow, "wandb": _wandb}
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Refuse names that are not known.
+    """Refuse unknown names.
 
     Raises:
         UsageError: an unknown tracker.
@@ -101,7 +101,7 @@ def check_trackers(names: Sequence[str]) -> None:
 def track(
     names: Sequence[str], folder: Path, config: Config, reporter: Reporter
 ) -> Iterator[Callable[[Record], None]]:
-    """Open these trackers for as long as the block runs; gives a function that logs a record.
+    """Open these trackers while the block runs, and yield a function that logs a record.
 
     A tracker that fails later is told of once and left out: training goes on without it.
 

@@ -33,7 +33,7 @@ def train(
     trackers: tuple[str, ...] = (),
     engine: str = "local",
 ) -> Evaluation:
-    """Train a method, and evaluate the round that validation chose, or the last.
+    """Train a method, and evaluate the selected round: by validation, or the last.
 
     Args:
         config: all settings; `data.root` names the images.

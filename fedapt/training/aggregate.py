@@ -36,7 +36,7 @@ from fedapt.training.robust import Vote
 
 
 class Aggregation(Protocol):
-    """A round's aggregate, made of replies as they come."""
+    """A round's aggregate, computed from replies as they arrive."""
 
     def add(self, update: ClientUpdate, slots: Mapping[str, int]) -> None:
         """Take one reply.
@@ -47,7 +47,7 @@ class Aggregation(Protocol):
         ...
 
     def result(self) -> Learned:
-        """The aggregate; the start where no client has replied.
+        """The aggregate; the start if no client has replied.
 
         Raises:
             FederationError: too few replies for this aggregate.
@@ -80,7 +80,7 @@ def aggregate(
     clients: Sequence[ClientInfo],
     updates: Iterable[ClientUpdate],
 ) -> Aggregated:
-    """The aggregate that a run's settings ask for.
+    """The aggregate that a run's settings select.
 
     Args:
         start: the aggregate of the round before.
@@ -116,7 +116,7 @@ def find_origin(method: Method, start: Learned) -> Learned:
 def begin_aggregation(
     config: Config, method: Method, start: Learned, n_clients: int
 ) -> Aggregation:
-    """An aggregate without replies yet.
+    """An aggregate without replies.
 
     Args:
         n_clients: that were drawn for the round.
@@ -229,12 +229,12 @@ class NoisyMean:
         self._moved = {name: tensor.double() * 0 for name, tensor in start.items()}
 
     def add(self, update: ClientUpdate, slots: Mapping[str, int]) -> None:
-        """Take one reply, of which all tensors are shared."""
+        """Take one reply, whose tensors are all shared."""
         for name, tensor in clip_move(update.learned, self._origin, self._clip).items():
             self._moved[name] += tensor
 
     def result(self) -> Learned:
-        """The start, moved by the noisy sum over n; new noise whenever it is asked for."""
+        """The start plus the noisy sum over n; each call draws new noise."""
         learned = {}
         for name, moved in self._moved.items():
             noise = self._noise * self._clip * draw_normal(moved)

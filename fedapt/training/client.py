@@ -40,7 +40,7 @@ class ClientUpdate:
 
 
 def draw_batches(data: ImageSet, config: TrainConfig, seed: int) -> Iterator[Labelled]:
-    """The batches of a client's local epochs, shuffled anew in each; the last may be short."""
+    """The batches of a client's local epochs, shuffled in each; the last may be smaller."""
     generator = torch.Generator().manual_seed(seed)
     left = config.images_per_round or config.local_epochs * len(data)
     for _ in range(config.local_epochs):
@@ -120,7 +120,7 @@ def train_client(
 def train_round(
     method: Method, client: Client, share: Learned, config: TrainConfig, round_number: int
 ) -> ClientUpdate:
-    """One client's round, wherever it runs; the same round draws the same batches in any process.
+    """One client's round on any machine; the same round draws the same batches everywhere.
 
     Args:
         share: what the client has of the aggregate (`Method.share`); not changed.

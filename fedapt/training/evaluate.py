@@ -22,14 +22,14 @@ LOW_ROUTING = 0.8
 
 @dataclass(frozen=True)
 class DomainResult:
-    """Shares of right answers among `n` test images."""
+    """Accuracies on `n` test images."""
 
     accuracy: float
     zero_shot: float
     n: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; without test images there are no shares."""
+        """Plain values for JSON; there are no accuracies without test images."""
         if self.n:
             return dict(vars(self))
         return {"accuracy": None, "zero_shot": None, "n": 0}
@@ -57,7 +57,7 @@ class Evaluation:
 
     @property
     def routed(self) -> dict[str, float]:
-        """Share of each trained domain's test images that are routed to a key of their own.
+        """Share of each trained domain's test images that are routed to its own key.
 
         Of the images that any domain's key takes: a pooled bank takes some for no domain.
         """
@@ -75,7 +75,7 @@ class Evaluation:
 
     @property
     def untested(self) -> list[str]:
-        """Domains that have no test image, and so no result."""
+        """Domains without test images, and therefore without results."""
         return [name for name, result in self.domains.items() if not result.n]
 
     def to_dict(self) -> dict[str, Any]:
@@ -93,13 +93,13 @@ class Evaluation:
 
 
 def tell_untested(evaluation: Evaluation, reporter: Reporter) -> None:
-    """Say which domains have no test image, whose share of right answers is none and not 0."""
+    """Report the domains without test images, which have no accuracy."""
     if evaluation.untested:
         reporter.message(f"no test images, so no accuracy: {', '.join(evaluation.untested)}")
 
 
 def tell_low_routing(evaluation: Evaluation, reporter: Reporter) -> None:
-    """Say where few images are routed to their own domain, what follows, and what to do."""
+    """Report domains with few images routed to their own key, the effect, and a remedy."""
     low = {name: share for name, share in evaluation.routed.items() if share < LOW_ROUTING}
     if not low:
         return
@@ -138,7 +138,7 @@ def name_owners(key: str) -> list[str]:
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Share of rows of float32 [n, C] whose largest logit is the label's; 0 without rows.
+    """Share of rows of float32 [n, C] whose maximum logit is the label's; 0 without rows.
 
     Of [models, n, C], the mean over the models.
     """
@@ -174,7 +174,7 @@ Route = Callable[[Tensor], dict[str, float]]
 
 
 def make_route(method: Method, learned: Learned, key_names: Sequence[str]) -> Route:
-    """How a method routes images, by what each key stands for."""
+    """The function that routes images, by the names of the keys."""
 
     def route(features: Tensor) -> dict[str, float]:
         weights = method.routing(learned, features)

@@ -41,12 +41,12 @@ class RoundResult:
 
 
 class Engine(Protocol):
-    """Who runs the clients of a round, this process or others, and aggregates their replies."""
+    """Runs the clients of a round, in this process or others, and aggregates their replies."""
 
     def run_round(
         self, start: Learned, clients: Sequence[ClientInfo], round_number: int
     ) -> RoundResult:
-        """Each of these clients trains from its share of `start`.
+        """Train each of these clients from its share of `start`.
 
         Raises:
             FederationError: a reply or an aggregate that cannot be used.
@@ -56,7 +56,7 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: what is learned after `rounds` rounds, with one record for each."""
+    """The state of a run after `rounds` rounds, with one record for each."""
 
     learned: Learned
     rounds: int
@@ -74,7 +74,7 @@ class Progress:
         return self.best_round == self.rounds
 
     def has_stopped(self, patience: int) -> bool:
-        """Whether the last `patience` evaluations (0: never) brought nothing better."""
+        """Whether the last `patience` evaluations (0: never) brought no improvement."""
         since = [r for r in self._validated if r["round"] > (self.best_round or 0)]
         return bool(patience) and len(since) >= patience
 
@@ -85,7 +85,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Measured:
-    """Accuracy of each domain; of validation images, where there are any, and of test images.
+    """Accuracy of each domain, on test images and, if there are any, validation images.
 
     Attributes:
         n_bytes: to nodes that measure and back.
@@ -134,7 +134,7 @@ def run_rounds(
     save: Callable[[Progress], None],
     reporter: Reporter,
 ) -> Progress:
-    """Train from `start` to the last round, or until validation accuracy has stopped to rise.
+    """Train from `start` to the last round, or until validation accuracy stops improving.
 
     Args:
         measure: called every `train.evaluate_every` rounds and after the last. Validation images

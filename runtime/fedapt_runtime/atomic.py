@@ -23,7 +23,7 @@ _MARKER = re.compile(r"\.[A-Za-z0-9_]{8}\.fedapt-tmp")
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path, whose file becomes `path` when the block ends well.
+    """Yield a temporary path; its file becomes `path` if the block ends well.
 
     The data is on the disk before the rename, so a crash leaves the old file or the new one. A link
     stays one: the file that it leads to is replaced.
@@ -45,7 +45,7 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def temporary_folder(parent: Path) -> Iterator[Path]:
-    """A folder in `parent` that is gone when the block ends; after a kill, with the next job.
+    """A folder in `parent` for the block; after a kill, the next job removes it.
 
     Raises:
         OSError: `parent` is missing or not writable.
@@ -62,7 +62,7 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
 
 
 def remove_left_over(parent: Path) -> None:
-    """Remove the temporary folders in `parent` that killed processes have left."""
+    """Remove the temporary folders of killed processes in `parent`."""
     try:
         with os.scandir(parent) as entries:
             markers = [Path(entry.path) for entry in entries if _MARKER.fullmatch(entry.name)]

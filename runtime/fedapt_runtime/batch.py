@@ -54,7 +54,7 @@ class Summary:
         return (self.images - self.resumed) / self.seconds if self.seconds else 0.0
 
     def count(self, row: dict[str, Any]) -> None:
-        """Count one row, by the error that it has."""
+        """Count one row, by its error."""
         self.images += 1
         if row["error"] is not None:
             self.errors += 1
@@ -63,7 +63,7 @@ class Summary:
 
 
 def error_kind(path: str, error: str) -> str:
-    """Kind of a row's error, without the particulars: "no such file", "a damaged image".
+    """Kind of a row's error, without details: "no such file", "a damaged image".
 
     A row of an earlier job has its error as text alone, which begins with its path.
     """
@@ -186,7 +186,7 @@ def _describe_job(classifier: Classifier, options: dict[str, Any]) -> dict[str, 
 
 
 def _count_whole(journal: Journal) -> int:
-    """Rows in whole batches: an image's bits depend on the batch that it is in."""
+    """Number of rows in complete batches: an image's bits depend on its batch."""
     whole = images = readable = 0
     for row in journal.rows():
         images += 1
@@ -198,7 +198,7 @@ def _count_whole(journal: Journal) -> int:
 
 
 def _count_finished(out: Destination, images: Iterator[Image]) -> tuple[int, Iterator[Image]]:
-    """Rows of an output that is there and has these very images, in order; 0 of any other.
+    """Rows of an existing output of exactly these images, in order; else 0.
 
     Returns:
         The images too, all of them.
@@ -218,7 +218,7 @@ def _count_finished(out: Destination, images: Iterator[Image]) -> tuple[int, Ite
 
 
 def _skip_finished(journal: Journal, images: Iterator[Image]) -> Iterator[dict[str, Any]]:
-    """Pass over the images that have their rows; yields these."""
+    """Skip the images that have rows, and yield these rows."""
     for i, row in enumerate(journal.rows()):
         image = next(images, None)
         name = None if image is None else name_of(image, i)

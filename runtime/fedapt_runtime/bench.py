@@ -46,7 +46,7 @@ class BatchTiming:
 
 @dataclass(frozen=True)
 class BackendTiming:
-    """Inference alone of one backend, from pixels in memory.
+    """Inference only, of one backend, on pixels in memory.
 
     Attributes:
         backend: its description.
@@ -134,7 +134,7 @@ def bench(
 
 
 def load_images(paths: Sequence[str], preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """The first readable ones, to compare backends on: uint8 [n, height, width, 3], n <= 512.
+    """The first readable images, for comparisons: uint8 [n, height, width, 3], n <= 512.
 
     Raises:
         InputError: there is no readable image.
@@ -153,7 +153,7 @@ def load_images(paths: Sequence[str], preprocessing: Preprocessing) -> NDArray[n
 
 
 def choose_batch_size(backend: Backend) -> int:
-    """The smallest power of two that is about as fast as any larger one; takes a second or two."""
+    """The minimum power of two that is about as fast as larger ones; takes 1 to 2 seconds."""
     best, rate = 1, 0.0
     size = 1
     while size <= _LARGEST_BATCH:

@@ -57,7 +57,7 @@ class Prediction:
     unknown: bool | None = None
 
     def to_dict(self, flag_unknown: bool = False) -> dict[str, Any]:
-        """Plain values for JSON; with `unknown_score` and `unknown` only where asked for."""
+        """Plain values for JSON; with `unknown_score` and `unknown` on request only."""
         # dataclasses.asdict copies every value, which takes longer than all the rest of a row
         fields = vars(self) | {"domain_weights": dict(self.domain_weights)}
         if not flag_unknown:
@@ -92,7 +92,7 @@ class Classifier:
         performance_hint: str = "latency",
         compute: str = "auto",
     ) -> Classifier:
-        """Load a model that `fedapt export` wrote.
+        """Load a model written by `fedapt export`.
 
         Args:
             path: the .onnx file, or an .engine file with its .engine.json beside it.
@@ -129,7 +129,7 @@ class Classifier:
         return self._backend.manifest
 
     def preprocessing(self, depth: str | None = None) -> Preprocessing:
-        """The model's, or the same with another depth."""
+        """The model's preprocessing, or the same with another depth."""
         plain = self.manifest.preprocessing
         return plain if depth is None else dataclasses.replace(plain, depth=depth)
 
@@ -233,7 +233,7 @@ class Classifier:
         top_k: int = 5,
         flag_unknown: bool = False,
     ) -> list[Prediction]:
-        """One prediction for each decoded image, in order, from what the graph said of them.
+        """One prediction for each decoded image, in order, from the graph's outputs.
 
         Args:
             outputs: a row for each image that could be read; None where none could.

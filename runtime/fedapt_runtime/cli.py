@@ -51,12 +51,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _say(text: str) -> None:
-    """A message; it may have names of strangers in it."""
+    """Print a message; names in it may be untrusted."""
     print(printable(text), file=sys.stderr)
 
 
 def _show(text: str) -> None:
-    """A line of a result."""
+    """Print a line of a result."""
     print(printable(text))
 
 
@@ -367,7 +367,7 @@ def run_bench(options: argparse.Namespace) -> None:
 
 
 def _list_candidates(options: argparse.Namespace) -> list[Candidate]:
-    """Each backend that is asked for, in each compute precision that it has here."""
+    """Each requested backend, in each compute precision that it has here."""
     found: dict[Candidate, None] = {}
     for name in options.backend:
         is_engine = options.model.suffix == ENGINE_SUFFIX

@@ -23,7 +23,7 @@ _WHITE_IS_ZERO, _UNSIGNED, _SIGNED = 0, 1, 2
 
 
 def scale_to_8_bits(image: Image.Image, where: object) -> Image.Image:
-    """The image in mode L, where it is of 16 bits, int32 or float; else itself.
+    """The image in mode L if it has 16 bits, int32 or float; else the image itself.
 
     | mode | range |
     |---|---|

@@ -21,7 +21,7 @@ _LOCAL = "file://"
 
 
 def local_path(out: Destination) -> Path:
-    """Beside which path a job works: its own; for an object, its name in the working folder."""
+    """The path beside which a job works; for an object, its name in the working folder."""
     if not is_object(out):
         text = os.fspath(out)
         # file://host/path: a file of another host is none of ours, and no host means this one
@@ -30,13 +30,13 @@ def local_path(out: Destination) -> Path:
 
 
 def is_object(out: Destination) -> bool:
-    """Whether this is the URI of something that is not on the local disk."""
+    """Whether this is the URI of an object that is not on the local disk."""
     return is_uri(out) and not os.fspath(out).startswith(_LOCAL)
 
 
 @contextmanager
 def claim(out: Destination) -> Iterator[None]:
-    """Be the only job that writes an output until the block ends.
+    """Be the only job that writes an output while the block runs.
 
     Jobs on other machines that write one object are not seen: the last one's object stays, whole.
 
@@ -67,7 +67,7 @@ def claim(out: Destination) -> Iterator[None]:
 
 @contextmanager
 def fetch(out: Destination) -> Iterator[Path | None]:
-    """A local path of an output that is there; None where there is none.
+    """A local path of an existing output; None if there is none.
 
     Raises:
         OSError: it cannot be read.
@@ -83,7 +83,7 @@ def fetch(out: Destination) -> Iterator[Path | None]:
 
 @contextmanager
 def deliver(out: Destination) -> Iterator[Path]:
-    """Give a temporary path, whose file becomes the output when the block ends well.
+    """Yield a temporary path; its file becomes the output if the block ends well.
 
     Raises:
         OSError: the folder or bucket cannot be written, or the disk is full.

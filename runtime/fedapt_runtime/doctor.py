@@ -22,7 +22,7 @@ from fedapt_runtime.errors import ReportedError
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that can be used.
+    """One optional package or device.
 
     Attributes:
         name: what it is called.
@@ -42,7 +42,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Look at everything; nothing is installed, and no failure ends the look."""
+    """Check everything; installs nothing, and continues after failures."""
     return [
         look_for("NVIDIA GPU", _gpus, "an NVIDIA driver; nothing that pip could bring"),
         look_for("ONNX Runtime", _onnxruntime, "pip install 'fedapt-runtime[cpu]', or '[gpu]'"),

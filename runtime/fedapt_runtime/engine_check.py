@@ -36,7 +36,7 @@ from fedapt_runtime.sources import find_images
 
 
 def check_engine(path: Path, model: Path, images: Sequence[str] = ()) -> EngineReport:
-    """Run an engine beside the model that it was built from.
+    """Compare an engine with the model from which it was built.
 
     An engine without a description, as `trtexec` builds it, gets one when it has passed.
 
@@ -106,7 +106,7 @@ def _load_images(paths: Sequence[str], engine_file: EngineFile) -> NDArray[np.ui
 
 
 def describe_built_engine(path: Path, manifest: Manifest, onnx_sha256: str) -> dict[str, Any]:
-    """The sidecar of an engine that TensorRT has built for the GPU here.
+    """The description of an engine that TensorRT has built for the GPU of this machine.
 
     Raises:
         ModelFileError: the TensorRT that is installed refuses the engine.
@@ -130,7 +130,7 @@ def describe_built_engine(path: Path, manifest: Manifest, onnx_sha256: str) -> d
 
 
 def write_sidecar(path: Path, fields: dict[str, Any]) -> None:
-    """Write an engine's description, whole or not at all.
+    """Write an engine's description, completely or not at all.
 
     Raises:
         OSError: the folder cannot be written, or the disk is full.
@@ -142,7 +142,7 @@ def write_sidecar(path: Path, fields: dict[str, Any]) -> None:
 def compare_with_model(
     engine_file: EngineFile, reference: Backend, images: NDArray[np.uint8] | None = None
 ) -> EngineReport:
-    """Run an engine beside its model, and refuse it where they differ.
+    """Compare an engine with its model, and refuse it if they differ.
 
     Args:
         images: uint8 [n, height, width, 3]; noise where None.

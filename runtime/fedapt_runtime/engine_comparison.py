@@ -27,7 +27,7 @@ _ODD = 3
 
 @dataclass(frozen=True)
 class EngineReport:
-    """Figures of the comparison, each the largest over all batches.
+    """Figures of the comparison, each the maximum over all batches.
 
     Attributes:
         batch_sizes: that the engine was run at.
@@ -105,7 +105,7 @@ def compare_engine(
 
 
 def _largest(differences: list[float]) -> float:
-    """The largest; NaN where one is."""
+    """The maximum; NaN if any value is NaN."""
     return float(np.max(differences))
 
 

@@ -23,7 +23,7 @@ EXIT_INTERRUPTED = 130
 
 
 class ReportedError(Exception):
-    """A problem told in four parts: where it is, what was found, what was expected, what to do.
+    """A problem with its place, what was found, what was expected, and the next step.
 
     Args:
         where: the file, folder, option or key at fault.
@@ -66,13 +66,13 @@ class ParityError(ReportedError):
 
 
 class RuntimeFailure(ReportedError):
-    """Anything that keeps the runtime from classifying."""
+    """Any error that prevents classification."""
 
     exit_code = 8
 
 
 class ModelFileError(RuntimeFailure):
-    """The model file is missing, damaged, no fedapt model, or of a newer schema."""
+    """The model file is missing, damaged, not a fedapt model, or of a newer schema."""
 
 
 class ImageError(RuntimeFailure):
@@ -106,11 +106,11 @@ class RequestError(RuntimeFailure):
 
 
 class MissingDependency(RuntimeFailure):
-    """A package that this needs is not installed, or two packages exclude each other."""
+    """A required package is not installed, or two packages exclude each other."""
 
     exit_code = 9
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a foreign error's message, which may be long or empty."""
+    """The first line of a library's error message, which may be long or empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

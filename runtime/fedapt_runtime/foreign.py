@@ -17,7 +17,7 @@ from fedapt_runtime.errors import ReportedError, first_line
 def translate(
     kind: type[ReportedError], *, where: object, found: str, expected: str, next_step: str
 ) -> Iterator[None]:
-    """Raise `kind` in place of whatever a library raises in the block.
+    """Raise `kind` in place of any exception of a library inside the block.
 
     Args:
         found: what is wrong, in a few words; the library's own words follow in brackets.
@@ -39,7 +39,7 @@ def translate(
 
 
 def explain(error: Exception) -> str:
-    """A foreign error in one line; with its type, where the message alone would say little."""
+    """A library's error in one line; with its type if the message alone says little."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text, name = first_line(error), type(error).__name__

@@ -73,7 +73,7 @@ _MAX_REASONS = 40
 
 
 class LeftOut(Counter[str]):
-    """How many files and folders were left out, by reason."""
+    """Numbers of omitted files and folders, by reason."""
 
     def add(self, reason: str) -> None:
         """Count one; beyond forty different suffixes they are counted together."""
@@ -83,14 +83,14 @@ class LeftOut(Counter[str]):
 
 
 def describe_left_out(left_out: Mapping[str, int]) -> str:
-    """Such as "12 .txt files, 1 hidden folders", the most first."""
+    """Text such as "12 .txt files, 1 hidden folders", in descending order."""
     most = sorted(left_out.items(), key=lambda item: -item[1])
     return ", ".join(f"{count} {reason}" for reason, count in most)
 
 
 @lru_cache(maxsize=1)
 def optional_formats() -> tuple[str, ...]:
-    """AVIF and HEIF, where Pillow has a decoder of them here."""
+    """AVIF and HEIF, if the installed Pillow has a decoder."""
     formats = ["AVIF"] if features.check("avif") else []
     for package in _HEIF:
         try:
@@ -102,14 +102,14 @@ def optional_formats() -> tuple[str, ...]:
 
 
 def reason_to_skip_folder(name: str) -> str | None:
-    """Why the folder of this name is not entered; None where it is."""
+    """The reason why a folder of this name is skipped; None if it is entered."""
     if name in _SYSTEM_FOLDERS:
         return SYSTEM_FOLDER
     return HIDDEN_FOLDER if name.startswith(".") else None
 
 
 def reason_to_skip_file(name: str) -> str | None:
-    """Why the file of this name is no image to take; None for an image."""
+    """The reason why a file of this name is skipped; None for an image."""
     if name.startswith("."):
         return APPLE_DOUBLE if name.startswith("._") else HIDDEN_FILE
     stem, dot, end = name.rpartition(".")
@@ -132,7 +132,7 @@ class PathRule:
         self._closed: set[str] = set()
 
     def takes(self, path: str) -> bool:
-        """Whether the file at this path, with / between its parts, is an image to take."""
+        """Whether the file at this path (parts separated by /) is an image to read."""
         *folders, name = path.split("/")
         for depth, folder in enumerate(folders, start=1):
             if folder in ("", ".", ".."):

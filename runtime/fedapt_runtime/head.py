@@ -32,7 +32,7 @@ _MAX_DIMENSIONS = 8
 def complete_head(
     tensors: Mapping[str, NDArray[np.float32]], n_domains: int, n_classes: int
 ) -> dict[str, Tensor]:
-    """The head's tensors with those that follow from its size: all that the graph takes.
+    """The head's tensors with those that follow from its size: all inputs of the graph.
 
     Args:
         tensors: `text_banks` [D, N * C], `bank_bias` [N, C], `gram` [N, C * N],
@@ -50,7 +50,7 @@ def complete_head(
 
 @dataclass(frozen=True)
 class HeadFile:
-    """A head by itself.
+    """A head without a tower.
 
     Attributes:
         manifest: of the model that this head makes; its classes and domains are the head's.
@@ -61,7 +61,7 @@ class HeadFile:
     tensors: dict[str, NDArray[np.float32]]
 
     def feeds(self) -> dict[str, Tensor]:
-        """All values that the graph takes in place of its defaults."""
+        """All values that replace the graph's defaults."""
         return complete_head(self.tensors, len(self.manifest.domains), len(self.manifest.classes))
 
     def manifest_on(self, model: Manifest) -> Manifest:

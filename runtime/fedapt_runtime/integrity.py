@@ -20,7 +20,7 @@ KEY = "content_sha256"
 
 
 def seal(description: Mapping[str, Any], content: Iterable[Part]) -> str:
-    """One line of JSON with sorted keys, the hash among them: the same input gives the same text.
+    """One line of JSON with sorted keys and the hash; equal input gives equal text.
 
     Args:
         description: plain values.
@@ -30,7 +30,7 @@ def seal(description: Mapping[str, Any], content: Iterable[Part]) -> str:
 
 
 def find_damage(text: str, content: Iterable[Part]) -> str:
-    """Damage of a description, valid JSON, or of its content; empty where there is none."""
+    """The damage of a description (valid JSON) or of its content; empty if there is none."""
     description: dict[str, Any] = json.loads(text)
     known = description.pop(KEY, None)
     if known is None:

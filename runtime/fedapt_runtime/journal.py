@@ -20,7 +20,7 @@ _FLUSH_S = 1.0  # what a killed process may lose
 
 
 def part_path(out: Destination) -> Path:
-    """Where the rows of an unfinished job stand."""
+    """Path of the rows of an unfinished job."""
     path = local_path(out)
     return path.with_name(path.name + ".part")
 
@@ -48,7 +48,7 @@ class Journal:
         resume: bool,
         ran_on: dict[str, str] | None = None,
     ) -> Journal:
-        """Begin anew, or behind the last whole row.
+        """Start a new journal, or continue after the last complete row.
 
         Args:
             job: what tells this job from another; rows of another are refused.
@@ -91,7 +91,7 @@ class Journal:
         return cls(path, stream, batch_size, n_rows)
 
     def keep(self, n_rows: int) -> None:
-        """Forget all rows but the first ones."""
+        """Remove all rows except the first ones."""
         end = 0
         with self.path.open("rb") as stream:
             for _ in range(1 + n_rows):  # the header is a line too
@@ -109,7 +109,7 @@ class Journal:
             self._flushed = time.monotonic()
 
     def close(self) -> None:
-        """Write what is left; a journal without rows goes."""
+        """Write the buffered rows; a journal without rows is removed."""
         try:
             self._stream.close()
         finally:
@@ -130,7 +130,7 @@ class Journal:
             yield row
 
     def remove(self) -> None:
-        """The output is written: the rows are no longer needed."""
+        """Remove the journal after the output is written."""
         self._stream.close()
         os.unlink(self.path)
 
@@ -141,7 +141,7 @@ def _encode(value: dict[str, Any]) -> bytes:
 
 
 def read_ran_on(out: Destination) -> dict[str, str]:
-    """Backend and compute precision of an unfinished job; empty where nothing is known of it.
+    """Backend and compute precision of an unfinished job; empty if unknown.
 
     Rows of another backend differ by rounding: a job that goes on takes the one that began it.
     """

@@ -45,7 +45,7 @@ class NoLocksHere(OSError):
 
 @contextmanager
 def hold_file(path: Path) -> Iterator[None]:
-    """Be the only job that writes `path`, which need not exist, until the block ends.
+    """Be the only job that writes `path`, existing or not, while the block runs.
 
     Raises:
         Held: another job writes it.
@@ -58,7 +58,7 @@ def hold_file(path: Path) -> Iterator[None]:
 
 @contextmanager
 def hold_folder(folder: Path) -> Iterator[None]:
-    """Be the only job that writes into `folder`, which is made, until the block ends.
+    """Be the only job that writes into `folder` while the block runs. Creates the folder.
 
     What was made and is empty at the end is removed again.
 
@@ -115,7 +115,7 @@ def _open(lock: Path) -> int:
 
 
 def _sign(handle: int) -> None:
-    """Say who holds it, for the message of whoever comes next."""
+    """Write the holder's name, for the error message of the next job."""
     holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
     with suppress(OSError):  # a file that another user has left
         os.ftruncate(handle, 0)
@@ -135,7 +135,7 @@ def _describe(handle: int) -> str:
 
 
 def is_at(handle: int, path: Path) -> bool:
-    """Whether an open file is the one that stands at `path`."""
+    """Whether an open file is the one at `path`."""
     try:
         return os.path.samestat(os.fstat(handle), path.stat())
     except OSError:

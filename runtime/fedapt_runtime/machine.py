@@ -22,7 +22,7 @@ _BFLOAT16 = {"avx512_bf16", "amx_bf16", "avx_ne_convert"}  # of x86
 
 
 def usable_cores() -> int:
-    """Cores that this process may keep busy, at least 1; a quota of 1.5 cores counts as 2."""
+    """Number of cores that this process may use, at least 1; a quota of 1.5 counts as 2."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux and some BSDs have it
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     quotas = [math.ceil(quota) for quota in _cpu_quotas()]
@@ -35,7 +35,7 @@ def limit_threads(threads: int) -> int:
 
 
 def processor_facts() -> dict[str, str]:
-    """Name and instruction sets of the first core, as Linux tells them; elsewhere nothing."""
+    """Name and instruction sets of the first core on Linux; empty elsewhere."""
     try:
         lines = _CPUINFO.read_text("utf-8", "replace").splitlines()
     except OSError:
@@ -64,7 +64,7 @@ def may_saturate_int8() -> bool:
 
 
 def usable_memory() -> int | None:
-    """Bytes of memory that this process may use; None where the system does not tell."""
+    """Bytes of memory that this process may use; None if the system does not report it."""
     if not hasattr(os, "sysconf"):  # Windows
         return None
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]

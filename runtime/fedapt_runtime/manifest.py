@@ -25,7 +25,7 @@ SCHEMA = 1  # raise when an older runtime would misread the file; added fields d
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything that a user of the model file has to know beside its tensors.
+    """The metadata that a user of the model file needs beside its tensors.
 
     Attributes:
         classes: class names in the order of the logits.
@@ -83,7 +83,7 @@ class Manifest:
         return fields
 
     def describe(self) -> dict[str, Any]:
-        """Plain values for people: all but the tensors of the signal, kilobytes of base64."""
+        """Plain values for display, without the tensors of the signal (kilobytes of base64)."""
         fields = dataclasses.asdict(self)
         tensors = ("adaptive_network", "centres", "domains")
         if self.unknown is not None:

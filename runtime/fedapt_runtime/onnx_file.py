@@ -46,7 +46,7 @@ class OnnxFile:
 
 
 def check_one_file(path: Path) -> None:
-    """Refuse what is no ONNX model, and a model that keeps weights in other files.
+    """Refuse a file that is not an ONNX model, or keeps weights in other files.
 
     Such a model would have its reader open whatever path stands inside it.
 
@@ -66,7 +66,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def check_content(path: Path, key: str) -> None:
-    """Refuse a model whose content is not what its description was written for.
+    """Refuse a model whose content does not match the hash in its description.
 
     Args:
         key: of the description in `metadata_props`, see `integrity.seal`.

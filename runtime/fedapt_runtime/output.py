@@ -78,7 +78,7 @@ WRITERS: dict[str, Callable[[Journal, Path, bool], None]] = {
 
 
 def check_output(out: Destination | None) -> None:
-    """Refuse an output whose format is unknown or that cannot be written, before any work is done.
+    """Refuse an unknown format or a path that cannot be written, before any work.
 
     Raises:
         OutputError: another suffix than those of `WRITERS`, no such folder or bucket, something

@@ -29,7 +29,7 @@ Image = str | os.PathLike[str] | Member | NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Decoded:
-    """One image: its pixels, uint8 [height, width, 3], or the error that kept them away."""
+    """One image: its pixels, uint8 [height, width, 3], or its error."""
 
     name: str
     pixels: NDArray[np.uint8] | None = None
@@ -37,7 +37,7 @@ class Decoded:
 
 
 def name_of(image: Image, index: int) -> str:
-    """Name of an image in rows and messages; an array's is its place."""
+    """Name of an image in rows and messages; for an array, its index."""
     if isinstance(image, np.ndarray):
         return f"#{index}"
     return image.name if isinstance(image, Member) else os.fspath(image)

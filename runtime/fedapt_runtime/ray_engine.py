@@ -35,7 +35,7 @@ _PORTION = 50_000  # names that the driver holds at a time
 
 @dataclass(frozen=True)
 class RaySettings:
-    """How a job is spread.
+    """Settings of a job on a Ray cluster.
 
     Attributes:
         workers: how many hold the model; by default one for each CPU of the cluster, or as many as
@@ -49,7 +49,7 @@ class RaySettings:
 
 @dataclass(frozen=True)
 class _Job:
-    """Job description for every worker."""
+    """Description of the job for every worker."""
 
     files: dict[str, bytes]
     model: str
@@ -137,7 +137,7 @@ def predict_on_ray(
 
 
 def _share_cluster(resources: Mapping[str, float], settings: RaySettings) -> tuple[int, float]:
-    """How many workers, and the CPUs that each takes for itself.
+    """Number of workers, and the CPUs of each.
 
     Raises:
         InputError: the cluster has too few GPUs, for which Ray would wait without end.
@@ -175,7 +175,7 @@ def _import_ray() -> Any:
 
 @contextlib.contextmanager
 def _connected(ray: Any) -> Iterator[None]:
-    """Inside, Ray is there, keeps the order and is quiet; what was connected before stays so."""
+    """Connect to Ray for the block, quietly and in order; keeps an existing connection."""
     begun = not ray.is_initialized()
     if begun:
         # without announcements of what Ray is about to change, and of how actors are restarted
@@ -208,7 +208,7 @@ def _encode_name(image: Image) -> bytes:
 def _decode(
     batch: dict[str, Any], preprocessing: Preprocessing, fast: bool
 ) -> dict[str, list[bytes]]:
-    """The stage of the CPUs: names -> pixels, or the error that kept them away."""
+    """The CPU stage: names -> pixels or errors."""
     found: dict[str, list[bytes]] = {"name": [], "pixels": [], "error": []}
     for encoded in batch["name"]:
         decoded = decode_one(os.fsdecode(encoded), os.fsdecode(encoded), preprocessing, fast=fast)

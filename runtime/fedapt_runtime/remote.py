@@ -138,7 +138,7 @@ def read_remote(uri: str) -> bytes:
 
 
 def check_folder(uri: str) -> None:
-    """Make sure that a file can be written there, as far as that can be seen beforehand.
+    """Check that a file can be written there, as far as this is known in advance.
 
     Raises:
         OutputError: no such bucket or folder, or no access to it.
@@ -162,7 +162,7 @@ def check_folder(uri: str) -> None:
 
 
 def copy_remote(uri: str, path: Path) -> bool:
-    """Copy an object to a local file; False where there is none.
+    """Copy an object to a local file; False if it does not exist.
 
     Raises:
         OSError: it cannot be read.
@@ -177,7 +177,7 @@ def copy_remote(uri: str, path: Path) -> bool:
 
 
 def write_remote(path: Path, uri: str) -> None:
-    """Copy a file to a URI, where it appears when all of it is there.
+    """Copy a file to a URI, where it appears when it is complete.
 
     Raises:
         OSError: it cannot be written, or is not there in full afterwards.

@@ -10,7 +10,7 @@ from fedapt_runtime.errors import OutputError
 
 
 def open_standard_streams() -> None:
-    """Make sure that all three are there, and that stdout takes every name of a file.
+    """Make sure that all three streams are open, and that stdout accepts any file name.
 
     A closed one is replaced: otherwise the next file that is opened gets its number, and what a
     library writes to number 2 would end up in it. Nothing can be written to the replaced stdout,
@@ -35,7 +35,7 @@ def open_standard_streams() -> None:
 
 
 def fail_stdout(error: OSError) -> OutputError | None:
-    """Error of a stdout that cannot be written; None where its reader has gone (`| head`)."""
+    """Error of a stdout that cannot be written; None if its reader has ended (`| head`)."""
     # keeps the interpreter from complaining about it again at its end
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if isinstance(error, BrokenPipeError):

@@ -12,7 +12,7 @@ _MARKS = {
 
 
 def detect_encoding(start: bytes) -> tuple[str, int]:
-    """(encoding, bytes of the mark) of a text by its first bytes.
+    """(encoding, bytes of the mark) of a text, from its first bytes.
 
     Without a mark it is UTF-8, but where every second byte of the first four is 0: no text in UTF-8
     begins like that, and every path in UTF-16 does.

@@ -55,7 +55,7 @@ class UnknownSignal:
     images: int
 
     def score(self, features: Rows) -> Rows:
-        """Standard deviations beyond the usual: float32 [batch] of features float32 [batch, D]."""
+        """Standard deviations above the mean: float32 [batch] of features float32 [batch, D]."""
         entropy, distance = measure_features(features, self.network, self.centres, self.domains)
         mean, std, mean_distance, std_distance = self.usual
         standard = (entropy - mean) / std, (distance - mean_distance) / std_distance

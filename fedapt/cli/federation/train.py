@@ -85,7 +85,7 @@ def _watch(
     lines: Iterator[dict[str, Any] | None],
     federation: Federation,
 ) -> Iterator[dict[str, Any]]:
-    """Events to the end of the run, each of them added to the federation.
+    """Yield events to the end of the run, after adding each to the federation.
 
     Raises:
         FederationError: the server is gone, or has broken off, and wrote no last line.

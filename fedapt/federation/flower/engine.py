@@ -119,7 +119,7 @@ class FlowerEngine:
     def _run_in_secret(
         self, start: Learned, clients: Sequence[ClientInfo], traffic: _Traffic
     ) -> RoundResult:
-        """The mean of all; who learned what, nobody is told."""
+        """The mean over all clients; the server does not learn single updates."""
         by_index = {c.index: c for c in clients}
         nodes = self._find_nodes(clients)
 
@@ -231,7 +231,7 @@ class FlowerEngine:
         traffic: _Traffic,
         nodes: Mapping[int, int] | None = None,
     ) -> Iterator[tuple[ClientInfo, Answer]]:
-        """Send to the clients' nodes; answers as they come, until the round's time is over.
+        """Send to the clients' nodes, and yield answers until the round's deadline.
 
         Args:
             nodes: of the clients, where it has been found before.

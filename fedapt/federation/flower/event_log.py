@@ -36,11 +36,11 @@ class EventLog(Reporter):
         self._lock = threading.Lock()  # a server tells of rounds and of nodes at the same time
 
     def message(self, text: str) -> None:
-        """An event that says no more than its text."""
+        """Write an event that has only a text."""
         self.event("info", text)
 
     def event(self, level: str, text: str, **values: Any) -> None:
-        """One line.
+        """Write one line.
 
         Args:
             level: `info`, `warning` or `error`.
@@ -56,13 +56,13 @@ class EventLog(Reporter):
             self._stream.flush()
 
     def progress(self, task: str, done: int, total: int, note: str = "") -> None:
-        """A line when the task is done."""
+        """Write a line when the task is complete."""
         if done == total:
             self.event("info", f"{task}: {total}" + (f", {note}" if note else ""))
 
 
 def keep_library_logs(folder: Path) -> None:
-    """Send what libraries log to `folder`/libraries.log, and nothing of it to the terminal."""
+    """Write the logs of libraries to `folder`/libraries.log, and none to the terminal."""
     folder.mkdir(mode=0o700, exist_ok=True)
     handler = logging.handlers.RotatingFileHandler(
         folder / "libraries.log", maxBytes=_FILE_BYTES, backupCount=_FILES

@@ -35,7 +35,7 @@ class Answer:
 def exchange(
     grid: Grid, messages: Sequence[Message], seconds: float
 ) -> Iterator[tuple[int, Answer]]:
-    """Send messages; (place of the message, answer) as answers come.
+    """Send messages, and yield (index of the message, answer) as answers arrive.
 
     Args:
         seconds: after which no answer is waited for.

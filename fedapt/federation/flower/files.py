@@ -50,7 +50,7 @@ class Deployment:
 
 
 def write_deployment(folder: Path, deployment: Deployment) -> None:
-    """Write everything; `folder` is new. What is wrong is refused before the first file.
+    """Write all files of a new deployment; all checks come before the first file.
 
     The folder appears when it is whole.
 
@@ -87,7 +87,7 @@ def write_deployment(folder: Path, deployment: Deployment) -> None:
 def write_node(
     folder: Path, name: str, domain: str, address: str, data: str, *, secure: bool = False
 ) -> None:
-    """A node's folder, and its public key in the server's.
+    """Write a node's folder, and its public key into the server's folder.
 
     Args:
         secure: the node takes part in secure runs alone, whatever the server's settings become.

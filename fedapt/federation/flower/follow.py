@@ -35,7 +35,7 @@ class NodeState:
 
 @dataclass
 class Federation:
-    """All that has been seen so far.
+    """The state of a federation after the events so far.
 
     Attributes:
         end: `finished`, `failed`, or empty while it goes on.
@@ -49,7 +49,7 @@ class Federation:
     reason: str = ""
 
     def add(self, line: dict[str, Any]) -> None:
-        """Take in one event."""
+        """Update the state with one event."""
         event = line["event"]
         if event in ("joined", "replied", "refused"):
             node = self.nodes.setdefault(line["name"], NodeState())
@@ -68,7 +68,7 @@ class Federation:
 
 
 def follow(path: Path, offset: int) -> Iterator[dict[str, Any] | None]:
-    """Events as they are written; None while there is none.
+    """Yield events as they are written, and None while there is none.
 
     Args:
         offset: bytes that were there before.

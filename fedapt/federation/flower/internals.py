@@ -29,20 +29,20 @@ _SERVER_NODE = 1
 
 
 def set_identity(run_id: int) -> None:
-    """Let this process make messages of this run."""
+    """Allow this process to create messages of this run."""
     if TaskIdentity is not None:
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, _SERVER_NODE, 1
 
 
 def set_message_id(message: Message, number: str) -> None:
-    """Give a message its number, which replies to it carry."""
+    """Set the number of a message; replies to the message carry it."""
     message.metadata.__dict__["_message_id"] = number
 
 
 def build_message(
     content: RecordDict, number: str, kind: str, group: str, run_id: int, node_id: int
 ) -> Message:
-    """A message as it arrives at a node."""
+    """A message in the form in which it arrives at a node."""
     set_identity(run_id)
     message = Message(content, node_id, kind, group_id=group)
     set_message_id(message, number)

@@ -39,7 +39,7 @@ class Memory:
             self._write()
 
     def keep_sum(self, start: bytes, total: bytes) -> None:
-        """Remember a sum before the shares for it are given away.
+        """Save a sum before this node sends shares for it.
 
         Args:
             start: hash of what the sum's clients were sent.

@@ -50,7 +50,7 @@ class Score:
 
 
 class Node:
-    """A party at work.
+    """A party that answers the server's tasks.
 
     Args:
         party: its images and CLIP.
@@ -67,7 +67,7 @@ class Node:
         self._method: tuple[str, Method, list[ImageSet]] | None = None
 
     def look_up(self, plan: Plan) -> int:
-        """Load CLIP and images, and compute features; how many images there are to train on.
+        """Load CLIP and images, compute features, and return the number of training images.
 
         Raises:
             ReportedError: images, classes or CLIP are not those of the federation.
@@ -75,7 +75,7 @@ class Node:
         return len(self._load(plan)[1].train)
 
     def train(self, plan: Plan, place: Place, share: Learned, keys: Tensor | None) -> ClientUpdate:
-        """One client's round, with noise of the node's own where the run asks for it.
+        """One client's round, with the node's own noise if the run requires it.
 
         Args:
             share: what the client has of the aggregate (`Method.share`).
@@ -127,7 +127,7 @@ class Node:
 
     @property
     def device(self) -> torch.device:
-        """Where tensors are to be."""
+        """The device of the tensors."""
         return torch.device(self.party.device)
 
     def _prepare(
@@ -142,7 +142,7 @@ class Node:
         return *self._method[1:], domain
 
     def _load(self, plan: Plan) -> tuple[Backbone, Domain]:
-        """CLIP and images, as long as nothing changes that they depend on."""
+        """CLIP and images, kept until a value that they depend on changes."""
         self._check_privacy(plan.config.federation)
         if self._images is None or not _asks_the_same(self._images[0], plan):
             self._images = self._method = None
@@ -151,7 +151,7 @@ class Node:
         return self._images[1:]
 
     def _check_privacy(self, run: FederationConfig) -> None:
-        """Refuse a run that protects this node less than its operator asks for."""
+        """Refuse a run with less privacy than this node's operator requires."""
         party, found, expected = self.party, "", ""
         if party.secure and not run.secure:
             found = "a run in which the server can read each update"
@@ -248,7 +248,7 @@ def _asks_the_same(one: Plan, other: Plan) -> bool:
 
 @lru_cache(maxsize=1)
 def _load_clip(name: str, pretrained: str, device: str, depth: str) -> Backbone:
-    """One CLIP of a process, however many parties are played in it."""
+    """One CLIP for the process, shared by all of its parties."""
     return load_backbone(name, pretrained, device, depth)
 
 

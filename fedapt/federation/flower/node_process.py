@@ -32,7 +32,7 @@ _NODE = 2  # the number of a node in its own messages, which nobody reads
 
 
 def run_node(folder: Path, settings: NodeSettings, wait_seconds: float, reporter: Reporter) -> None:
-    """Take part until this process is ended.
+    """Take part until this process ends.
 
     Args:
         folder: of `node.toml`.
@@ -66,7 +66,7 @@ def _build_app(folder: Path, settings: NodeSettings, reporter: Reporter) -> Clie
 def _join(
     connection: Connection, settings: NodeSettings, wait_seconds: float, reporter: Reporter
 ) -> None:
-    """Try until the server lets this node in.
+    """Retry until the server admits this node.
 
     Raises:
         FederationError: not within that time.
@@ -100,7 +100,7 @@ class _Worker:
         self._context = _remember(0)
 
     def work(self, settings: NodeSettings) -> None:
-        """One message, if there is one."""
+        """Take and answer one message, if there is one."""
         try:
             task = self._connection.take()
             if task is not None:

@@ -24,7 +24,7 @@ _TRY_S = 2.0
 
 @contextmanager
 def hold_server(folder: Path) -> Iterator[None]:
-    """Be the one server of this folder, as long as the block runs.
+    """Hold the lock of the folder's only server while the block runs.
 
     Raises:
         FederationError: there is another.
@@ -56,17 +56,17 @@ def is_running(folder: Path) -> bool:
 
 
 def request_training(folder: Path) -> None:
-    """Have the server train, or go on with what it trains."""
+    """Request that the server trains, or continues its training."""
     write_text(folder / STATE / _REQUEST, "")
 
 
 def withdraw_request(folder: Path) -> None:
-    """Nobody waits for the training any more."""
+    """Withdraw the request for training."""
     (folder / STATE / _REQUEST).unlink(missing_ok=True)
 
 
 def take_request(folder: Path) -> bool:
-    """Whether training has been asked for since the last call; then it begins."""
+    """Whether training was requested since the last call; marks it as started."""
     with suppress(FileNotFoundError):
         (folder / STATE / _REQUEST).replace(folder / STATE / _TRAINING)
         return True
@@ -74,12 +74,12 @@ def take_request(folder: Path) -> bool:
 
 
 def finish_training(folder: Path) -> None:
-    """The server trains no longer, for whatever reason."""
+    """Record that the server trains no longer, for any reason."""
     (folder / STATE / _TRAINING).unlink(missing_ok=True)
 
 
 def is_at_work(folder: Path) -> bool:
-    """Whether the server trains, or is about to."""
+    """Whether the server trains, or has a request to train."""
     # in this order: a request becomes a training
     there = (folder / STATE / _REQUEST).exists() or (folder / STATE / _TRAINING).exists()
     return there and is_running(folder)

@@ -29,7 +29,7 @@ from fedapt.training.privacy import clip_move, draw_normal
 def clip_and_noise(
     update: ClientUpdate, start: Learned, config: FederationConfig, secret: bytes
 ) -> ClientUpdate:
-    """A client's update, shortened and with noise, where the run asks for it.
+    """A client's update, clipped and with noise, if the run requires it.
 
     Args:
         start: what the client was sent.
@@ -51,6 +51,6 @@ def clip_and_noise(
 
 
 def find_multiplier(config: FederationConfig, n_replies: int) -> float:
-    """Noise multiplier of a round that has used so many updates."""
+    """Noise multiplier of a round with this number of updates."""
     z = config.node_noise
     return z * math.sqrt(n_replies) if config.secure else z / 2

@@ -30,7 +30,7 @@ _BACK_S = 30.0
 
 @dataclass(frozen=True)
 class Member:
-    """A node by its own words."""
+    """The name and domain that a node states."""
 
     name: str
     domain: str
@@ -77,7 +77,7 @@ class NodeRegistry:
     def wait(
         self, least: int, seconds: float, find_registered: Callable[[], Collection[str]] = tuple
     ) -> None:
-        """Until `least` nodes are ready; then they are members.
+        """Wait until `least` nodes are ready, and make them members.
 
         Args:
             find_registered: names of the nodes that may connect; those that have not are told of.
@@ -106,7 +106,7 @@ class NodeRegistry:
         self.admit()
 
     def admit(self) -> bool:
-        """Put nodes that have become ready behind the members; whether there were any."""
+        """Append nodes that have become ready; False if there are none."""
         new, self._new = sorted(self._new, key=lambda m: (m.domain, m.name)), []
         if new:
             self.members.extend(new)
@@ -115,7 +115,7 @@ class NodeRegistry:
         return bool(new)
 
     def connected(self) -> dict[str, int]:
-        """Name -> node of all that are here and ready; asks those that are new, waits for none."""
+        """Name -> node of all connected, ready nodes; asks new ones without waiting."""
         names = self._name_nodes()
         here = set(names)
         self._seen &= here  # who goes and comes back introduces itself again
@@ -137,7 +137,7 @@ class NodeRegistry:
         return found
 
     def find_nodes(self, clients: Sequence[ClientInfo]) -> Mapping[int, int]:
-        """The nodes of these clients; those that are away are absent.
+        """The nodes of these clients; disconnected nodes are absent.
 
         A node that was there the last time has `_BACK_S` to come back, once.
         """

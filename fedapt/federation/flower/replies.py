@@ -28,7 +28,7 @@ _MAX_LOSS = 1e30
 def read_update(
     answer: Answer, client: ClientInfo, share: Learned, max_update: float
 ) -> ClientUpdate | str:
-    """A client's reply, or why it is refused.
+    """A client's reply, or the reason why it is refused.
 
     Args:
         share: what the client was sent.

@@ -29,7 +29,7 @@ Train = Callable[[MailboxGrid], None]
 
 
 def run_server(folder: Path, settings: ServerSettings, train: Train, reporter: Reporter) -> None:
-    """Serve until this process is ended.
+    """Serve until this process ends.
 
     Args:
         folder: of `server.toml`.

@@ -22,7 +22,7 @@ _RUNTIME_WHEEL = f"fedapt_runtime-{fedapt_runtime.__version__}-py3-none-any.whl"
 def write_services(
     folder: Path, address: str, nodes: Mapping[str, str], classes: Sequence[str]
 ) -> None:
-    """Write everything but settings, certificates and keys.
+    """Write all files except settings, certificates and keys.
 
     Args:
         address: HOST:PORT of the server.

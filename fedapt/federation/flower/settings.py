@@ -55,7 +55,7 @@ class ServerSettings(Strict):
 
 @dataclass(frozen=True)
 class NodeSettings(Strict):
-    """A node; paths are relative to the file. See `Party` for what is not explained here.
+    """A node; paths are relative to the file. `Party` explains the other fields.
 
     Attributes:
         server: HOST:PORT of the server.
@@ -126,7 +126,7 @@ def read_node(folder: Path) -> NodeSettings:
 
 
 def check_classes(classes: Sequence[str], where: Path | str) -> None:
-    """Refuse names that no training can tell apart.
+    """Refuse class names that the tokenizer reads alike.
 
     Raises:
         ConfigError: fewer than two, one twice, or one without a letter.
@@ -160,7 +160,7 @@ def split_address(address: str, where: Path | str) -> tuple[str, int]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether nobody but this machine can reach the address."""
+    """Whether only this machine can reach the address."""
     if host == "localhost":
         return True
     try:

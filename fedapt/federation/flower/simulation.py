@@ -33,7 +33,7 @@ _START_S = 300.0
 def simulate(
     root: Path, domains: tuple[str, ...], n_nodes: int, model: str, pretrained: str, device: str
 ) -> Iterator[Grid]:
-    """A Grid with simulated nodes, for as long as the block runs.
+    """A Grid with simulated nodes, while the block runs.
 
     Args:
         root: ROOT of ROOT/<domain>/<class>/<images>.
@@ -95,7 +95,7 @@ def simulate(
 
 
 def _wait_for_nodes(grid: Grid, n_nodes: int) -> None:
-    """The runtime starts the server before it has registered its nodes."""
+    """Wait for all nodes: the runtime starts the server before it has registered them."""
     started = time.monotonic()
     while len(list(grid.get_node_ids())) < n_nodes:
         if time.monotonic() - started > _START_S:
@@ -110,5 +110,5 @@ def _wait_for_nodes(grid: Grid, n_nodes: int) -> None:
 
 @lru_cache(maxsize=16)
 def _play(party: Party) -> Node:
-    """A party of a simulation, which stays in the process that played it once."""
+    """The party of a simulated node, cached in its process."""
     return Node(party)

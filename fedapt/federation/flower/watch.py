@@ -12,7 +12,7 @@ from fedapt_runtime.printable import printable_json
 
 
 class Watch:
-    """Writes one line for each event, at once.
+    """Writes one line for each event, immediately.
 
     Args:
         reporter: receives the events that need the operator's attention.
@@ -44,20 +44,20 @@ class Watch:
         self._write("turned away", name=name, reason=reason)
 
     def replied(self, name: str, images: int | None, seconds: float) -> None:
-        """A node's reply was sound; None images where the server is not told."""
+        """A node's reply was accepted; images is None if the server does not know it."""
         told = "replied" if images is None else f"{images:,} images"
         values = {"node": name, "images": images, "seconds": round(seconds, 2)}
         self._reporter.event("info", f"{name}: {told}, {seconds:.1f} s", **values)
         self._write("replied", name=name, images=images, seconds=round(seconds, 3))
 
     def refused(self, name: str, round_number: int, reason: str) -> None:
-        """A node's reply was not used, or there was none."""
+        """A node's reply was refused or is missing."""
         text = f"round {round_number}: {name}: {reason}"
         self._reporter.event("warning", text, round=round_number, node=name)
         self._write("refused", name=name, round=round_number, reason=reason)
 
     def finished_round(self, record: Mapping[str, Any], rounds: int) -> None:
-        """A round is over; its record, of `rounds` in all."""
+        """A round of `rounds` is complete."""
         number, loss, n_bytes = record["round"], record["loss"], record.get("bytes_sent", 0)
         text = f"round {number} of {rounds}: {record.get('replies', 0)} replies, loss {loss:.3f}"
         text += f", {n_bytes / 1e6:.2f} MB, {record['seconds']:.1f} s"
@@ -66,12 +66,12 @@ class Watch:
         self._write("round", rounds=rounds, record=dict(record))
 
     def finished(self) -> None:
-        """The last round is over."""
+        """The last round is complete."""
         self._reporter.event("info", "finished")
         self._write("finished")
 
     def failed(self, reason: str) -> None:
-        """Training cannot go on."""
+        """Training cannot continue."""
         self._write("failed", reason=reason)
 
     def _write(self, event: str, **values: Any) -> None:

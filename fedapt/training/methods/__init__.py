@@ -24,7 +24,7 @@ __all__ = [
 
 
 def register_method(name: str, method: type[Method]) -> None:
-    """Let `train.method = NAME` mean this method, in this process.
+    """Register a method as `train.method = NAME` in this process.
 
     A checkpoint of the method is read where it is registered as well.
 

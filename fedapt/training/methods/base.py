@@ -114,7 +114,7 @@ class Setting:
 
     @property
     def prompts_bytes(self) -> int:
-        """About what a step that encodes a prompt for each class keeps for its backward pass."""
+        """Approximate memory of a step that encodes a prompt for each class."""
         tower = self.text.tower
         tokens = len(self.class_names) * (self.config.prompt.context_length + self.text.n_after)
         return tokens * len(tower.blocks) * tower.width * _BYTES_PER_VALUE
@@ -122,7 +122,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Fusable:
-    """A global model as an image tower and a head, which is what an export writes.
+    """A global model as an image tower and a head, from which an export is made.
 
     Attributes:
         head: what follows the tower.
@@ -177,7 +177,7 @@ class Method(ABC):
 
     @classmethod
     def resolve(cls, config: Config) -> Config:
-        """The run's configuration, where the method's paper demands otherwise."""
+        """The run's configuration with the changes that the method's paper requires."""
         return config
 
     @abstractmethod
@@ -194,7 +194,7 @@ class Method(ABC):
         """
 
     def add_up(self, client: Client) -> Learned:
-        """A client's sums, of a method that `adds_up`."""
+        """A client's sums, for a method that `adds_up`."""
         raise NotImplementedError
 
     @abstractmethod
@@ -202,7 +202,7 @@ class Method(ABC):
         """The global model's logits."""
 
     def routing(self, learned: Learned, features: Tensor) -> Tensor | None:
-        """Weights float32 [n, banks] of a method that has several banks, else None."""
+        """Weights float32 [n, banks] for a method with several banks, else None."""
         return None
 
     def bank_names(self, keys: tuple[str, ...]) -> tuple[str, ...]:
@@ -214,7 +214,7 @@ class Method(ABC):
         return keys
 
     def fuse(self, learned: Learned, keys: tuple[str, ...], client: int | None = None) -> Fusable:
-        """The global model as a tower and a head; not of a method with `not_fused`.
+        """The global model as a tower and a head; not for a method with `not_fused`.
 
         Args:
             keys: what each key stands for.
@@ -223,12 +223,12 @@ class Method(ABC):
         raise NotImplementedError(self.not_fused)
 
     def frozen(self) -> dict[str, Tensor]:
-        """Tensors that are not learned, and that a checkpoint needs."""
+        """Frozen tensors that a checkpoint needs."""
         return {}
 
     @property
     def step_bytes(self) -> int:
-        """About what one step keeps in memory; bounds how many clients train side by side."""
+        """Approximate memory of one step; it limits how many clients train in parallel."""
         return self.setting.prompts_bytes
 
     def slots(self, client: ClientInfo) -> dict[str, int]:
@@ -237,13 +237,13 @@ class Method(ABC):
         return {name: index[owner] for name, owner in self.owned.items()}
 
     def share(self, learned: Learned, client: ClientInfo) -> Learned:
-        """A client's part of the aggregate: its own slices, and what all share."""
+        """A client's part of the aggregate: its own slices, and the shared tensors."""
         slots = self.slots(client)
         return {n: t[slots[n]] if n in slots else t for n, t in learned.items()}
 
 
 class FeatureMethod(Method):
-    """A method whose logits follow from the image feature alone, at clients and server alike."""
+    """A method whose logits depend on the image feature only, at clients and server."""
 
     @abstractmethod
     def logits(self, learned: Learned, features: Tensor) -> Tensor:
@@ -251,7 +251,7 @@ class FeatureMethod(Method):
 
     @property
     def step_bytes(self) -> int:
-        """Next to nothing: a step encodes no prompt."""
+        """Almost zero: a step encodes no prompt."""
         return 0
 
     def objective(self, start: Learned, client: Client, round_number: int) -> Objective:
@@ -271,12 +271,12 @@ def text_logits(setting: Setting, features: Tensor, text: Tensor) -> Tensor:
 
 
 def n_parameters(learned: Learned) -> int:
-    """Trained values."""
+    """Number of trained values."""
     return sum(tensor.numel() for tensor in learned.values())
 
 
 def n_bytes(learned: Learned) -> int:
-    """Bytes on the wire."""
+    """Number of bytes in a message."""
     return sum(tensor.numel() * tensor.element_size() for tensor in learned.values())
 
 

@@ -38,7 +38,7 @@ def load_backend(
     performance_hint: str = "latency",
     compute: str = "auto",
 ) -> Backend:
-    """Load a model into a backend; only libraries that come into question are imported.
+    """Load a model into a backend; imports only the libraries of possible backends.
 
     Args:
         path: an .onnx or .engine file.
@@ -99,7 +99,7 @@ def load_backend(
 
 
 def read_environment(backend: str, compute: str, is_engine: bool = False) -> tuple[str, str]:
-    """Backend and compute precision, where they are `auto` from the environment.
+    """Backend and compute precision; the environment replaces `auto`.
 
     Raises:
         RuntimeFailure: a name that is unknown.
@@ -131,7 +131,7 @@ def _unknown(where: str, found: str, expected: str) -> RuntimeFailure:
 
 
 def list_candidates(backend: str, device: str, compute: str) -> list[Candidate]:
-    """The ways to run an .onnx or .engine file here that fit what is asked for; at least one.
+    """The ways to run an .onnx or .engine file here that fit the request; at least one.
 
     Args:
         backend, device, compute: as `load_backend` takes them.
@@ -180,7 +180,7 @@ def _has_cuda() -> bool:
 
 
 def _keep_exact(candidates: list[Candidate], manifest: Manifest) -> tuple[list[Candidate], str]:
-    """Without bfloat16 where the export has not shown that no label changes; and a line on it."""
+    """Exclude bfloat16 unless the export has shown that no label changes; with a note."""
     agreement: Agreement | None = read_agreement(manifest, "bf16")
     if agreement is not None and agreement.is_enough and manifest.precision == "fp32":
         return candidates, f"bf16 {agreement}"
@@ -198,7 +198,7 @@ def _read_manifest(path: Path, head: str | Path | None) -> Manifest:
 
 
 def _hash_model(path: Path) -> str:
-    """The hash that stands in the file, of all its content; of older files, of its bytes."""
+    """The content hash in the file; for older files, the hash of their bytes."""
     if found := read_manifest(path).content_sha256:
         return found
     with path.open("rb") as stream:

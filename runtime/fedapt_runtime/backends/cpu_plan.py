@@ -28,7 +28,7 @@ class CpuPlan(NamedTuple):
 
 
 def plan_cpu_work(threads: int, throughput: bool) -> CpuPlan:
-    """The plan for so many threads (0: every core), by performance hint."""
+    """The plan for this number of threads (0: every core), by performance hint."""
     if throughput:
         return CpuPlan(threads or usable_cores(), 8, 1)
     return CpuPlan(1, DEFAULT_BATCH, limit_threads(threads))

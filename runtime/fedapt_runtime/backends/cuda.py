@@ -85,12 +85,12 @@ class Gpu:
         return results[0] if results else None
 
     def _give_back(self, name: str, resource: Any) -> None:
-        """Free, without a word where CUDA no longer stands: nobody is left to read it."""
+        """Free a resource; ignores errors when CUDA has shut down at the process's end."""
         getattr(self._cuda, f"cuda{name}")(resource)
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """Make this the calling thread's GPU, and the former one again afterwards."""
+        """Make this the calling thread's GPU, and restore the former one afterwards."""
         former = self._call("GetDevice")
         if former == _DEVICE:
             yield
@@ -108,7 +108,7 @@ class Gpu:
         return address
 
     def allocate_pinned(self, taken: ExitStack, n_bytes: int) -> NDArray[np.uint8]:
-        """Host memory that the GPU copies from and to without a detour: uint8 [n_bytes].
+        """Host memory that the GPU copies directly: uint8 [n_bytes].
 
         The array is no longer valid once `taken` is closed.
         """
@@ -146,7 +146,7 @@ class Gpu:
         self._call("MemcpyAsync", host.ctypes.data, device, n_bytes, kind, stream)
 
     def record(self, taken: ExitStack, stream: int, work: Callable[[], None]) -> Any:
-        """A graph of what `work` puts into a stream, ready to be launched; nothing of it is run.
+        """A CUDA graph of the operations of `work`, ready to launch; runs none of them.
 
         The stream no longer records when this returns or raises.
         """
@@ -170,11 +170,11 @@ class Gpu:
         return graph
 
     def launch(self, graph: Any, stream: int) -> None:
-        """Run what was recorded."""
+        """Run a recorded graph."""
         self._call("GraphLaunch", graph, stream)
 
     def wait(self, stream: int) -> None:
-        """Until everything in the stream is done."""
+        """Wait until all work in the stream is complete."""
         self._call("StreamSynchronize", stream)
 
     def close(self, stream: int, taken: ExitStack) -> None:

@@ -91,7 +91,7 @@ def _release(version: str) -> list[str]:
 
 
 def read_engine_file(path: Path) -> EngineFile:
-    """Read and check the sidecar of an engine, and that it is of this very engine.
+    """Read and check an engine's description, and that it belongs to this engine.
 
     Raises:
         ModelFileError: no engine, no sidecar, a damaged one, or one of another engine.
@@ -120,7 +120,7 @@ def read_engine_file(path: Path) -> EngineFile:
 
 
 def sidecar_path(path: Path) -> Path:
-    """Where the description of an engine stands: model.engine.json beside model.engine."""
+    """The path of an engine's description: model.engine.json beside model.engine."""
     return path.with_name(path.name + ".json")
 
 
@@ -131,7 +131,7 @@ def hash_file(path: Path) -> str:
 
 
 def describe_engine(path: Path, fields: dict[str, Any]) -> EngineFile:
-    """An engine as the fields of a sidecar describe it.
+    """The fields of an engine's description.
 
     Raises:
         Exception: of any kind, as the fields are damaged.

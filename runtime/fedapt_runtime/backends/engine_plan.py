@@ -135,7 +135,7 @@ class EnginePlan:
         return context
 
     def fail(self, found: str) -> RuntimeFailure:
-        """The error of a call that the library refuses, with what it said since the last one."""
+        """The error of a failed call, with the library's messages since the last one."""
         return RuntimeFailure(
             where=self._file.path,
             found=found + self._words([]),

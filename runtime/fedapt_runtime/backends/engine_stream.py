@@ -88,7 +88,7 @@ class EngineStream:
         (self._ready if key else self._seen).add(batch)
 
     def _choose_context(self, batch: int) -> int:
-        """A size that comes again gets a context of its own, as long as there are not too many."""
+        """A repeated size gets its own context, up to a maximum number."""
         if not self._records or batch not in self._seen:
             return 0
         if batch not in self._contexts:

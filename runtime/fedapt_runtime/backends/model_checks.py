@@ -21,7 +21,7 @@ Slot = tuple[str, list[int | None]]
 
 
 def check_model_file(path: Path) -> None:
-    """Refuse what is no file.
+    """Refuse a path that is not a file.
 
     Raises:
         ModelFileError: nothing is there, or a folder.
@@ -46,7 +46,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def describe_int8(manifest: Manifest) -> str:
-    """A warning where this processor's int8 products may saturate; else empty."""
+    """A warning if this processor's int8 products may saturate; else empty."""
     report = manifest.parity.get("against_fp32")
     has_room = isinstance(report, dict) and report.get("reduced_range") is True
     if manifest.precision != "int8" or has_room or not may_saturate_int8():

@@ -53,7 +53,7 @@ _VARIANTS = ("onnxruntime", "onnxruntime-gpu")
 
 
 def import_onnxruntime() -> Any:
-    """Return the module `onnxruntime`, after making sure that one variant alone is in its folder.
+    """Return the module `onnxruntime`, after a check that only one variant is installed.
 
     onnxruntime and onnxruntime-gpu write the same files: with both in one folder, which one works
     depends on the order of installation, so both is refused rather than guessed. In two folders,
@@ -163,7 +163,7 @@ def open_session(
 
 
 def _load_cuda_libraries(onnxruntime: Any) -> None:
-    """Load CUDA and cuDNN from NVIDIA's packages, where ONNX Runtime would look in the system."""
+    """Load CUDA and cuDNN from NVIDIA's packages instead of the system."""
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
         onnxruntime.preload_dlls()
     # a line for each algorithm that cuDNN passes over; what fails in the end is raised
@@ -282,7 +282,7 @@ def _open_on(onnxruntime: Any, path: Path, device: str, threads: int) -> _Opened
 
 
 def _open_on_cuda(onnxruntime: Any, path: Path, why: str = "") -> _Opened:
-    """With CUDA graphs; without, where a part of the model computes on the CPU, and says so."""
+    """Open with CUDA graphs; without them, and with a note, if a part runs on the CPU."""
     compute = open_compute_stream()
     try:
         session = open_session(

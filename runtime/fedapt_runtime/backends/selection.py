@@ -144,7 +144,7 @@ def _measure(backend: Backend, sizes: Sequence[int], seconds: float) -> tuple[in
 
 
 def _cache_path(key: Mapping[str, Any]) -> Path | None:
-    """None where this user has no cache."""
+    """Path of the cached selection; None if this user has no cache."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     try:
         return cache_folder() / "backends" / f"{digest[:32]}.json"
@@ -155,7 +155,7 @@ def _cache_path(key: Mapping[str, Any]) -> Path | None:
 def _read(
     path: Path, key: Mapping[str, Any], candidates: Sequence[Candidate], hint: str
 ) -> Selection | None:
-    """None where nothing is there, or something else."""
+    """The cached selection; None if it is missing or unreadable."""
     try:
         found = json.loads(path.read_bytes())
         candidate = Candidate(found["backend"], found["compute"])

@@ -18,19 +18,19 @@ from fedapt_runtime.backends.base import Outputs
 
 
 class BatchStream(Protocol):
-    """One batch at a time; only its holder calls it."""
+    """Runs one batch at a time; only its holder calls it."""
 
     def start(self, images: NDArray[np.uint8]) -> None:
         """Begin with uint8 [batch, height, width, 3] without waiting for the end."""
         ...
 
     def finish(self) -> Outputs:
-        """Wait for what was begun; the arrays are the caller's own."""
+        """Wait for the started batch; the caller owns the arrays."""
         ...
 
 
 def split_sizes(n_images: int, minimum: int, maximum: int) -> Iterator[tuple[slice, int]]:
-    """Cut a batch into parts that an engine takes: the images, and the size that it is given.
+    """Cut a batch into parts that an engine accepts: the images, and the size to run.
 
     The size is larger than the part where that has fewer images than the engine takes.
     """

@@ -46,7 +46,7 @@ class Access:
         self._connections, self._metrics = connections, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on."""
+        """Pass a request to the application."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -74,7 +74,7 @@ class Access:
             self._record(scope, status, time.perf_counter() - started, sent)
 
     def _check(self, scope: Scope) -> ASGIApp | None:
-        """The answer to a request that may not pass, or None."""
+        """The response that refuses a request; None if it may pass."""
         headers, path = Headers(scope=scope), scope["path"]
         if self._local and not self._tokens:
             host = headers.get("host", "localhost")

@@ -22,7 +22,7 @@ Run = Callable[[NDArray[np.uint8]], Outputs]
 
 @dataclass(frozen=True)
 class BatchSettings:
-    """How images are gathered.
+    """Settings of the dynamic batching.
 
     Attributes:
         max_batch: images of a batch.
@@ -43,7 +43,7 @@ class _Waiting:
 
 
 class Batcher:
-    """Gathers images for one graph. It belongs to the event loop that it is made in.
+    """Collects images for one graph. It belongs to the event loop that creates it.
 
     Args:
         run: uint8 [batch, height, width, 3] -> what the graph says; called in `executor`.
@@ -80,7 +80,7 @@ class Batcher:
         return await item.answer
 
     async def close(self) -> None:
-        """End after the images that are here; none may come any more."""
+        """Complete the accepted images; accepts no more."""
         while self._waiting or self._running:
             await asyncio.sleep(0.005)
         self._dispatcher.cancel()

@@ -19,7 +19,7 @@ _Answer = TypeVar("_Answer")
 async def open_body(
     request: Request, limits: Limits, bodies: Quota
 ) -> AsyncGenerator[AsyncGenerator[bytes, None], None]:
-    """The chunks of a body; its bytes count as held until the block ends.
+    """The chunks of a body; its bytes count as held while the block runs.
 
     Raises:
         RequestError: 413 over the limit, 415 with a content coding, 408 too slow, 503 where all
@@ -58,7 +58,7 @@ async def open_body(
 
 
 async def join(chunks: AsyncGenerator[bytes, None]) -> bytes:
-    """A whole body."""
+    """The complete body."""
     return b"".join([chunk async for chunk in chunks])
 
 
@@ -98,7 +98,7 @@ def _too_slow(limits: Limits) -> RequestError:
 
 
 async def answer_in_time(request: Request, work: Awaitable[_Answer], limits: Limits) -> _Answer:
-    """Wait for work on a request whose body is read; it is cancelled where nobody waits any more.
+    """Wait for the work on a complete request; cancel it if the client disconnects.
 
     Raises:
         ClientDisconnect: the client went away.

@@ -125,7 +125,7 @@ def _load_models(options: argparse.Namespace) -> Iterator[tuple[str, Classifier]
 
 
 def read_tokens(path: Path) -> tuple[bytes, ...]:
-    """The tokens of a file, one a line.
+    """The tokens of a file, one per line.
 
     Raises:
         InputError: no such file, none in it, or one that can be guessed.
@@ -187,7 +187,7 @@ def check_tls(cert: Path | None, key: Path | None) -> None:
 
 
 def check_models(models: list[Path], head: Path | None, web: Path | None) -> None:
-    """Refuse nothing to serve, two models of one name, and a head for several models.
+    """Refuse an empty list, two models of one name, and one head for several models.
 
     Raises:
         InputError: one of these.

@@ -30,11 +30,11 @@ class Connections:
         self._idle: dict[Client, asyncio.TimerHandle] = {}
 
     def __len__(self) -> int:
-        """Connections that are open."""
+        """Number of open connections."""
         return len(self._open)
 
     def add(self, client: Client, transport: asyncio.Transport) -> None:
-        """A connection came; it is closed where there are too many."""
+        """Record a new connection; closes it if there are too many."""
         if len(self._open) >= self._limits.max_connections:
             transport.abort()
             return
@@ -42,17 +42,17 @@ class Connections:
         self.end_request(client)
 
     def remove(self, client: Client) -> None:
-        """A connection is gone."""
+        """Record that a connection was closed."""
         self.begin_request(client)
         self._open.pop(client, None)
 
     def begin_request(self, client: Client) -> None:
-        """The head of a request is there."""
+        """Record that the head of a request is complete."""
         if (timer := self._idle.pop(client, None)) is not None:
             timer.cancel()
 
     def end_request(self, client: Client) -> None:
-        """The answer is sent: the next request may take its time."""
+        """Record that the response is sent, and restart the idle timer."""
         if (transport := self._open.get(client)) is not None:
             loop = asyncio.get_running_loop()
             self._idle[client] = loop.call_later(self._limits.header_s, transport.abort)

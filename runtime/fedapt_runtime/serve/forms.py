@@ -83,7 +83,7 @@ def parse_json(body: bytes) -> dict[str, Any]:
 
 
 def malformed(where: str, found: str, status: int = 400) -> RequestError:
-    """A refusal of a body that cannot be read."""
+    """The error for a body that cannot be parsed."""
     return RequestError(
         status,
         where=where,

@@ -41,7 +41,7 @@ class Limits:
 
 
 class Quota:
-    """A number of things that are held at once, and no more.
+    """A maximum number of items that are held at once.
 
     Args:
         most: how many.
@@ -53,7 +53,7 @@ class Quota:
         self.held = 0
 
     def take(self, n: int) -> None:
-        """Hold n more.
+        """Hold n more items.
 
         Raises:
             RequestError: 503, as all are taken.
@@ -70,12 +70,12 @@ class Quota:
         self.held += n
 
     def give_back(self, n: int) -> None:
-        """Hold n less."""
+        """Release n items."""
         self.held -= n
 
     @contextmanager
     def hold(self, n: int) -> Iterator[None]:
-        """Hold n while the block runs."""
+        """Hold n items while the block runs."""
         self.take(n)
         try:
             yield

@@ -19,7 +19,7 @@ _IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
-    """The figures of one server, in a registry of their own.
+    """The metrics of one server, in their own registry.
 
     Attributes:
         requests: by route, method and status.
@@ -77,9 +77,9 @@ class Metrics:
         )
 
     def watch(self, name: str, text: str, read: Callable[[], float]) -> None:
-        """A gauge whose value is read when Prometheus asks."""
+        """A gauge whose value is read on each request of Prometheus."""
         Gauge(name, text, registry=self.registry).set_function(read)
 
     def show(self) -> bytes:
-        """The figures in Prometheus' text format."""
+        """The metrics in Prometheus' text format."""
         return generate_latest(self.registry)

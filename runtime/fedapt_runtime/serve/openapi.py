@@ -109,7 +109,7 @@ _INFER_ANSWER = {
 
 
 def describe_api(limits: Limits) -> dict[str, Any]:
-    """The document; the limits are those of the server that serves it."""
+    """The document, with the limits of this server."""
     image = {
         "oneOf": [
             {"type": "string", "contentEncoding": "base64"},

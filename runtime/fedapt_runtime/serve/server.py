@@ -28,7 +28,7 @@ _RESERVED = 64  # files that the process opens beside connections
 
 @dataclass(frozen=True)
 class Address:
-    """Where a server listens.
+    """The address of a server.
 
     Attributes:
         cert, key: PEM files of TLS; None for plain HTTP.
@@ -52,7 +52,7 @@ def serve(
     max_delay_s: float,
     workers: int | None,
 ) -> None:
-    """Serve until SIGTERM or Ctrl-C; then answer what has been accepted, and return.
+    """Serve until SIGTERM or Ctrl-C; then answer the accepted requests, and return.
 
     Args:
         classifiers: by name.
@@ -128,7 +128,7 @@ def _listen(address: Address) -> socket.socket:
 
 
 def _raise_file_limit(files: int) -> None:
-    """Let the process open so many files, where the system lets it."""
+    """Raise this process's limit of open files, as far as the system allows."""
     try:
         import resource
     except ImportError:  # Windows has no such limit

@@ -27,7 +27,7 @@ from fedapt_runtime.serve.metrics import Metrics
 
 @dataclass(frozen=True)
 class Upload:
-    """An image as a client sent it: its name, and the bytes of its file."""
+    """An image from a client: its name, and the bytes of its file."""
 
     name: str
     data: bytes
@@ -35,7 +35,7 @@ class Upload:
 
 @dataclass(frozen=True)
 class Version:
-    """A model with one head. It answers a request from its first image to its last."""
+    """A model with one head. One version answers a whole request."""
 
     classifier: Classifier
     batcher: Batcher
@@ -69,7 +69,7 @@ class ServedModel:
         self._metrics.inference_s.labels(self.name).observe(seconds)
 
     async def swap_head(self, data: bytes) -> Version:
-        """Answer requests from now on with another head; those that run keep theirs.
+        """Use another head for later requests; running requests keep theirs.
 
         Args:
             data: a head file.
@@ -90,7 +90,7 @@ class ServedModel:
             return self.current
 
     async def close(self) -> None:
-        """End after the images that are here."""
+        """Complete the accepted images."""
         await self.current.batcher.close()
         self._threads.shutdown()
 
@@ -161,7 +161,7 @@ class Service:
         )
 
     def open(self) -> None:
-        """Begin, in the event loop that serves."""
+        """Start, in the event loop that serves."""
         for name, classifier in self._classifiers.items():
             backend = classifier.backend
             settings = BatchSettings(
@@ -170,7 +170,7 @@ class Service:
             self.models[name] = ServedModel(name, classifier, settings, self.metrics)
 
     async def close(self) -> None:
-        """End after the images that are here."""
+        """Complete the accepted images."""
         for model in self.models.values():
             await model.close()
         self._decoders.shutdown()
@@ -240,7 +240,7 @@ class Service:
         return version, Outputs(*map(np.stack, zip(*rows, strict=True)))
 
     def check_count(self, images: int) -> None:
-        """Refuse a request of no image, or of too many.
+        """Refuse a request without images, or with too many.
 
         Raises:
             RequestError: 400 or 413.

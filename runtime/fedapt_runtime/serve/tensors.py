@@ -21,7 +21,7 @@ LENGTH_HEADER = "inference-header-content-length"
 
 
 def split_body(body: bytes, json_length: str | None) -> tuple[dict[str, Any], memoryview]:
-    """The JSON of a request, and the bytes behind it.
+    """The JSON of a request, and the bytes after it.
 
     Args:
         json_length: the value of `LENGTH_HEADER`; None where all of the body is JSON.
@@ -88,7 +88,7 @@ def _read_numbers(data: Any, shape: list[int]) -> NDArray[np.uint8]:
 
 
 def wanted_outputs(request: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, bool]:
-    """The outputs that a request asks for, and whether each is to be sent as bytes.
+    """The requested outputs, and whether each is sent as bytes.
 
     Raises:
         RequestError: 400, an output or a parameter that is not known.
@@ -116,7 +116,7 @@ def wanted_outputs(request: Mapping[str, Any], names: tuple[str, ...]) -> dict[s
 def write_response(
     head: Mapping[str, Any], tensors: Mapping[str, NDArray[np.float32]], wanted: Mapping[str, bool]
 ) -> tuple[bytes, int | None]:
-    """The body of an answer, and how much of it is JSON; None where all is.
+    """The body of a response, and the length of its JSON; None if it is all JSON.
 
     Raises:
         RequestError: 500, NaN or infinity, which JSON cannot hold.

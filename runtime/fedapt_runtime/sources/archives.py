@@ -46,7 +46,7 @@ def failing(error: ImageError) -> Callable[[], bytes]:
 
 
 def reading(name: str, found: str) -> AbstractContextManager[None]:
-    """Whatever an archive's reader raises in the block becomes the error of one row."""
+    """Turn any exception of an archive's reader inside the block into one row's error."""
     return translate(ImageError, where=name, found=found, **_ADVICE)
 
 
@@ -58,17 +58,17 @@ def unreadable(name: str, found: str) -> ImageError:
 
 
 def too_large(name: str, size: int) -> ImageError:
-    """The error of a member over the limit of every file."""
+    """The error for a member over the size limit of all files."""
     return unreadable(name, f"a file of {size:,} bytes, over the limit of {MAX_FILE_BYTES:,}")
 
 
 def resolve_link(name: str, target: str) -> str:
-    """Where a symbolic link inside an archive leads, from the archive's top."""
+    """The target of a symbolic link inside an archive, from the archive's root."""
     return posixpath.normpath(posixpath.join(posixpath.dirname(name), target))
 
 
 class ZipIndex:
-    """A zip whose directory is read once; threads read members side by side.
+    """A zip whose directory is read once; threads read members in parallel.
 
     It closes when neither the listing nor a member holds it any more.
 
@@ -89,7 +89,7 @@ class ZipIndex:
             self._archive = zipfile.ZipFile(path)
 
     def members(self, left_out: LeftOut) -> Iterator[Member]:
-        """The images in it, in its order; links to members are read as what they lead to."""
+        """The images in archive order; a link to a member is read as its target."""
         rule = PathRule(left_out)
         for info in self._archive.infolist():
             if info.is_dir() or not rule.takes(info.filename.replace("\\", "/")):

@@ -34,7 +34,7 @@ Found = str | Member
 def find_images(
     paths: Iterable[str | os.PathLike[str]], left_out: LeftOut | None = None
 ) -> Iterator[Found]:
-    """The images that these stand for.
+    """The images of these paths.
 
     A file stands for itself; a folder for every image file below it, sorted; an archive for every
     image file in it, in its order; `archive::name` for one image in it; a .txt or .lst file, and
@@ -67,7 +67,7 @@ def find_images(
 
 
 def count_images(paths: Iterable[str | os.PathLike[str]]) -> int | None:
-    """How many images these stand for; None where only reading them all would tell.
+    """Number of images of these paths; None if they have to be read to count them.
 
     Raises:
         InputError: as `find_images`, before any work is done.

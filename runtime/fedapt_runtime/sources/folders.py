@@ -26,7 +26,7 @@ def _take_all(path: str) -> bool:
 def walk_folder(
     top: str, left_out: LeftOut, wanted: Callable[[str], bool] = _take_all
 ) -> Iterator[str]:
-    """The images below a folder: its own sorted by name, then those of its folders.
+    """The images below a folder: its own, sorted by name, then those of its subfolders.
 
     A link to a folder is entered like a folder, but where what it leads to is read anyway: above
     it (a loop), in the tree itself, or behind another link. So no folder is read twice, and links
@@ -80,7 +80,7 @@ def walk_folder(
 
 
 def list_folder(folder: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
-    """Names of files and of folders, both sorted; a link counts as what it leads to.
+    """Names of files and of folders, both sorted; a link counts as its target.
 
     Raises:
         OSError: the folder cannot be read.
@@ -135,7 +135,7 @@ def _split_pattern(pattern: str) -> tuple[str, list[str]]:
 
 
 def _glob(place: str, parts: Sequence[str]) -> list[str]:
-    """Matches of parts without `**`; brackets stand for themselves where they match nothing."""
+    """Matches of parts without `**`; brackets without a match are literal."""
     rest = os.sep.join(parts)
     for tail in (rest, rest.replace("[", "[[]")):
         if found := glob.glob(os.path.join(glob.escape(place), tail)):

@@ -25,7 +25,7 @@ _ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
 
 
 def read_stdin() -> Iterator[str]:
-    """The paths on the lines of standard input.
+    """The paths in the lines of standard input.
 
     Raises:
         InputError: it is closed, or cannot be read.
@@ -37,7 +37,7 @@ def read_stdin() -> Iterator[str]:
 
 
 def read_list(path: str) -> Iterator[str]:
-    """The paths in a text: a line each, or each with a NUL behind it (`find -print0`).
+    """The paths in a text, one per line, or each followed by NUL (`find -print0`).
 
     Raises:
         InputError: it cannot be read.
@@ -95,7 +95,7 @@ def _read_some(stream: BinaryIO) -> bytes:
 
 
 def _read_now(stream: BinaryIO) -> bytes:
-    """Bytes that are there, without waiting for more: paths may come as they are found."""
+    """Bytes that are available without waiting, because paths may arrive slowly."""
     read = getattr(stream, "read1", stream.read)
     data: bytes = read(_CHUNK_BYTES)
     return data
@@ -169,7 +169,7 @@ def _to_names(values: Iterable[object], path: str) -> Iterator[str]:
 
 
 def _unescape(name: str) -> str:
-    """A name that is not UTF-8, which Parquet's strings cannot hold and the output escapes."""
+    """A name that is not UTF-8, from its escaped form in an output."""
     if os.path.lexists(name):
         return name
     raw = _ESCAPED.sub(lambda match: bytes.fromhex(match[1].decode()), os.fsencode(name))
@@ -187,7 +187,7 @@ def _reading(path: str, found: str) -> AbstractContextManager[None]:
 
 
 def refuse(path: str, found: str) -> InputError:
-    """The error of what is given and cannot be used."""
+    """The error for an argument that cannot be used."""
     return InputError(
         where=path,
         found=found,

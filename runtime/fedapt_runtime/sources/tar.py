@@ -29,7 +29,7 @@ _RECORDS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 
 
 class _Header(tarfile.TarInfo):
-    """A header that is refused before tarfile reads a name of gigabytes into memory."""
+    """A header with limits: tarfile would read a name of gigabytes into memory."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
@@ -83,7 +83,7 @@ def _read_links(path: str, links: dict[str, str], left_out: LeftOut) -> Iterator
 
 
 class TarFinder:
-    """Members of a tar by their names, best asked for in the archive's order.
+    """Members of a tar by name, fastest in archive order.
 
     What lies behind the place that was reached makes it begin again, a limited number of times:
     otherwise a shuffled list of a large archive would take days.

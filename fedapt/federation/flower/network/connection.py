@@ -27,7 +27,7 @@ _TIMEOUT = httpx.Timeout(60.0, connect=10.0, read=TAKE_S + 35.0)
 
 
 class Unreachable(Exception):
-    """No answer, or none of a server that lets this node in now; it may change."""
+    """The server does not answer, or does not admit this node now; a later try may succeed."""
 
     def __init__(self, reason: str, next_step: str) -> None:
         super().__init__(reason)
@@ -35,7 +35,7 @@ class Unreachable(Exception):
 
 
 class NotJoined(Unreachable):
-    """The server does not know this process, because one of the two was started again."""
+    """The server does not know this process, because one of the two was restarted."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Task:
 
 
 class Connection:
-    """A node's requests; all of them raise `Unreachable` where a later try may succeed.
+    """A node's requests. They raise `Unreachable` if a later try may succeed.
 
     Args:
         folder: of `node.toml`.
@@ -84,11 +84,11 @@ class Connection:
         self._client.close()
 
     def join(self) -> None:
-        """Tell the server that this process plays the node from now on."""
+        """Register this process as the node."""
         self._ask(JOIN)
 
     def take(self) -> Task | None:
-        """The next message; None where there has been none for `TAKE_S`."""
+        """The next message; None if none arrives within `TAKE_S`."""
         response = self._ask(TAKE)
         if response.status_code == 204:
             return None
@@ -101,12 +101,12 @@ class Connection:
             raise Unreachable("an answer of something else", _CHECK_ADDRESS) from error
 
     def reply(self, task: Task, body: bytes) -> bool:
-        """Send the answer to a message; whether the server still waited for it."""
+        """Send the answer to a message; False if the server no longer waits for it."""
         return self._ask(REPLY + task.id, body).status_code == 204
 
     @contextmanager
     def busy(self) -> Iterator[None]:
-        """Give the server a sign now and then, as long as the block runs."""
+        """Send signs of life to the server while the block runs."""
         done = threading.Event()
 
         def tell() -> None:
@@ -187,7 +187,7 @@ def _trust(authority: Path) -> ssl.SSLContext:
 
 
 def _find(error: BaseException | None, kind: type[_E]) -> _E | None:
-    """The first error of that kind among an error and its causes."""
+    """The first error of this class among an error and its causes."""
     while error is not None:
         if isinstance(error, kind):
             return error

@@ -61,7 +61,7 @@ def decode(data: bytes) -> RecordDict:
 
 
 def count_bytes(content: RecordDict) -> int:
-    """How long `encode` makes the records."""
+    """Number of bytes that `encode` returns for the records."""
     return len(encode(content))
 
 

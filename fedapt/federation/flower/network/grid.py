@@ -18,7 +18,7 @@ _POLL_S = 0.1
 
 
 class MailboxGrid(Grid):
-    """The nodes of a server, as a ServerApp sees them.
+    """The server's nodes as a Flower Grid.
 
     Args:
         mailbox: of the server.
@@ -31,15 +31,15 @@ class MailboxGrid(Grid):
         set_identity(self._run)
 
     def name_nodes(self) -> Mapping[int, str]:
-        """Numbers of the nodes that are connected, and the names of their keys."""
+        """Number of each connected node -> name of its key."""
         return self._mailbox.online()
 
     def get_node_ids(self) -> Iterable[int]:
-        """Numbers of the nodes that are connected."""
+        """Numbers of the connected nodes."""
         return list(self._mailbox.online())
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages; their numbers."""
+        """Send messages, and return their numbers."""
         now = time.time()
         # nobody answers these any more
         for number, message in list(self._sent.items()):
@@ -62,7 +62,7 @@ class MailboxGrid(Grid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """The replies that have come to these messages."""
+        """The replies to these messages that have arrived."""
         replies = []
         for number, body in self._mailbox.collect(message_ids):
             message = self._sent.pop(number)
@@ -89,14 +89,14 @@ class MailboxGrid(Grid):
         return replies
 
     def set_run(self, run: Any) -> None:
-        """Refused: a server trains one run at a time."""
+        """Not supported: a server trains one run at a time."""
         raise NotImplementedError
 
     @property
     def run(self) -> Any:
-        """Refused, as above."""
+        """Not supported: a server trains one run at a time."""
         raise NotImplementedError
 
     def create_message(self, *_: Any, **__: Any) -> Message:
-        """Refused: Flower calls it deprecated."""
+        """Not supported: Flower has deprecated it."""
         raise NotImplementedError

@@ -21,7 +21,7 @@ _ALERTS = {
 
 
 class HandshakeLog:
-    """Tells of each refusal once.
+    """Reports each refusal once.
 
     Args:
         reporter: told of them.
@@ -34,7 +34,7 @@ class HandshakeLog:
         self._minute, self._lines = time.monotonic(), 0
 
     def refuse_key(self, address: str, path: str, headers: Mapping[str, str]) -> None:
-        """A request with a key that is not registered; told of where the signature is right."""
+        """Report a request with an unregistered key if its signature is valid."""
         text = headers.get(KEY, "")
         if not text or not self._is_new(address, text):
             return
@@ -50,7 +50,7 @@ class HandshakeLog:
         )
 
     def refuse_handshake(self, address: str, reason: str) -> None:
-        """A client has broken off the handshake.
+        """Report a client that has aborted the handshake.
 
         Args:
             reason: as OpenSSL names it, such as TLSV1_ALERT_UNKNOWN_CA.

@@ -14,7 +14,7 @@ CHUNK_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class Request:
-    """A request with a right signature, and all of its body."""
+    """A request with a valid signature and its complete body."""
 
     node: str
     path: str

@@ -39,11 +39,11 @@ _NO_KEY = (ValueError, UnsupportedAlgorithm, NotImplementedError)
 
 
 class Refused(Exception):
-    """A request without a right signature; the text may be told to whoever holds the key."""
+    """A request without a valid signature. The text may be sent to the holder of the key."""
 
 
 class ClockDiffers(Refused):
-    """A right signature of another time."""
+    """A valid signature whose time is too far from the server's."""
 
 
 def sign(key: ec.EllipticCurvePrivateKey, path: str, instance: str, body: bytes) -> dict[str, str]:
@@ -63,7 +63,7 @@ def sign(key: ec.EllipticCurvePrivateKey, path: str, instance: str, body: bytes)
 
 
 def verify(path: str, headers: Mapping[str, str]) -> ec.EllipticCurvePublicKey:
-    """The key that has signed these headers, whoever's it is.
+    """The key that has signed these headers, registered or not.
 
     Raises:
         Refused: none has.
@@ -82,12 +82,12 @@ def verify(path: str, headers: Mapping[str, str]) -> ec.EllipticCurvePublicKey:
 
 
 def public_text(key: ec.EllipticCurvePublicKey) -> str:
-    """A public key as a header has it: OpenSSH's base64, without type and comment."""
+    """A public key in the form of a header: OpenSSH's base64, without type and comment."""
     return key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).split()[1].decode()
 
 
 def fingerprint(key: ec.EllipticCurvePublicKey) -> str:
-    """A public key as `ssh-keygen -l` names it."""
+    """Fingerprint of a public key, as `ssh-keygen -l` prints it."""
     return "SHA256:" + base64.b64encode(ssh_key_fingerprint(key, SHA256())).decode().rstrip("=")
 
 
@@ -104,7 +104,7 @@ class KeyRegistry:
         self._read: dict[Path, tuple[int, int]] = {}
 
     def update(self) -> tuple[list[str], list[FederationError]]:
-        """Look for files that are new, changed or gone; names that may now connect, and errors."""
+        """Read new, changed and removed files; names of new keys, and errors."""
         files: dict[Path, tuple[int, int]] = {}
         for path in sorted(self.folder.glob("*.pub")):
             try:

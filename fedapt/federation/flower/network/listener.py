@@ -68,7 +68,7 @@ class Limits:
 
 
 class Listener:
-    """Takes connections until it is closed.
+    """Accepts connections until it is closed.
 
     Args:
         identify: (address, path, headers) -> the node that has signed them, or a refusal.
@@ -97,7 +97,7 @@ class Listener:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def listen(self, host: str, port: int) -> asyncio.Server:
-        """Begin to take connections.
+        """Start to accept connections.
 
         Raises:
             OSError: the address cannot be listened at.

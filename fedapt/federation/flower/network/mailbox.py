@@ -23,11 +23,11 @@ AWAY_S = 30.0
 
 
 class NotJoined(Exception):
-    """A process that has not joined, or joined a server that was started again since."""
+    """The process has not joined, or the server was restarted since."""
 
 
 class Displaced(Exception):
-    """A process whose key another process has joined with since."""
+    """Another process has joined with the same key since."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class _Box:
 
 
 class Mailbox:
-    """Boxes of nodes, by the names of their keys; every method may be called by any thread."""
+    """The messages of all nodes, by the names of their keys. All methods are thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -73,7 +73,7 @@ class Mailbox:
     # for nodes, in the event loop
 
     def join(self, name: str, instance: str) -> None:
-        """A node's process begins; one that was there before is replaced."""
+        """Register a node's process; it replaces an earlier one."""
         with self._lock:
             if name not in self._boxes:
                 number = len(self._boxes) + 1
@@ -89,7 +89,7 @@ class Mailbox:
             box.instance, box.seen = instance, time.monotonic()
 
     def touch(self, name: str, instance: str) -> None:
-        """A sign from a node's process.
+        """Record a sign of life from a node's process.
 
         Raises:
             NotJoined, Displaced: it is not the one that has joined.
@@ -98,14 +98,14 @@ class Mailbox:
             self._find(name, instance).seen = time.monotonic()
 
     def leave(self, name: str, instance: str) -> None:
-        """The node's process has gone while it waited for a message."""
+        """Record that a node's process disconnected while it waited for a message."""
         with self._lock:
             box = self._boxes.get(name)
             if box is not None and box.instance == instance:
                 box.seen = -AWAY_S
 
     async def take(self, name: str, instance: str, seconds: float) -> Letter | None:
-        """The oldest message that waits for an answer; None where there is none in that time.
+        """The oldest unanswered message; None if none arrives in that time.
 
         Raises:
             NotJoined, Displaced: the process is not the one that has joined.
@@ -130,7 +130,7 @@ class Mailbox:
                 continue
 
     def answer(self, name: str, instance: str, letter_id: str, body: bytes) -> bool:
-        """A node's reply; whether anybody waits for it.
+        """Store a node's reply; False if nothing waits for it.
 
         Raises:
             NotJoined, Displaced: the process is not the one that has joined.
@@ -147,13 +147,13 @@ class Mailbox:
     # for the thread that trains
 
     def online(self) -> dict[int, str]:
-        """Numbers and names of the nodes that are there."""
+        """Numbers and names of the connected nodes."""
         with self._lock:
             limit = time.monotonic() - AWAY_S
             return {box.node_id: name for name, box in self._boxes.items() if box.seen > limit}
 
     def put(self, node_id: int, kind: str, group: str, run: int, ttl: float, body: bytes) -> str:
-        """A message to a node; its number."""
+        """Store a message for a node, and return its number."""
         letter = Letter(secrets.token_hex(16), kind, group, run, body, time.monotonic() + ttl)
         with self._lock:
             box = self._boxes[self._names[node_id]]
@@ -165,7 +165,7 @@ class Mailbox:
         return letter.id
 
     def collect(self, ids: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-        """The replies to these messages that are here; each is given once."""
+        """The replies to these messages that have arrived; each is returned once."""
         for letter_id in ids:
             with self._lock:
                 body = self._replies.pop(letter_id, None)
@@ -173,7 +173,7 @@ class Mailbox:
                 yield letter_id, body
 
     def clear(self) -> None:
-        """Withdraw every message: nobody waits for an answer any more."""
+        """Withdraw all messages."""
         with self._lock:
             self._replies.clear()
             self.largest = 0
@@ -182,7 +182,7 @@ class Mailbox:
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """No message outlives the block."""
+        """Withdraw all messages at the end of the block."""
         try:
             yield
         finally:

@@ -27,7 +27,7 @@ WORDS = "words"
 
 
 def add_stages(app: ClientApp, answer: Answer) -> None:
-    """Let an app take part in secure rounds."""
+    """Add the stages of secure rounds to an app."""
 
     @app.train(KEYS)
     def keys(message: Message, context: Context) -> Message:

@@ -37,7 +37,7 @@ SECURITY_BITS, CORRECTNESS_BITS = 40, 30
 
 @dataclass(frozen=True)
 class Grouping:
-    """How the clients of a round are put into groups.
+    """The settings by which the clients of a round form groups.
 
     Attributes:
         threshold: share of a client and its neighbours that has to stay to a round's end.
@@ -61,14 +61,14 @@ class Grouping:
         )
 
     def count_needed(self, n_group: int) -> int:
-        """t: of a client and its neighbours, how many have to reply to the last stage.
+        """t: how many of a client and its neighbours must reply to the last stage.
 
         More than half of them, and one more: no two sums of one round can both be unmasked.
         """
         return max((n_group - 1) // 2 + 2, math.ceil(self.threshold * n_group - 1e-9))
 
     def count_neighbours(self, n_clients: int) -> int:
-        """k: even, or all others.
+        """k: an even number, or the number of all others.
 
         Raises:
             ValueError: `neighbours` are too few.
@@ -146,7 +146,7 @@ def bound_faults(n: int, k: int, t: int, c: int, d: int) -> tuple[Chance, Chance
 
 
 def _count_tail(population: int, marked: int, drawn: int, least: int) -> int:
-    """Draws with `least` marked ones or more, of comb(population, drawn) in all."""
+    """Number of draws with `least` marked ones or more, of comb(population, drawn)."""
     return sum(
         math.comb(marked, x) * math.comb(population - marked, drawn - x)
         for x in range(max(0, least), min(marked, drawn) + 1)

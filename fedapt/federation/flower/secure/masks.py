@@ -45,7 +45,7 @@ def agree(private: bytes, public: bytes, purpose: str) -> bytes:
 
 
 def is_public_key(key: bytes) -> bool:
-    """Whether a secret that is agreed on with it is one."""
+    """Whether an agreement with this key gives a secret."""
     try:
         agree(draw_key(), key, "trial")
     except ValueError:
@@ -54,12 +54,12 @@ def is_public_key(key: bytes) -> bool:
 
 
 def derive(secret: bytes, purpose: str) -> bytes:
-    """A key for one purpose alone."""
+    """A key for one purpose only."""
     return HKDF(SHA256(), KEY_BYTES, salt=None, info=f"fedapt {purpose}".encode()).derive(secret)
 
 
 def expand(key: bytes, n_words: int) -> Words:
-    """A mask, uint64 [n_words]; a key makes one mask and nothing else."""
+    """A mask, uint64 [n_words]; each key is used for one mask only."""
     # the key is used once, so the counter may start at 0
     stream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
     return np.frombuffer(stream.update(bytes(8 * n_words)), "<u8").astype(np.uint64, copy=False)

@@ -74,7 +74,7 @@ class Participant:
 
     @property
     def public_keys(self) -> tuple[bytes, bytes]:
-        """For masks, and for sealed shares."""
+        """The public keys for masks, and for sealed shares."""
         return public_key(self.mask_key), public_key(self.share_key)
 
     def deal(
@@ -139,7 +139,7 @@ class Participant:
         return sealed
 
     def open_shares(self, sealed: Mapping[int, bytes]) -> None:
-        """Take what neighbours have sealed; the others have dropped out.
+        """Decrypt the neighbours' shares; neighbours without shares have dropped out.
 
         Raises:
             FederationError: a stage out of order, too few, a stranger's, or damaged.
@@ -161,7 +161,7 @@ class Participant:
         self.stage = MASKED
 
     def mask(self, words: Words, work: bytes, start: bytes) -> Words:
-        """The client's words under its own mask and one for each neighbour that has sealed shares.
+        """The client's words plus its own mask and one mask for each active neighbour.
 
         Args:
             work: hash of all that the server says of the round's training.
@@ -233,7 +233,7 @@ def keep(participant: Participant, state: RecordDict) -> None:
 
 
 def recall(state: RecordDict) -> Participant | None:
-    """Who it is in its last round; None before the first."""
+    """The participant in its last round; None before the first."""
     record = state.config_records.get(SECURE)
     return None if record is None else Participant(**record)  # type: ignore[arg-type]
 
@@ -255,7 +255,7 @@ def begin_round(state: RecordDict, client: int, round_number: int) -> Participan
 
 
 def find_participant(state: RecordDict, client: int, round_number: int) -> Participant:
-    """Who the message is for.
+    """The participant that the message addresses.
 
     Raises:
         FederationError: this node is not in that round; it was started again, or another's message.

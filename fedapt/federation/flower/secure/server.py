@@ -62,7 +62,7 @@ class SecureRound:
     def add_up(
         self, contents: Mapping[int, RecordDict], start: Learned
     ) -> tuple[Total, tuple[int, ...]]:
-        """The mean of the clients' updates, and whose they are.
+        """The mean of the clients' updates, and the clients in it.
 
         Args:
             contents: client -> what it is to train with, besides the sealed shares.

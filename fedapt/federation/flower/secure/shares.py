@@ -29,7 +29,7 @@ def split(secret: bytes, threshold: int, count: int) -> list[bytes]:
 
 
 def combine(shares: Sequence[bytes]) -> bytes:
-    """The secret of 32 bytes.
+    """Restore the secret of 32 bytes.
 
     Args:
         shares: as many as the threshold.
@@ -46,7 +46,7 @@ def combine(shares: Sequence[bytes]) -> bytes:
 
 
 def seal(private: bytes, public: bytes, route: str, plain: bytes) -> bytes:
-    """Bytes that only the holder of the other private key can read.
+    """Encrypt bytes so that only the holder of the other private key can read them.
 
     Args:
         route: who sends to whom in which round; another route does not open it.
