@@ -282,7 +282,7 @@ def test_weights_that_cannot_be_reached_are_told(monkeypatch: pytest.MonkeyPatch
         ModelError,
         match=r"model ViT-B-32, pretrained laion2b_s34b_b79k: found no usable weights \(OSError: "
         r"We couldn't connect to 'https://huggingface\.co' to load this file, couldn't find it.*"
-        r"To do: check the network, or .*--pretrained FILE; the default model lite needs no",
+        r"To do: check the network, or .*name the file with `pretrained`; the default model lite",
     ) as caught:
         load_backbone("ViT-B-32", "laion2b_s34b_b79k")
     assert caught.value.exit_code == 4

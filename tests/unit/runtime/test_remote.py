@@ -163,7 +163,10 @@ def test_tables_of_paths(tmp_path: Path) -> None:
     )
     assert list(find_images([table])) == ["a.png", "s3://b/c.png"]
     parquet.write_table(pyarrow.table({"path": ["", None]}), table)
-    with pytest.raises(InputError, match="found a table without images; expected paths of images"):
+    with pytest.raises(
+        InputError,
+        match=r"found a table without images, with 2 rows of a table without a path; expected",
+    ):
         list(find_images([table]))
     parquet.write_table(pyarrow.table({"name": ["a.png"]}), table)
     with pytest.raises(InputError, match=r"names\.parquet: found a table without the column path"):

@@ -102,15 +102,15 @@ def test_a_wrong_filter_is_seen(tmp_path: Path) -> None:
 def test_the_limit_of_pixels_is_the_runtimes(
     tmp_path: Path, size: tuple[int, int], refused: bool
 ) -> None:
-    from fedapt_runtime.preprocess import _check_pixels
+    from fedapt_runtime.preprocess import MAX_PIXELS, _check_pixels
 
     chosen = preprocessing()
     if refused:
         with pytest.raises(ImageError) as caught:
-            _check_pixels(size, chosen, "x")
+            _check_pixels(size, chosen, "x", MAX_PIXELS)
         expected = caught.value.found.replace(",", "")
     else:
-        _check_pixels(size, chosen, "x")
+        _check_pixels(size, chosen, "x", MAX_PIXELS)
         expected = ""
     body = "return module.refuseSize(...value.size, value.preprocessing);"
     value = {"size": size, "preprocessing": chosen.to_dict()}
