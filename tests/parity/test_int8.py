@@ -436,7 +436,7 @@ def test_without_a_run_folder_calibration_is_asked_for(
     out = tmp_path / "model.onnx"
     assert export_int8(alone, out, "--data", str(tiny_images)) == 4
     message = capsys.readouterr().err
-    assert "To do: name a folder of domains with `calibration`." in message
+    assert "To do: name a folder of domains with --calibration." in message
     assert not out.exists()
     pixels, _ = collect_calibration(load_checkpoint(alone), alone, tiny_images, 5)
     assert len(pixels) == 5
