@@ -32,7 +32,10 @@ def test_train_evaluate_export_classify(
     run, model, rows = tmp_path / "run", tmp_path / "model.onnx", tmp_path / "rows.jsonl"
     checkpoint = run / "checkpoint.safetensors"
 
-    assert main([*train_arguments(run, tiny_images, tiny_clip, 12), "--json"]) == 0
+    assert (
+        main([*train_arguments(run, tiny_images, tiny_clip, 12), "--preset", "paper", "--json"])
+        == 0
+    )
     trained = json.loads(capsys.readouterr().out)
     assert sorted(p.name for p in run.iterdir()) == [
         "checkpoint.safetensors",
@@ -44,7 +47,13 @@ def test_train_evaluate_export_classify(
     assert [r["round"] for r in records] == list(range(1, 13))
     assert records[-1]["loss"] < records[0]["loss"]
     always = {"round", "loss", "clients", "seconds", "bytes_sent"}
-    evaluated_too = {"accuracy", "mean_accuracy", "evaluation_seconds"}
+    evaluated_too = {
+        "accuracy",
+        "mean_accuracy",
+        "evaluation_seconds",
+        "routed",
+        "calibration_error",
+    }
     for record in records:
         is_evaluated = record["round"] in (5, 10, 12)  # every fifth, and the last
         assert set(record) == (always | evaluated_too if is_evaluated else always)
@@ -64,6 +73,7 @@ def test_train_evaluate_export_classify(
         "routing",
         "routed",
         "prompts",
+        "calibration_error",
     }
     assert evaluated["method"] == "FedAPT"
     assert evaluated["domains"]["photo"]["n"] == 6
