@@ -20,6 +20,7 @@ from fedapt.run.settings import AnyPath, Images, Settings, find_images, read_run
 
 if TYPE_CHECKING:
     from fedapt.comparison.run import Comparison
+    from fedapt.report.figures import RunReport
     from fedapt.training.evaluate import Evaluation
     from fedapt_export.deliver import Delivered
     from fedapt_export.engine import EngineSettings
@@ -121,6 +122,48 @@ class Run:
             )
         return evaluate_checkpoint(
             self.checkpoint, root, exact=exact, device=device, reporter=reporter or Reporter()
+        )
+
+    def report(
+        self,
+        out: AnyPath | None = None,
+        *,
+        data: Images | None = None,
+        pictures: bool = False,
+        license_id: str = "unknown",
+        device: str = "auto",
+        reporter: Reporter | None = None,
+    ) -> RunReport:
+        """Write one page with all figures of the run, and model_card.md beside it.
+
+        Args:
+            out: the page; None for report.html in the run folder.
+            data: see `train`; None takes the run's own images. Where these are not here, the page
+                has the figures of the records alone.
+            pictures: show the worst mistakes with their file names; test images may be private.
+            license_id: of the trained values, as model hubs write it, such as `apache-2.0`.
+            device: `auto`, `cpu` or `cuda`.
+
+        Raises:
+            DependencyError: the packages of the extra `pages` are not installed.
+            UsageError: `out` is no page, or there are neither images nor records.
+            ReportedError: see `fedapt.errors`.
+
+        Examples:
+            >>> report = fedapt.load("run").report("report.html")
+            >>> sorted(report.accuracy)
+            ['photo', 'sketch']
+        """
+        from fedapt.report.write import write_report
+
+        return write_report(
+            self.checkpoint,
+            self.folder.path / "report.html" if out is None else Path(out),
+            data=self.folder.find_images() if data is None else find_images(data),
+            pictures=pictures,
+            license_id=license_id,
+            device=device,
+            reporter=reporter or Reporter(),
         )
 
     def export(

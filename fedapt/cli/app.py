@@ -19,6 +19,7 @@ from fedapt.cli import (
     export,
     federation,
     methods,
+    report,
     settings,
     sums,
     swap_head,
@@ -50,6 +51,7 @@ app.command("compare")(compare.compare)
 app.command("methods")(methods.methods)
 app.command("settings")(settings.settings)
 app.command("evaluate")(evaluate.evaluate)
+app.command("report")(report.report)
 app.command("export")(export.export)
 app.command("swap-head")(swap_head.swap_head)
 app.command("verify")(verify.verify)

@@ -2,18 +2,80 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from fedapt.core.errors import UsageError
 from fedapt.core.names import FUSED_METHODS
 from fedapt.core.report import Reporter
 from fedapt.data.collection import open_collection
-from fedapt.model.backbone import load_backbone
-from fedapt.model.checkpoint import load_checkpoint
+from fedapt.data.domains import Domain
+from fedapt.model.backbone import Backbone, load_backbone
+from fedapt.model.checkpoint import Checkpoint, load_checkpoint
 from fedapt.onnx.image_encoder import image_encoder
 from fedapt.run.device import choose_device
 from fedapt.run.rebuild import rebuild_method
 from fedapt.training.evaluate import Evaluation, evaluate, tell_low_routing, tell_untested
+from fedapt.training.methods import Learned, Method
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A checkpoint's method, and the test images that it is asked about.
+
+    Attributes:
+        domains: those of the images; each has its test images alone.
+    """
+
+    checkpoint: Checkpoint
+    backbone: Backbone
+    domains: list[Domain]
+    method: Method
+    learned: Learned
+
+    @property
+    def bank_names(self) -> tuple[str, ...]:
+        """Names of what the method routes images to."""
+        return self.method.bank_names(self.checkpoint.info.keys)
+
+    def evaluate(self, reporter: Reporter, *, exact: bool = False) -> Evaluation:
+        """Measure every domain; says where there is no test image, and where routing is low.
+
+        Args:
+            exact: encode every image's own prompts instead of mixing text banks.
+        """
+        predict = None
+        if exact:
+            model = self.checkpoint.to_global_model(self.backbone)
+            predict = lambda images, domain: model.exact_logits(images.features)  # noqa: E731
+        trained = self.checkpoint.info.domains
+        evaluation = evaluate(
+            self.method, self.learned, self.domains, trained, self.bank_names, predict=predict
+        )
+        tell_untested(evaluation, reporter)
+        tell_low_routing(evaluation, reporter)
+        return evaluation
+
+
+def open_trained(checkpoint: Checkpoint, data: Path, device: str, reporter: Reporter) -> Trained:
+    """A checkpoint with the test images below `data`.
+
+    Args:
+        device: `auto`, `cpu` or `cuda`.
+
+    Raises:
+        CheckpointError: it is of another CLIP.
+        DataError: the folders are wrong, or hold a class that the checkpoint does not know.
+    """
+    info = checkpoint.info
+    images = open_collection(info.config.data, data, training=False)
+    images = images.only("test").renumber(info.classes, "the checkpoint")
+    depth = info.preprocessing.depth
+    backbone = load_backbone(info.model, info.pretrained, choose_device(device), depth)
+    checkpoint.check_backbone(backbone)
+    domains = images.load(image_encoder(backbone), reporter, backbone.device, need_train=False)
+    method, learned = rebuild_method(checkpoint, backbone, domains[0].test.table)
+    return Trained(checkpoint, backbone, domains, method, learned)
 
 
 def evaluate_checkpoint(
@@ -31,27 +93,12 @@ def evaluate_checkpoint(
         UsageError: exact prompts of a method that has no others.
     """
     checkpoint = load_checkpoint(path)
-    info = checkpoint.info
-    if exact and info.method not in FUSED_METHODS:
+    method = checkpoint.info.method
+    if exact and method not in FUSED_METHODS:
         raise UsageError(
             where="exact",
-            found=f"a checkpoint of {info.method}",
+            found=f"a checkpoint of {method}",
             expected=f"one of {', '.join(FUSED_METHODS)}, whose prompts may be mixed or exact",
             next_step="leave `exact` out",
         )
-    images = open_collection(info.config.data, data, training=False)
-    images = images.only("test").renumber(info.classes, "the checkpoint")
-    depth = info.preprocessing.depth
-    backbone = load_backbone(info.model, info.pretrained, choose_device(device), depth)
-    checkpoint.check_backbone(backbone)
-    domains = images.load(image_encoder(backbone), reporter, backbone.device, need_train=False)
-    method, learned = rebuild_method(checkpoint, backbone, domains[0].test.table)
-    predict = None
-    if exact:
-        model = checkpoint.to_global_model(backbone)
-        predict = lambda images, domain: model.exact_logits(images.features)  # noqa: E731
-    names = method.bank_names(info.keys)
-    evaluation = evaluate(method, learned, domains, info.domains, names, predict=predict)
-    tell_untested(evaluation, reporter)
-    tell_low_routing(evaluation, reporter)
-    return evaluation
+    return open_trained(checkpoint, data, device, reporter).evaluate(reporter, exact=exact)

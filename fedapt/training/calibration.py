@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-_BINS = 15
+BINS = 15
 _STEPS = 60
 _MAX_EXPONENT = 4.0  # factors from 1/55 to 55
 
@@ -23,8 +23,8 @@ def calibration_error(logits: Tensor, labels: Tensor) -> float:
         return 0.0
     confidence, chosen = logits.double().softmax(-1).max(-1)
     right = (chosen == labels).double()
-    places = (confidence * _BINS).long().clamp(max=_BINS - 1)
-    gaps = [float((right[places == b] - confidence[places == b]).sum().abs()) for b in range(_BINS)]
+    places = (confidence * BINS).long().clamp(max=BINS - 1)
+    gaps = [float((right[places == b] - confidence[places == b]).sum().abs()) for b in range(BINS)]
     return sum(gaps) / len(labels)
 
 

@@ -160,10 +160,10 @@ def measure(
     test = {d.name: d.test for d in domains}
     # a domain that was left out has no say in the choice of a round
     validation = {d.name: d.validation for d in domains if d.name in trained}
-    logits = _predict(predict, test, trained)
+    logits = predict_parts(predict, test, trained)
     return Measured(
         _share_right(logits),
-        _share_right(_predict(predict, validation, trained)),
+        _share_right(predict_parts(predict, validation, trained)),
         routed=find_routed(_find_routing(route, test)) if route else {},
         calibration=_find_calibration(logits),
     )
@@ -192,10 +192,15 @@ def _find_routing(route: Route, parts: Mapping[str, ImageSet]) -> dict[str, dict
     return {name: found for name, found in shares.items() if found}
 
 
-def _predict(
+def predict_parts(
     predict: Predictor, parts: Mapping[str, ImageSet], trained: Sequence[str]
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Logits and labels of each domain that has images."""
+    """Logits float32 [n, C] or [models, n, C], and labels int64 [n], of domains with images.
+
+    Args:
+        parts: domain -> its images.
+        trained: domains that have clients, in the order of their indices.
+    """
     found = {}
     for name, images in parts.items():
         if len(images):
@@ -239,7 +244,7 @@ def evaluate(
     """
     if known is None:
         test = {domain.name: domain.test for domain in domains}
-        logits = _predict(predict or method.predictor(learned), test, trained)
+        logits = predict_parts(predict or method.predictor(learned), test, trained)
         known, calibration = _share_right(logits), _find_calibration(logits)
     route = make_route(method, learned, key_names)
     zero_shot = method.setting.zero_shot
