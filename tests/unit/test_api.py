@@ -60,7 +60,7 @@ def test_every_public_name_has_an_example() -> None:
     shown = {test.name.partition(".")[0] for test in EXAMPLES}
     assert shown == {*NAMES, "fedapt"} - {"__version__"}
     methods = {test.name for test in EXAMPLES if test.name.startswith("Run.")}
-    assert methods == {"Run.images", "Run.evaluate", "Run.export"}
+    assert methods == {"Run.images", "Run.evaluate", "Run.report", "Run.export"}
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda test: test.name)
