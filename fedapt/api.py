@@ -116,7 +116,7 @@ class Run:
         if root is None:
             raise UsageError(
                 where="data",
-                found="nothing, and the run folder names no images that are here",
+                found="no folder, and the images of the run folder do not exist here",
                 expected="the folder with the domains",
                 next_step="name the folder",
             )

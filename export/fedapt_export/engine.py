@@ -160,14 +160,14 @@ class EngineSettings:
             if is_set:
                 raise ExportError(
                     where=setting,
-                    found="the flavour rtx, which would ask for a GPU to build",
+                    found="the flavour rtx, which would need a GPU to build",
                     expected="the flavour tensorrt",
                     next_step=f"leave {setting} out: building again takes seconds",
                 )
         if precision == "int8":
             raise ExportError(
                 where="precision int8",
-                found="the flavour rtx, whose int8 is for weights alone",
+                found="the flavour rtx, whose int8 is for weights only",
                 expected="fp32, fp16 or bf16",
                 next_step="choose fp16, or the flavour tensorrt, which is built where its GPU is",
             )
@@ -184,7 +184,7 @@ class EngineSettings:
             raise ExportError(
                 where="compute capability",
                 found="the flavour tensorrt",
-                expected="nothing: such an engine is for the GPU at hand",
+                expected="no targets: this flavour builds for the GPU of this machine",
                 next_step="leave it out, or use the flavour rtx",
             )
 

@@ -275,7 +275,7 @@ def _check_size(model: onnx.ModelProto, label: str) -> None:
         raise ExportError(
             where=f"model {label}",
             found=f"a graph of {model.ByteSize():,} bytes",
-            expected=f"at most {_MAX_MODEL_BYTES:,}, what one ONNX file can hold",
+            expected=f"at most {_MAX_MODEL_BYTES:,}, the maximum of one ONNX file",
             next_step="choose a smaller model",
         )
 

@@ -119,7 +119,7 @@ def read_fusable(
             where="the checkpoint",
             found=f"the method {info.method}: {method.not_fused}",
             expected="a method whose classes are fixed vectors behind the image tower",
-            next_step="train another method; `fedapt evaluate` takes any",
+            next_step="train another method; `fedapt evaluate` accepts any method",
         )
     if "client" in method.owned.values():
         names = [c.name for c in method.setting.clients]
@@ -127,7 +127,7 @@ def read_fusable(
             raise CheckpointError(
                 where="the checkpoint",
                 found=f"the method {info.method}, and no client {owner!r}",
-                expected=f"one whose model is wanted: {', '.join(names)}",
+                expected=f"a client whose model is exported: {', '.join(names)}",
                 next_step="name the client: each has a model of its own",
             )
         client = names.index(owner)

@@ -81,7 +81,7 @@ def collect_calibration(
     if data is None:
         raise DataError(
             where="precision int8",
-            found="no images to calibrate with: the run folder's own are not here",
+            found="no calibration images: the images of the run folder do not exist here",
             expected="images like those that will be classified",
             next_step="name a folder of domains with `calibration`",
         )

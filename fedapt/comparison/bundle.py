@@ -82,7 +82,7 @@ def read_bundle(path: Path, backbone: Backbone) -> tuple[ImageFolders, ImageTabl
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
             where=path,
-            found=f"a file that is no bundle of features ({type(error).__name__}: {error})",
+            found=f"a file that is not a bundle of features ({type(error).__name__}: {error})",
             expected=f"a folder of domains, or a {SUFFIX} file of their features",
             next_step="check the path, or write the bundle again",
         ) from error

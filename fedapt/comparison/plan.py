@@ -127,14 +127,14 @@ def check_settings(config: Config, protocols: Sequence[str]) -> None:
             raise UsageError(
                 where=f"{name} = {value!r}",
                 found="a setting that differs from cell to cell",
-                expected="methods, protocols and seeds alone to decide on it",
+                expected="a setting that methods, protocols and seeds do not change",
                 next_step="leave it out",
             )
         if (protocol := _OF_PROTOCOL.get(name)) and protocol not in protocols:
             raise UsageError(
                 where=f"{name} = {value!r}",
                 found=f"protocols {', '.join(protocols)}",
-                expected=f"{protocol}, which alone reads this setting",
+                expected=f"{protocol}, the only protocol that reads this setting",
                 next_step=f"leave it out, or add {protocol} to `protocols`",
             )
 

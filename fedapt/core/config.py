@@ -89,7 +89,7 @@ def read_config(
                 where=override or "an empty override",
                 found="no section.key=value",
                 expected="for example train.rounds=3",
-                next_step="write it that way",
+                next_step="use this form",
             )
         _set(tables, sources, parts, _parse_value(text.strip()), override)
     for name, value in (values or {}).items():

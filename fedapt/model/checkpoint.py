@@ -105,8 +105,8 @@ class Checkpoint:
             raise CheckpointError(
                 where="the checkpoint",
                 found=f"the method {info.method}",
-                expected=f"one that is fused: {', '.join(FUSED_METHODS)}",
-                next_step="train with one of these; `fedapt evaluate` takes any",
+                expected=f"a fused method: {', '.join(FUSED_METHODS)}",
+                next_step="train with one of these; `fedapt evaluate` accepts any method",
             )
         return GlobalModel(
             text=prompted_text(backbone, info.classes, self.keys.shape[1]),

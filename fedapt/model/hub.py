@@ -67,8 +67,8 @@ def _check_downloads(cache: Path, begun: float) -> None:
             raise ModelError(
                 where=blob.parent.parent,
                 found=f"a download of hash {found[:12]}, which was removed",
-                expected=f"{blob.name[:12]}, as the hub says",
-                next_step="run again; where it fails again, a proxy or the hub changes the file",
+                expected=f"{blob.name[:12]}, the hash of the hub",
+                next_step="run again; if it fails again, a proxy or the hub changes the file",
             )
 
 

@@ -109,7 +109,7 @@ def read_state(path: Path) -> State:
         raise ModelError(
             where=path,
             found=f"a pickled file that holds more than tensors{what}, or a damaged one",
-            expected="tensors alone: whatever else is in a pickled file could run code",
+            expected="only tensors: any other object in a pickled file could run code",
             next_step="where the file comes from, write safetensors.torch.save_file("
             "model.state_dict(), ...) and use that file",
         ) from None  # torch's message advises to read it without that protection

@@ -185,7 +185,7 @@ def _check_own_images(config: Config) -> None:
                 where=f"{name} = {value!r}",
                 found="a setting for images that are all on one machine",
                 expected=f"{defaults[name]!r}: every node has its own",
-                next_step="leave it out; nodes join and stay away by themselves",
+                next_step="leave it out; nodes join and leave on their own",
             )
 
 

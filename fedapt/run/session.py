@@ -152,7 +152,7 @@ def _order_domains(
             where="join",
             found=f"no images of {', '.join(missing)}",
             expected=f"all domains of the federation: {', '.join(info.domains)}",
-            next_step="add them: those who were there before go on training",
+            next_step="add them: the earlier domains continue to train",
         )
     if len(info.clients) != config.federation.clients_per_domain * len(info.domains):
         raise CheckpointError(

@@ -104,7 +104,7 @@ def subtract(federation: Checkpoint, other: Checkpoint) -> Checkpoint:
                 where=f"domain {domain} of the checkpoint that is subtracted",
                 found=f"{count} images",
                 expected=f"fewer than the federation's {has.get(domain, 0)}",
-                next_step="let the domain leave as a whole, or check which images it was made of",
+                next_step="remove the whole domain, or check the images of the other checkpoint",
             )
     learned = {name: tensor.clone() for name, tensor in federation.learned.items()}
     for index, domain in enumerate(other.info.keys):
@@ -135,7 +135,7 @@ def add_class(federation: Checkpoint, name: str) -> Checkpoint:
     if name in info.classes:
         raise DataError(
             where=f"class {name}",
-            found="a class that is there",
+            found="an existing class",
             expected="a new one",
             next_step="check the name",
         )

@@ -133,7 +133,7 @@ def _open(stack: ExitStack, name: str, folder: Path, config: Config) -> Log:
             where=f"tracker {name}",
             found=_say(error),
             expected="a tracker that can begin",
-            next_step=f"set {name} up as its own documentation says, or leave it out",
+            next_step=f"set {name} up as its documentation describes, or leave it out",
         ) from error
 
 

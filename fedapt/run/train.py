@@ -53,7 +53,7 @@ def train(
             raise UsageError(
                 where=out,
                 found="no run",
-                expected="one to go on with",
+                expected="a run to resume",
                 next_step="check `out`, or begin a run with `data`",
             )
         raise UsageError(

@@ -112,7 +112,7 @@ def train_client(
             shareable=True,
             found=f"{broken[0]} with NaN or infinity" if is_finite else f"a loss of {mean:g}",
             expected="finite numbers",
-            next_step="lower train.lr; the checkpoint of the round before is kept",
+            next_step="lower train.lr; the checkpoint of the previous round is kept",
         )
     return ClientUpdate(client, found, n_samples, mean)
 

@@ -56,7 +56,7 @@ class Vote:
                 where=f"federation.aggregation = {config.aggregation!r}",
                 found=f"{n} usable replies",
                 expected=f"{needed} or more, with federation.faulty = {config.faulty}",
-                next_step="see to the nodes whose replies are missing, or lower federation.faulty",
+                next_step="check the nodes whose replies are missing, or lower federation.faulty",
             )
         # float64 [n, ...] by tensor
         values = {

@@ -147,7 +147,7 @@ def load_images(paths: Sequence[str], preprocessing: Preprocessing) -> NDArray[n
             where="images to compare backends on",
             found="no readable image",
             expected="at least one",
-            next_step="name images or folders, or none, for noise",
+            next_step="pass images or folders, or nothing to use noise",
         )
     return np.stack(pixels)
 

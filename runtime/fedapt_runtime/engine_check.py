@@ -99,8 +99,8 @@ def _load_images(paths: Sequence[str], engine_file: EngineFile) -> NDArray[np.ui
         raise InputError(
             where=", ".join(paths),
             found=f"{len(pixels)} images",
-            expected="two or more: what another order of rows changes cannot be seen of one",
-            next_step="give more images, or none, for noise",
+            expected="two or more, to compare different orders of rows",
+            next_step="pass more images, or none to use noise",
         )
     return np.stack([array for array in pixels if array is not None])
 

@@ -85,7 +85,7 @@ class HeadFile:
                 where=where,
                 found=f"a head of a CLIP with hash {mine[:12]}",
                 expected=f"one of {other[:12]}, the CLIP inside the model",
-                next_step="export a head of the same CLIP, or the whole model anew",
+                next_step="export a head of the same CLIP, or the whole model again",
             )
         if self.manifest.mixing != model.mixing:
             raise ModelFileError(

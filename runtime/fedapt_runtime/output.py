@@ -113,7 +113,7 @@ def check_output(out: Destination | None) -> None:
             where=out,
             found=f"no folder {path.parent}",
             expected="a folder that can be written",
-            next_step="make it, or choose another",
+            next_step="create it, or choose another",
         )
     elif path.exists() and not path.is_file():
         raise OutputError(

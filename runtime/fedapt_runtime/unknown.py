@@ -131,8 +131,8 @@ def read_signal(manifest: Manifest, where: object) -> UnknownSignal:
         raise RuntimeFailure(
             where=where,
             found="a model without a signal for unknown domains",
-            expected="one that was exported with images of two or more domains at hand",
-            next_step="export it again with images at hand, or leave `flag_unknown` out",
+            expected="a model exported with images of two or more domains",
+            next_step="export it again with its images, or leave `flag_unknown` out",
         )
     try:
         if block["score"] != SCORE:

@@ -179,7 +179,7 @@ def test_resuming_where_there_is_no_run(
     run = tmp_path / "run"
     assert main(["train", "--resume", "--out", str(run)]) == 2
     assert capsys.readouterr().err == (
-        f"error: {run}: found no run; expected one to go on with."
+        f"error: {run}: found no run; expected a run to resume."
         " To do: check --out, or begin a run with --data.\n"
     )
     assert not run.exists()
@@ -264,7 +264,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_round_before(
     assert 2 <= done < 29
     assert re.search(
         rf"error: round {done + 1}, client (photo|sketch): found .+; expected finite numbers\. "
-        r"To do: lower train\.lr; the checkpoint of the round before is kept\.",
+        r"To do: lower train\.lr; the checkpoint of the previous round is kept\.",
         messages,
     )
     assert "Traceback" not in messages

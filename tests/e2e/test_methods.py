@@ -268,7 +268,7 @@ def test_a_client_of_local_models_has_to_be_named(
     checkpoint, out = str(runs("local") / CHECKPOINT), str(tmp_path / "model.onnx")
     assert main(["export", checkpoint, "--out", out, "--client", "photos"]) == 4
     message = capsys.readouterr().err
-    assert "no client 'photos'; expected one whose model is wanted: photo, sketch" in message
+    assert "no client 'photos'; expected a client whose model is exported: photo, sketch" in message
     assert list(tmp_path.iterdir()) == []
 
 

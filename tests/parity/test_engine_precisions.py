@@ -87,7 +87,7 @@ def test_int8_is_refused_by_its_manifest(tiny_backbone: Backbone, tmp_path: Path
     write_model(graph, dataclasses.replace(manifest, precision="int8"), model)
     with pytest.raises(
         ExportError,
-        match="found the flavour rtx, whose int8 is for weights alone; expected fp32, fp16 or",
+        match="found the flavour rtx, whose int8 is for weights only; expected fp32, fp16 or",
     ) as caught:
         build_engine(model, tmp_path / "m.engine", SETTINGS)
     assert caught.value.exit_code == 6

@@ -431,7 +431,7 @@ def test_without_a_run_folder_calibration_is_asked_for(
     tiny_run: Path, tiny_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     alone = Path(shutil.copy(tiny_run / "checkpoint.safetensors", tmp_path))
-    with pytest.raises(DataError, match=r"^precision int8: found no images to calibrate with"):
+    with pytest.raises(DataError, match=r"^precision int8: found no calibration images"):
         collect_calibration(load_checkpoint(alone), alone, None, 0)
     out = tmp_path / "model.onnx"
     assert export_int8(alone, out, "--data", str(tiny_images)) == 4

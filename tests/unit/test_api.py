@@ -140,7 +140,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path, tiny_run: Path) -> None:
         fedapt.load(tmp_path)
     alone = tmp_path / "alone.safetensors"
     shutil.copy(tiny_run / "checkpoint.safetensors", alone)
-    with pytest.raises(UsageError, match="data: found nothing, and the run folder names no images"):
+    with pytest.raises(UsageError, match="data: found no folder, and the images of the run"):
         fedapt.load(alone).evaluate()
     with pytest.raises(UsageError, match="the unknown setting 'precison'; expected one of data, "):
         fedapt.load(tiny_run).export(tmp_path / "model.onnx", precison="fp16")

@@ -74,7 +74,7 @@ def train(
             where=f"the run {folder / settings.out}",
             found=federation.reason,
             expected="a federation that trains to its end",
-            next_step="see to it, and run this command again: it goes on where it was",
+            next_step="correct it, and run this command again: it continues where it stopped",
         )
     print(f"written: {folder / settings.out / 'checkpoint.safetensors'}", file=sys.stderr)
 
@@ -105,7 +105,7 @@ def _watch(
                 where=f"the server {address}",
                 found="no answer: its process has ended" if gone else "a training that broke off",
                 expected="a run that says how it ended",
-                next_step="start it again, and run this command again: it goes on where it was"
+                next_step="start it and run this command again: it continues where it stopped"
                 if gone
                 else "see the server's log",
             )

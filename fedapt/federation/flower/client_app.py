@@ -82,9 +82,9 @@ def build_client_app(find_node: FindNode, reporter: Reporter | None = None) -> C
                 raise FederationError(
                     where="the server's message",
                     shareable=True,
-                    found="a round whose replies can be read",
-                    expected="the stages of a secure one (federation.secure)",
-                    next_step="this node gives nothing away in this round; see to the server",
+                    found="a round without secure aggregation",
+                    expected="a secure round (federation.secure)",
+                    next_step="this node sends no data in this round; ask the server's operator",
                 )
             update = node.train(plan, place, share, keys)
             return RecordDict(

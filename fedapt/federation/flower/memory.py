@@ -54,7 +54,7 @@ class Memory:
                 where="the node's memory",
                 shareable=True,
                 found="a second sum of the same start, over other clients or another update",
-                expected="one: two sums that differ in one client tell that client's update",
+                expected="one sum: the difference of two sums can reveal one client's update",
                 next_step="train with the clients that took part before, with the same images and"
                 " settings, or begin a new run with another train.seed",
             )
@@ -78,7 +78,7 @@ def _read(path: Path) -> tuple[bytes, dict[str, str]]:
         raise FederationError(
             where=path,
             found=f"{type(error).__name__}",
-            expected="what this node has remembered",
-            next_step="restore the file; without it, this node could give one update away twice",
+            expected="the node's saved state",
+            next_step="restore the file; without it, this node could reveal one client's update",
         ) from error
     return secret, sums

@@ -91,7 +91,7 @@ class Node:
                 where=f"client {place.client}",
                 shareable=True,
                 found=f"part {place.share + 1} of a folder of {len(shares)}",
-                expected="a part that there is",
+                expected="a part that exists",
                 next_step="install the same version of fedapt on server and nodes",
             )
         client = Client(place.client, domain.name, place.domain, place.key, shares[place.share])
@@ -168,7 +168,7 @@ class Node:
                 shareable=True,
                 found=found,
                 expected=expected,
-                next_step="have the server's operator change the settings, or change node.toml",
+                next_step="ask the server's operator to change the settings, or change node.toml",
             )
 
     def _build(
@@ -197,7 +197,7 @@ class Node:
             raise UsageError(
                 where="the node's CLIP",
                 shareable=True,
-                found="no name, because the server's CLIP is a folder of its own",
+                found="no CLIP: the server's CLIP is a folder on the server",
                 expected=f"the folder of the CLIP of hash {plan.clip_sha256[:12]} on this machine",
                 next_step="name it in the node's configuration: model=FOLDER",
             )

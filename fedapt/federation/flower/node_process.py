@@ -80,7 +80,7 @@ def _join(
                 raise FederationError(
                     where=f"the server {settings.server}",
                     found=f"{error.reason}, for {wait_seconds:g} s",
-                    expected="a server that lets this node in",
+                    expected="a server that admits this node",
                     next_step=error.next_step,
                 ) from error
             if error.reason != told:

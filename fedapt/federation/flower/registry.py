@@ -100,7 +100,7 @@ class NodeRegistry:
                     found=f"{len(here)} nodes ({', '.join(sorted(here)) or 'none'})"
                     + "".join(f"; {name}: {why}" for name, why in self._reasons.items()),
                     expected=f"{least} (min_nodes) within {seconds:g} s",
-                    next_step="see to the others, or lower min_nodes",
+                    next_step="check the other nodes, or lower min_nodes",
                 )
             time.sleep(_POLL_S)
         self.admit()

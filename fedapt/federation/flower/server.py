@@ -76,7 +76,7 @@ class _Server:
             raise FederationError(
                 where=f"the address {host}:{port}",
                 found=error.strerror or str(error),
-                expected="an address of this machine that nobody listens at",
+                expected="a free address of this machine",
                 next_step="stop the other program, or set `listen` in server.toml",
             ) from error
         self._reporter.event("info", f"listening at {host}:{port}")
@@ -109,7 +109,7 @@ class _Server:
                 where=certificate,
                 found=getattr(error, "reason", None) or str(error),
                 expected="the server's certificate and its key, PEM",
-                next_step="put your own or those of `fedapt federation init` there",
+                next_step="copy your own files or those of `fedapt federation init` there",
             ) from error
         return context
 

@@ -184,7 +184,7 @@ def _check_files(path: Path, files: Mapping[str, Path]) -> None:
         if not file.is_file():
             raise ConfigError(
                 where=path,
-                found=f"{name} = {file.name}, which is not there",
+                found=f"{name} = {file.name}, which does not exist",
                 expected="the file that `fedapt federation init` has made, or your own",
                 next_step="copy it there, or name another",
             )

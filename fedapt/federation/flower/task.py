@@ -101,7 +101,7 @@ def read_plan(record: ConfigRecord) -> Plan:
                 where="the server's settings",
                 found="a path of this machine",
                 expected="settings without paths",
-                next_step="see to the server",
+                next_step="ask the server's operator",
             )
         return Plan(config, tuple(values["classes"]), values["clip_sha256"], values["n_keys"])
     except (KeyError, TypeError, ValueError, ConfigError) as error:

@@ -153,7 +153,7 @@ def list_candidates(backend: str, device: str, compute: str) -> list[Candidate]:
         raise RuntimeFailure(
             where="compute",
             found=f"{compute!r} for the backend {' or '.join(backends)}",
-            expected="openvino on a processor with bfloat16, the one that computes so",
+            expected="openvino on a processor with bfloat16",
             next_step="choose fp32, or install 'fedapt-runtime[openvino]' where it is missing",
         )
     return found

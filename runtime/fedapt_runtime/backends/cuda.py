@@ -196,7 +196,7 @@ def _refuse(found: str) -> RuntimeFailure:
 def _refuse_size() -> RuntimeFailure:
     return RuntimeFailure(
         where="CUDA",
-        found="too little memory on the GPU, or too little that can be pinned on the host",
-        expected="room for the batches that the engine takes",
+        found="too little GPU memory, or too little pinned host memory",
+        expected="memory for the engine's batches",
         next_step="free the GPU's memory, or build the engine for smaller batches",
     )

@@ -69,7 +69,7 @@ def _check_headers(request: Request, limits: Limits) -> None:
             415,
             where="Content-Encoding",
             found=repr(coding),
-            expected="a body as it is",
+            expected="an uncompressed body",
             next_step="send it without compression",
         )
     length = request.headers.get("content-length", "")
@@ -92,7 +92,7 @@ def _too_slow(limits: Limits) -> RequestError:
         408,
         where="the body",
         found=f"a part of it after {limits.body_s:g} s",
-        expected="all of it",
+        expected="the complete body",
         next_step="send it faster, or in several requests",
     )
 
@@ -119,7 +119,7 @@ async def answer_in_time(request: Request, work: Awaitable[_Answer], limits: Lim
             retry_after_s=1,
             where="the server",
             found=f"no answer after {limits.answer_s:g} s",
-            expected="one in that time",
+            expected="an answer in that time",
             next_step="send the request again after a while",
         )
     finally:

@@ -88,8 +88,8 @@ def malformed(where: str, found: str, status: int = 400) -> RequestError:
         status,
         where=where,
         found=found,
-        expected="what /openapi.json says",
-        next_step="mend the request",
+        expected="a body that /openapi.json describes",
+        next_step="correct the request",
     )
 
 

@@ -212,7 +212,7 @@ class Service:
                 400,
                 where="flag_unknown",
                 found="a model without a signal for unknown domains",
-                expected="one that was exported with images of two or more domains at hand",
+                expected="a model exported with images of two or more domains",
                 next_step="export the model with its images, or ask without flag_unknown",
             )
         with self.queue.hold(len(uploads)):

@@ -117,7 +117,7 @@ class TarFinder:
                 raise ImageError(
                     where=full,
                     found=f"the archive read {_MAX_REWINDS:,} times from its start",
-                    expected="its files in its own order",
+                    expected="files in the archive's order",
                     next_step="sort the list as the archive is, unpack it, or pack it as a zip",
                 )
             self._rewinds += 1

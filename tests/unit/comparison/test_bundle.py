@@ -96,5 +96,5 @@ def test_what_is_no_bundle_is_refused(damage: str, bundle: Path, tiny_backbone: 
     else:
         narrow = {"features": tensors["features"][:, :-1].clone(), "labels": tensors["labels"]}
         save_file(narrow, bundle, metadata)
-    with pytest.raises(DataError, match="found a file that is no bundle of features"):
+    with pytest.raises(DataError, match="found a file that is not a bundle of features"):
         read_bundle(bundle, tiny_backbone)

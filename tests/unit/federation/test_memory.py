@@ -38,6 +38,6 @@ def test_a_damaged_memory_is_not_begun_anew(tmp_path: Path) -> None:
     Memory(path)
     for damage in ("", "[]", "{}", '{"secret": "00", "sums": {}}', '{"secret": 1, "sums": {}}'):
         path.write_text(damage)
-        with pytest.raises(FederationError, match="expected what this node has remembered"):
+        with pytest.raises(FederationError, match="expected the node's saved state"):
             Memory(path)
         assert path.read_text() == damage

@@ -104,7 +104,7 @@ def test_a_clip_in_a_folder_has_to_be_named(
     nameless = dataclasses.replace(party, model="")
     task = task_to_record(dataclasses.replace(plan, config=config))
     told, said = refused(nameless, task, capsys).split("|")
-    assert "no name, because the server's CLIP is a folder of its own" in told
+    assert "no CLIP: the server's CLIP is a folder on the server" in told
     assert "model=FOLDER" in said
 
 
@@ -236,7 +236,7 @@ def test_a_node_that_wants_secure_rounds_takes_part_in_no_others(
     careful = dataclasses.replace(party, secure=True)
     told, said = refused(careful, task_to_record(plan), capsys).split("|")
     assert told.startswith("the node's configuration: found a run in which the server can read")
-    assert "To do: have the server's operator change the settings, or change node.toml" in said
+    assert "To do: ask the server's operator to change the settings, or change node.toml" in said
     secure = dataclasses.replace(plan, config=read_config(None, ["federation.secure=true"]))
     assert ask(careful, task_to_record(secure)).keys() == {"reply"}
 

@@ -409,8 +409,8 @@ def test_only_the_methods_that_are_fused_become_the_servers_model(
     )
     with pytest.raises(
         CheckpointError,
-        match=f"the checkpoint: found the method {method}; expected one that is fused: fedapt, "
-        r"fedapt-unsupervised\. To do: train with one of these; `fedapt evaluate` takes any",
+        match=f"the checkpoint: found the method {method}; expected a fused method: fedapt, "
+        r"fedapt-unsupervised\. To do: train with one of these; `fedapt evaluate` accepts any",
     ):
         other.to_global_model(tiny_backbone)
 

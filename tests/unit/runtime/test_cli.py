@@ -269,7 +269,7 @@ def test_an_output_in_a_folder_that_is_not_there_is_8_before_the_model_is_read(
     assert code == 8
     assert err == (
         f"error: {out}: found no folder {out.parent}; expected a folder that can be written."
-        " To do: make it, or choose another.\n"
+        " To do: create it, or choose another.\n"
     )
 
 

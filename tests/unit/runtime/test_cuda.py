@@ -86,7 +86,7 @@ def test_too_little_memory_is_told_as_that(kind: str, cuda: FakeCuda) -> None:
     gpu = Gpu()
     with (
         ExitStack() as taken,
-        pytest.raises(RuntimeFailure, match=r"too little memory .*for smaller batches"),
+        pytest.raises(RuntimeFailure, match=r"too little GPU memory.*for smaller batches"),
     ):
         getattr(gpu, kind)(taken, 1 << 40)
 

@@ -151,7 +151,7 @@ def test_too_little_memory_leaves_nothing_behind(
     cuda: FakeCuda, library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_engine(tmp_path, FakePlan(scratch=1 << 40))
-    with pytest.raises(RuntimeFailure, match="too little memory on the GPU"):
+    with pytest.raises(RuntimeFailure, match="too little GPU memory"):
         load(path, library, monkeypatch)
 
 

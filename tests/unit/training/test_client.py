@@ -307,7 +307,7 @@ def test_a_loss_that_is_not_finite_is_refused_with_round_and_client(
     with pytest.raises(
         FederationError,
         match=r"round 3, client sketch/2: found a loss of nan; expected finite numbers\. To do: "
-        r"lower train\.lr; the checkpoint of the round before is kept",
+        r"lower train\.lr; the checkpoint of the previous round is kept",
     ) as caught:
         train_client(
             objective(), START, batches, TrainConfig(), round_number=2, client=7, name="sketch/2"

@@ -159,12 +159,12 @@ class Connection:
                 where=f"the server {self._settings.server}",
                 found=text,
                 expected="one process for each node",
-                next_step="stop one of them, or have `fedapt federation add` make a further node",
+                next_step="stop one of them, or add another node with `fedapt federation add`",
             )
         if status == 413:
             raise FederationError(
                 where=f"the server {self._settings.server}",
-                found=f"a reply that it does not take: {text}",
+                found=f"a reply that the server refuses: {text}",
                 expected="a reply of the size of the model",
                 next_step="install the same version of fedapt on server and nodes",
             )

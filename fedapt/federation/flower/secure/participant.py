@@ -275,5 +275,5 @@ def _refuse(found: str, expected: str) -> FederationError:
         shareable=True,
         found=found,
         expected=expected,
-        next_step="this node gives nothing away in this round; see to the server",
+        next_step="this node sends no data in this round; ask the server's operator",
     )

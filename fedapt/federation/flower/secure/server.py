@@ -77,7 +77,7 @@ class SecureRound:
             raise ConfigError(
                 where="federation.secure",
                 found=f"a round of {len(contents)} clients",
-                expected=f"{MIN_CLIENTS} or more: of a sum of two, each takes off its own",
+                expected=f"{MIN_CLIENTS} or more: with two, each can compute the other's update",
                 next_step="sample more, or set min_nodes in server.toml",
             )
         self._collect_keys(contents)
@@ -109,7 +109,7 @@ class SecureRound:
                 found=f"{error}, of {len(self._mask_keys)} clients",
                 expected="enough to hide among, with the shares of federation.secure_colluding and"
                 " secure_dropping",
-                next_step="leave it at 0, which chooses as many as that takes",
+                next_step="leave it at 0, which selects a sufficient number",
             ) from error
         self._keys_hash = hash_keys(
             {c: (key, self._share_keys[c]) for c, key in self._mask_keys.items()}

@@ -298,7 +298,7 @@ def test_a_node_gives_nothing_away_in_clear(
     plain = Message(message.content, 10, "train")
     grid.push_messages([plain])
     refusal = grid.replies[0].content["refusal"]["reason"]
-    assert "the server's message: found a round whose replies can be read" in refusal
+    assert "the server's message: found a round without secure aggregation" in refusal
     assert grid.replies[0].content.array_records == {}
 
 
