@@ -1,7 +1,9 @@
 """model.onnx -> a folder of static files: a page that classifies on the visitor's own device.
 
-    DIR/index.html  style.css  page.js      the page, the same as the service's
+    DIR/index.html  style.css  icon.svg  page.js  camera.js
+                                             the page, the same as the service's
     DIR/main.js  worker.js  decode.js  pixels.js  predict.js
+                                             what runs the model behind it
     DIR/bundle.json                          the model's manifest, size and hash
     DIR/model.onnx
     DIR/ort/                                 ONNX Runtime Web, THIRD_PARTY.txt its licence

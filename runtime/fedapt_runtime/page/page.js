@@ -1,33 +1,65 @@
-// The page where people classify images. Who classifies them is not known here: `main.js` of a
-// service sends them to it, `main.js` of a browser bundle runs the model itself.
+// The page where people classify images. `main.js` says who classifies them: in a service it sends
+// them to the server, in a browser bundle it runs the model itself. File names, class names and
+// messages reach the page as text, never as markup.
 
-const MAX_CARDS = 200; // older ones leave the page, and their images the memory
+import { startCamera } from "./camera.js";
+
+const MAX_CARDS = 200;
 
 const find = (id) => document.getElementById(id);
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
+const count = (n, one, many) => `${n} ${n === 1 ? one : many}`;
+
+// a browser opens what is dropped on a page that does not take it
+for (const name of ["dragover", "drop"]) {
+  document.addEventListener(name, (event) => event.preventDefault());
+}
 
 /**
- * Let people classify images.
+ * Show the model that classifies from now on.
  *
  * @param {object} model
  * @param {string} model.about one line under the title
  * @param {string[]} model.classes
  * @param {string[]} model.domains
- * @param {string} model.note where the images are classified, and by what
- * @param {number} model.parallel how many images are classified at once
- * @param {(image: Blob, name: string) => Promise<object>} model.classify gives a prediction as
- *   `fedapt-runtime classify` writes it: label, score, top_k, routed_to, domain_weights, unknown,
- *   error. A failure that concerns the image alone is in `error`.
+ * @param {string} model.note the model's version and what runs it
  */
-export function startPage({ about, classes, domains, note, parallel, classify }) {
+export function showModel({ about, classes, domains, note }) {
+  showProgress(about);
+  find("counts").textContent =
+    `${count(classes.length, "class", "classes")}, ${count(domains.length, "domain", "domains")}`;
+  find("classes").textContent = classes.join(", ");
+  find("domains").textContent = domains.join(", ");
+  find("names").hidden = false;
+  find("note").textContent = note;
+}
+
+/** Say what the page is doing before it can classify. */
+export function showProgress(text) {
+  find("about").textContent = text;
+  find("about").classList.remove("bad");
+}
+
+/** Say why the page cannot classify at all. */
+export function showFailure(text) {
+  find("about").textContent = text;
+  find("about").classList.add("bad");
+}
+
+/**
+ * Let people classify images; called once.
+ *
+ * @param {object} options
+ * @param {number} options.parallel how many images are classified at once
+ * @param {(image: File) => Promise<object>} options.classify gives a prediction as
+ *   `fedapt-runtime classify` writes it: label, score, top_k, routed_to, domain_weights,
+ *   unknown_score, unknown, error. It throws an Error where there is no prediction; the image's card
+ *   shows the message.
+ */
+export function startPage({ parallel, classify }) {
   const queue = [];
   let running = 0, done = 0, failed = 0, batch = 0, started = 0;
 
-  find("about").textContent = about;
-  find("classes").textContent = classes.join(", ");
-  find("domains").textContent = domains.join(", ");
-  find("note").textContent = note;
-  find("names").hidden = false;
   for (const id of ["files", "photo"]) {
     const input = find(id);
     input.disabled = false;
@@ -36,12 +68,19 @@ export function startPage({ about, classes, domains, note, parallel, classify })
       input.value = ""; // the same file may be chosen again
     });
   }
+  startCamera((photo) => add([photo]), say);
   listenForDrops(add);
   find("clear").addEventListener("click", clear);
 
   function add(files) {
-    for (const file of files) queue.push({ file, card: addCard(file) });
-    if (queue.length && running === 0) [batch, started] = [0, performance.now()];
+    // a file of a type that the browser does not know may be an image
+    const images = [...files].filter(({ type }) => type === "" || type.startsWith("image/"));
+    if (!images.length) {
+      say("There is no image in that.");
+      return;
+    }
+    if (running === 0) [batch, started] = [0, performance.now()];
+    queue.push(...images);
     while (running < parallel && queue.length) work();
     show();
   }
@@ -49,10 +88,11 @@ export function startPage({ about, classes, domains, note, parallel, classify })
   async function work() {
     running += 1;
     while (queue.length) {
-      const { file, card } = queue.shift();
+      const file = queue.shift();
+      const card = addCard(file);
       let found;
       try {
-        found = await classify(file, file.name);
+        found = await classify(file);
       } catch (error) {
         found = { error: error.message };
       }
@@ -67,73 +107,59 @@ export function startPage({ about, classes, domains, note, parallel, classify })
   }
 
   function show() {
-    const parts = [];
-    if (done || queue.length) parts.push(done === 1 ? "1 image" : `${done} images`);
+    const parts = [count(done, "image", "images")];
     if (failed) parts.push(`${failed} failed`);
     if (queue.length + running) parts.push(`${queue.length + running} waiting`);
     const seconds = (performance.now() - started) / 1000;
     if (batch) parts.push(`${(batch / seconds).toPrecision(3)} images/s`);
-    find("status").textContent = parts.join(", ");
+    say(parts.join(", "));
     find("clear").hidden = done === 0;
   }
 
   function clear() {
-    for (const card of [...find("results").children]) {
-      if (!card.classList.contains("waiting")) removeCard(card);
-    }
-    [done, failed, batch] = [0, 0, 0];
-    find("status").textContent = "";
+    queue.length = 0;
+    for (const card of document.querySelectorAll(".card:not(.waiting)")) card.remove();
+    [done, failed, batch, started] = [0, 0, 0, performance.now()];
+    say("");
     find("clear").hidden = true;
     find("files").focus();
   }
 }
 
-/** Say why the page cannot classify at all. */
-export function showFailure(text) {
-  find("about").textContent = text;
-  find("about").classList.add("bad");
-}
-
-/** Say what the page is doing before it can classify. */
-export function showProgress(text) {
-  find("about").textContent = text;
+function say(text) {
+  find("status").textContent = text;
 }
 
 function listenForDrops(add) {
   const drop = find("drop");
-  const images = (data) => [...(data?.files ?? [])].filter((file) => file.type.startsWith("image/"));
-  document.addEventListener("dragover", (event) => {
-    event.preventDefault(); // else the browser opens what is dropped beside the box
-    drop.classList.add("over");
-  });
+  document.addEventListener("dragover", () => drop.classList.add("over"));
   document.addEventListener("dragleave", (event) => {
     if (!event.relatedTarget) drop.classList.remove("over");
   });
   document.addEventListener("drop", (event) => {
-    event.preventDefault();
     drop.classList.remove("over");
-    add(images(event.dataTransfer));
+    add(event.dataTransfer.files);
   });
-  document.addEventListener("paste", (event) => add(images(event.clipboardData)));
+  document.addEventListener("paste", (event) => {
+    if (event.clipboardData.files.length) add(event.clipboardData.files); // else it is text
+  });
 }
 
+/** Show an image that is classified; the oldest card leaves the page where there are too many. */
 function addCard(file) {
   const card = find("card").content.firstElementChild.cloneNode(true);
-  card.classList.add("waiting");
-  card.querySelector("img").src = URL.createObjectURL(file);
-  card.querySelector(".name").textContent = file.name;
-  card.querySelector(".name").title = file.name;
-  const results = find("results");
-  results.prepend(card);
-  for (const old of [...results.children].slice(MAX_CARDS)) {
-    if (!old.classList.contains("waiting")) removeCard(old);
-  }
+  const image = card.querySelector("img");
+  const free = () => URL.revokeObjectURL(image.src);
+  image.addEventListener("load", free);
+  image.addEventListener("error", () => {
+    free();
+    image.remove();
+  });
+  image.src = URL.createObjectURL(file);
+  setText(card.querySelector(".name"), file.name);
+  find("results").prepend(card);
+  for (const old of [...find("results").children].slice(MAX_CARDS)) old.remove();
   return card;
-}
-
-function removeCard(card) {
-  URL.revokeObjectURL(card.querySelector("img").src);
-  card.remove();
 }
 
 function fillCard(card, found) {
@@ -145,7 +171,13 @@ function fillCard(card, found) {
     return;
   }
   label.textContent = found.label;
-  card.querySelector(".unknown").hidden = !found.unknown;
+  card.querySelector("img")?.setAttribute("alt", `Classified as ${found.label}`);
+  if (found.unknown) {
+    const unknown = card.querySelector(".unknown");
+    unknown.hidden = false;
+    unknown.textContent = `Unlike the known domains (${found.unknown_score.toFixed(1)})`;
+    unknown.title = "Standard deviations beyond the usual of known domains";
+  }
   for (const [name, score] of found.top_k) addBar(card.querySelector(".bars"), name, score);
   const routed = card.querySelector(".routed");
   routed.hidden = Object.keys(found.domain_weights).length < 2;
@@ -154,9 +186,14 @@ function fillCard(card, found) {
 
 function addBar(list, name, score) {
   const bar = find("class").content.firstElementChild.cloneNode(true);
-  bar.querySelector(".class").textContent = name;
-  bar.querySelector(".class").title = name;
+  setText(bar.querySelector(".class"), name);
   bar.querySelector(".share").textContent = percent(score);
   bar.querySelector(".fill").style.width = `${100 * score}%`;
   list.append(bar);
+}
+
+/** A text that may be cut; the pointer shows all of it. */
+function setText(node, text) {
+  node.textContent = text;
+  node.title = text;
 }

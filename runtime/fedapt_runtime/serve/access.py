@@ -15,12 +15,13 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fedapt_runtime.printable import printable
+from fedapt_runtime.serve import page
 from fedapt_runtime.serve.connections import Connections
 from fedapt_runtime.serve.metrics import Metrics
 
 # for probes, and for the page, which asks for the token itself
-OPEN_PATHS = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/")
-OPEN_FOLDERS = ("/page/", "/web/")
+OPEN_PATHS = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", *page.PATHS)
+OPEN_FOLDERS = ("/web/",)
 GONE = 499  # nginx's status of a client that went away; for the log and the figures alone
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 

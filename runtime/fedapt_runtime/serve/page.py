@@ -16,10 +16,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fedapt_runtime.serve.openapi import describe_api
 
-_TYPES = {"index.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
+# the page that the bundle for browsers shares, and what this server gives it
+_FOLDERS = (files("fedapt_runtime") / "page", files("fedapt_runtime.serve") / "page")
+_TYPES = {
+    "index.html": "text/html",
+    "style.css": "text/css",
+    "icon.svg": "image/svg+xml",
+    "page.js": "text/javascript",
+    "camera.js": "text/javascript",
+    "main.js": "text/javascript",
+}
+PATHS = ("/", *(f"/{name}" for name in _TYPES if name != "index.html"))
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self';"
-    " img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none';"
+    " img-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none';"
     " frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -27,21 +37,11 @@ _HEADERS = {
 }
 
 
-def _read(name: str) -> bytes:
-    return files("fedapt_runtime.serve").joinpath("page", name).read_bytes()
-
-
-async def index(request: Request) -> Response:
-    """`GET /`: classify images in a browser."""
-    return Response(_read("index.html"), media_type="text/html", headers=_HEADERS)
-
-
 async def page_file(request: Request) -> Response:
-    """`GET /page/{name}`: style and script of the page."""
-    name = request.path_params["name"]
-    if name not in _TYPES:
-        return Response(status_code=404)
-    return Response(_read(name), media_type=_TYPES[name], headers=_HEADERS)
+    """`GET /`: classify images in a browser; and the files of that page."""
+    name = request.scope["path"].removeprefix("/") or "index.html"
+    (content,) = (folder / name for folder in _FOLDERS if (folder / name).is_file())
+    return Response(content.read_bytes(), media_type=_TYPES[name], headers=_HEADERS)
 
 
 async def docs(request: Request) -> Response:
@@ -56,7 +56,7 @@ async def docs(request: Request) -> Response:
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(api['info']['title'])}</title>"
-        '<link rel="stylesheet" href="/page/page.css"><main>'
+        '<link rel="stylesheet" href="style.css"><main>'
         f"<h1>{html.escape(api['info']['title'])}</h1>"
         '<p>The same as <a href="/openapi.json">OpenAPI</a>.</p>'
         f"{''.join(rows)}</main></html>"
@@ -78,8 +78,7 @@ def _row(method: str, path: str, operation: dict[str, Any]) -> str:
 
 
 ROUTES: list[BaseRoute] = [
-    Route("/", index),
-    Route("/page/{name}", page_file),
+    *(Route(path, page_file) for path in PATHS),
     Route("/docs", docs),
 ]
 

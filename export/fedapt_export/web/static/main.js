@@ -1,6 +1,6 @@
 // The page of a browser bundle: the model runs on the visitor's own device.
 
-import { showFailure, showProgress, startPage } from "./page.js";
+import { showFailure, showModel, showProgress, startPage } from "./page.js";
 
 const RELOADED = "fedapt-reloaded";
 
@@ -13,14 +13,14 @@ async function main() {
   const asked = new URLSearchParams(location.search).get("device");
   const { device } = await call({ load: { bundle, webgpu: bundle.webgpu && asked === "webgpu" } });
   const { classes, domains, precision } = bundle.manifest;
-  startPage({
+  showModel({
     about: "The images stay on this device: the model runs in the browser.",
     classes,
     domains,
     note: `Model of ${megabytes} MB in ${precision}, on ${device}. ${kept}`,
-    parallel: 2, // one is on its way while one is classified
-    classify: (image) => call({ image }),
   });
+  // one image is on its way while one is classified
+  startPage({ parallel: 2, classify: (image) => call({ image }) });
 }
 
 /** A function that sends a message to the worker and resolves with its answer. */

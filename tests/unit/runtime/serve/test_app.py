@@ -263,7 +263,7 @@ def test_tokens(serving: Ask) -> None:
             answer = await client.get(path)
             assert answer.status_code == 401, path
             assert answer.headers["www-authenticate"] == "Bearer"
-        for path in ("/", "/page/page.js", "/healthz", "/readyz", "/v2/health/ready"):
+        for path in ("/", "/page.js", "/main.js", "/healthz", "/readyz", "/v2/health/ready"):
             assert (await client.get(path)).status_code == 200, path
         for given in ("Bearer wrong", f"Basic {TOKEN}", TOKEN, "Bearer", "Bearer \xff"):
             headers = {"authorization": given.encode("latin-1")}
