@@ -14,7 +14,6 @@ from fedapt.core.config import remove_paths
 from fedapt.core.names import FUSED_METHODS
 from fedapt.report.figures import RunReport
 from fedapt.training.evaluate import LOW_ROUTING
-from fedapt.training.loop import mean
 from fedapt.training.methods import METHODS
 from fedapt_runtime.printable import printable
 
@@ -89,16 +88,17 @@ def _front_matter(report: RunReport, license_id: str) -> str:
 
 
 def _head(report: RunReport) -> str:
-    info = report.info
-    source = METHODS[info.method].source
-    name = escape_markdown(report.name)
-    return (
-        f"# {name}\n\n"
-        f"An image classifier for {len(info.classes)} classes, trained with the federated method "
-        f"{report.title}{f' ({source})' if source else ''} on the frozen CLIP {_say_model(report)}."
-        f" It was trained by {_count(len(info.clients), 'client')} in"
-        f" {_count(info.rounds, 'round')} with fedapt {fedapt.__version__}."
+    info, method = report.info, METHODS[report.info.method]
+    source = f" ({method.source})" if method.source else ""
+    text = (
+        f"# {escape_markdown(report.name)}\n\n"
+        f"An image classifier for {len(info.classes)} classes by the method {report.title}{source}"
+        f" on the CLIP {_say_model(report)}."
     )
+    if not method.trains:
+        return f"{text} Nothing was trained."
+    by = f"{_count(len(info.clients), 'client')} in {_count(info.rounds, 'round')}"
+    return f"{text} It was trained by {by} with fedapt {fedapt.__version__}."
 
 
 def _accuracy(report: RunReport) -> str:
@@ -114,7 +114,7 @@ def _accuracy(report: RunReport) -> str:
         ]
         for domain in report.accuracy
     ]
-    means = [_percent(mean(dict(shares))) for shares in series.values()]
+    means = [_percent(report.means[t]) if t in report.means else "" for t in series]
     rows.append(["mean", str(sum(counts.values()) or ""), *means])
     table = _table(["domain", "test images", *series], rows)
     return f"## Accuracy\n\nShare of right answers on test images, in %.\n\n{table}"

@@ -61,12 +61,22 @@ class RunReport:
     def alternatives(self) -> dict[str, Mapping[str, float]]:
         """Accuracy of each domain under the other classifiers that are at hand, by their names."""
         found: dict[str, Mapping[str, float]] = {}
-        if self.evaluation is not None:
+        if self.evaluation is not None and METHODS[self.info.method].trains:
             domains = self.evaluation.domains
             found["zero-shot"] = {n: d.zero_shot for n, d in domains.items() if d.n}
         if self.alone:
             found["each party alone"] = self.alone
         return {name: shares for name, shares in found.items() if shares}
+
+    @property
+    def means(self) -> dict[str, float]:
+        """Mean over the tested domains, by classifier; not of one that lacks a domain."""
+        series = {self.title: self.accuracy, **self.alternatives}
+        return {
+            title: mean(dict(shares))
+            for title, shares in series.items()
+            if shares and set(shares) == set(self.accuracy)
+        }
 
     @property
     def routed(self) -> dict[str, float]:
@@ -92,7 +102,7 @@ class RunReport:
             "rounds": self.info.rounds,
             "images": self.n_images,
             "accuracy": self.accuracy,
-            "mean": mean(self.accuracy) if self.accuracy else None,
+            "mean": self.means.get(self.title),
             "alternatives": {name: dict(found) for name, found in self.alternatives.items()},
             "routed": self.routed,
             "calibration_error": self.calibration,

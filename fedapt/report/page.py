@@ -101,10 +101,9 @@ def build_page(report: RunReport, *, pictures: bool) -> str:
 def list_figures(report: RunReport) -> dict[str, str]:
     """What stands at the head of the page: meaning -> figure."""
     found = {}
-    if report.accuracy:
-        found["mean accuracy over domains"] = f"{100 * mean(report.accuracy):.1f} %"
-    for name, shares in report.alternatives.items():
-        found[name] = f"{100 * mean(dict(shares)):.1f} %"
+    for title, share in report.means.items():
+        says = "mean accuracy over domains" if title == report.title else title
+        found[says] = f"{100 * share:.1f} %"
     if report.routed:
         found["routed to their own domain"] = f"{100 * mean(report.routed):.0f} %"
     if report.calibration:
@@ -132,8 +131,7 @@ def _accuracy_rows(report: RunReport) -> list[dict[str, Any]]:
         for name in names
     ]
     if len(report.accuracy) > 1:
-        means = {title: mean(dict(shares)) for title, shares in series.items()}
-        rows.append({"name": "mean", "n": None, "trained": True, "bars": means})
+        rows.append({"name": "mean", "n": None, "trained": True, "bars": report.means})
     return rows
 
 

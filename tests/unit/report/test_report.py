@@ -212,6 +212,28 @@ def test_a_domain_without_test_images_has_no_accuracy(figures: RunReport) -> Non
     assert "| sketch |" not in build_card(report).split("## Routing")[0]
 
 
+def test_a_mean_is_of_the_same_domains_as_the_others(figures: RunReport) -> None:
+    shares = figures.accuracy
+    assert figures.means["FedAPT"] == pytest.approx((shares["photo"] + shares["sketch"]) / 2)
+    partly = dataclasses.replace(figures, alone={"photo": 1.0})
+    assert set(partly.means) == {"FedAPT", "zero-shot"}
+    assert set(partly.alternatives) == {"zero-shot", "each party alone"}
+    both = dataclasses.replace(figures, alone={"photo": 1.0, "sketch": 0.5})
+    assert both.means["each party alone"] == 0.75
+    for report in (partly, both):
+        page, card = build_page(report, pictures=False), build_card(report)
+        assert ("75.0 %</b><span>each party alone" in page) == (report is both)
+        assert ("| 75.0 |" in card) == (report is both)
+
+
+def test_a_method_without_training_is_compared_with_nothing(figures: RunReport) -> None:
+    train = dataclasses.replace(figures.info.config.train, method="zero-shot")
+    config = dataclasses.replace(figures.info.config, train=train)
+    report = dataclasses.replace(figures, info=dataclasses.replace(figures.info, config=config))
+    assert report.alternatives == {}
+    assert "Nothing was trained." in build_card(report)
+
+
 def test_nothing_to_report_is_an_error(run: Path) -> None:
     (run / "records.jsonl").unlink()
     with pytest.raises(UsageError, match="no records of rounds beside the checkpoint"):
