@@ -65,30 +65,30 @@ class PromptConfig(Strict):
     context_length: int = setting(24, "learned context tokens M", 1, 64)
     class_specific: bool = setting(True, "one context per class; false for one shared by all")
     start: str = setting(
-        "random", "`random`, or a phrase whose tokens the context ends with at the start"
+        "random", "initial context: `random`, or a phrase whose tokens end the context"
     )
     temperature: float = setting(0.01, "temperature tau of the domain weights", 1e-6, 1e3)
     keys: Literal["uniform", "normal", "signs", "orthogonal"] = setting(
         "normal",
-        "how keys are drawn: uniform around 1/2 (the paper), normal, random signs, or orthogonal to"
-        " each other",
+        "distribution of the keys: uniform around 1/2 (the paper), normal, random signs, or"
+        " orthogonal",
     )
     key_std: float = setting(
         0.0,
-        "standard deviation of a key's values; 0 for 1, or 0.29 for uniform keys, that of [0, 1)",
+        "standard deviation of a key's values; 0 for the default: 1, or 0.29 for uniform keys",
         0.0,
         1e3,
     )
     mean_key_loss: float = setting(
         0.0,
-        "weight of the class loss under the mean of all keys, which answers unknown domains better",
+        "weight of the class loss under the mean of all keys; improves accuracy on unknown domains",
         0.0,
         1e3,
     )
     n_keys: int = setting(
         0,
-        "number of keys; 0 for one per domain; fewer are shared by domains, more are dealt out to"
-        " the clients of a domain",
+        "number of keys; 0 for one per domain; domains share fewer keys; clients of a domain"
+        " divide more",
         0,
         10_000,
     )
@@ -99,10 +99,13 @@ class FederationConfig(Strict):
     """The clients, the aggregation of their replies, and privacy."""
 
     clients_per_domain: int = setting(
-        1, "clients that share a domain, their labels drawn from Dirichlet(alpha)", 1, 100_000
+        1, "clients of each domain; Dirichlet(alpha) distributes the labels among them", 1, 100_000
     )
     alpha: float = setting(
-        0.5, "small for clients with few classes each, large for equal clients", 1e-6, 1e6
+        0.5,
+        "parameter of the Dirichlet distribution; a small value gives clients with few classes",
+        1e-6,
+        1e6,
     )
     min_images: int = setting(10, "minimum number of images of a client", 1, _MILLION)
     sampled: int = setting(0, "clients of a round, drawn from all; 0 for every client", 0, _MILLION)
@@ -113,27 +116,30 @@ class FederationConfig(Strict):
         "", "checkpoint of a federation to continue; domains that are new to it get new keys"
     )
     aggregation: Literal["mean", "median", "trimmed-mean", "krum", "multi-krum"] = setting(
-        "mean", "how the clients' replies are combined"
+        "mean", "aggregation of the clients' replies"
     )
     trimmed: float = setting(
-        0.2, "share of the replies that the trimmed mean drops at either end", 1e-6, 0.49
+        0.2, "share of the values that the trimmed mean drops at each end", 1e-6, 0.49
     )
     faulty: int = setting(
-        1, "wrong replies of a round that the median, the trimmed mean or krum outvote", 1, _MILLION
+        1,
+        "maximum number of wrong replies in a round that median, trimmed mean and krum tolerate",
+        1,
+        _MILLION,
     )
     clip: float = setting(
         0.0,
-        "maximum norm of a client's update in the aggregate; longer ones are shortened; 0 for none",
+        "maximum norm of a client's update in the aggregate; larger updates are scaled; 0 for none",
         0.0,
         1e9,
     )
     noise: float = setting(
         0.0, "noise of central differential privacy, as a multiple of `clip`; 0 for none", 0.0, 1e6
     )
-    delta: float = setting(1e-5, "delta of the epsilon that is reported with noise", 1e-15, 0.5)
+    delta: float = setting(1e-5, "delta for which epsilon is reported", 1e-15, 0.5)
     node_clip: float = setting(
         0.0,
-        "maximum norm of an update as a node sends it; longer ones are shortened; 0 for none",
+        "maximum norm of an update that a node sends; larger updates are scaled; 0 for none",
         0.0,
         1e9,
     )
@@ -144,37 +150,41 @@ class FederationConfig(Strict):
         1e6,
     )
     secure: bool = setting(
-        False, "secure aggregation: the server learns the sum of a round's updates, no single one"
+        False,
+        "secure aggregation: the server learns the sum of a round's updates, and no single update",
     )
     secure_threshold: float = setting(
-        2 / 3, "share of a client and its neighbours that must stay to a round's end", 0.5, 1.0
+        2 / 3,
+        "share of a client and its neighbours that must stay until the end of a round",
+        0.5,
+        1.0,
     )
     secure_neighbours: int = setting(
         0,
-        "clients with which each one shares masks; 0 for as many as `secure_colluding` and"
-        " `secure_dropping` ask for, at most all",
+        "number of clients with which each client shares masks; 0 for the minimum for"
+        " `secure_colluding` and `secure_dropping`, up to all",
         0,
         _MILLION,
     )
     secure_colluding: float = setting(
-        1 / 3, "share of a round's clients that may tell the server all they know", 0.0, 0.9
+        1 / 3, "maximum share of a round's clients that collude with the server", 0.0, 0.9
     )
     secure_dropping: float = setting(
-        0.1, "share of a round's clients that may drop out of a secure round", 0.0, 0.9
+        0.1, "maximum share of a round's clients that drop out of a secure round", 0.0, 0.9
     )
     secure_range: float = setting(
-        16.0, "change of a single value above which a node cuts it off", 1e-6, 1e6
+        16.0, "maximum change of a single value; a node cuts off larger changes", 1e-6, 1e6
     )
     min_replies: int = setting(1, "minimum number of usable replies of a round", 1, _MILLION)
     round_seconds: float = setting(
         3600.0,
-        "how long a round, or a stage of a secure one, waits for other machines",
+        "seconds that a round, or a stage of a secure round, waits for other machines",
         0.1,
         1e7,
     )
     max_update: float = setting(
         1000.0,
-        "norm of an update above which a reply from another machine is refused",
+        "maximum norm of an update from another machine; larger updates are refused",
         1e-9,
         1e12,
     )
@@ -198,29 +208,32 @@ class TrainConfig(Strict):
     )
     lr: float = setting(0.3, "learning rate of SGD", 1e-9, 1e3)
     router_lr: float = setting(
-        0.0, "learning rate of the adaptive network; 0 for that of the rest", 0.0, 1e3
+        0.0, "learning rate of the adaptive network; 0 for the value of `lr`", 0.0, 1e3
     )
     schedule: Literal["constant", "cosine"] = setting(
         "constant", "schedule of the learning rate over the rounds"
     )
-    momentum: float = setting(0.9, "momentum of SGD, which starts afresh every round", 0.0, 0.9999)
+    momentum: float = setting(
+        0.9, "momentum of SGD; it restarts from zero in every round", 0.0, 0.9999
+    )
     weight_decay: float = setting(1e-5, "weight decay of SGD", 0.0, 10.0)
     proximal: float = setting(
-        0.0, "mu of FedProx, which pulls a client towards the aggregate; 0 for none", 0.0, 1e6
+        0.0, "mu of FedProx, which keeps a client near the aggregate; 0 for none", 0.0, 1e6
     )
     weighting: Literal["uniform", "samples"] = setting(
         "uniform", "weights of the clients in the average"
     )
     precision: Literal["float32", "bfloat16", "float16"] = setting(
         "float32",
-        "precision of the text tower's matrix products while training; the rest is float32",
+        "precision of the text tower's matrix products in training; the rest is float32",
     )
     evaluate_every: int = setting(
-        5, "rounds from one evaluation to the next; the last round always has one", 1, _MILLION
+        5, "number of rounds between evaluations; the last round is always evaluated", 1, _MILLION
     )
     patience: int = setting(
         0,
-        "evaluations without a better validation accuracy before training stops; 0 for never",
+        "number of evaluations without better validation accuracy after which training stops; 0"
+        " for never",
         0,
         _MILLION,
     )
@@ -239,13 +252,16 @@ class UnsupervisedConfig(Strict):
     warm_up_rounds: int = setting(10, "rounds on pseudo-labels of zero-shot CLIP", 0, _MILLION)
     confidence: float = setting(0.75, "minimum confidence of a pseudo-label that is used", 0.0, 1.0)
     views: int = setting(
-        4, "strongly augmented views of each image, one for each round in turn", 1, 100
+        4, "number of strongly augmented views of each image; rounds use them in turn", 1, 100
     )
     neighbours: int = setting(
-        5, "nearest images in feature space whose predictions an image should share", 1, 1_000
+        5,
+        "number of nearest images in feature space whose predictions an image should share",
+        1,
+        1_000,
     )
     dispersion: float = setting(
-        0.5, "weight of the term that keeps predictions of a batch apart", 0.0, 1e3
+        0.5, "weight of the loss term that separates the predictions of a batch", 0.0, 1e3
     )
 
 

@@ -14,7 +14,7 @@ from fedapt.training.evaluate import predict_parts
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said of one test image.
+    """A model's prediction for one test image.
 
     Attributes:
         path: the image.

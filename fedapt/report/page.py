@@ -99,7 +99,7 @@ def build_page(report: RunReport, *, pictures: bool) -> str:
 
 
 def list_figures(report: RunReport) -> dict[str, str]:
-    """What stands at the head of the page: meaning -> figure."""
+    """The figures at the head of the page: meaning -> figure."""
     found = {}
     for title, share in report.means.items():
         says = "mean accuracy over domains" if title == report.title else title
@@ -169,7 +169,7 @@ def _confusion_matrix(report: RunReport) -> dict[str, list[_Cell]]:
 
 
 def _charts(report: RunReport) -> list[_Chart]:
-    """What changed over the rounds; none after a single one."""
+    """Charts of the values that change over the rounds; none after a single round."""
     records = report.records
     if len(records) < 2:
         return []

@@ -84,43 +84,46 @@ def build_parser() -> argparse.ArgumentParser:
         help="predictions.jsonl, .csv or .parquet, a URI too; without it, JSON lines on stdout",
     )
     classify.add_argument(
-        "--resume", action="store_true", help="go on behind the rows of a job that was stopped"
+        "--resume", action="store_true", help="continue after the rows of a stopped job"
     )
     classify.add_argument(
         "--batch-size",
         type=_batch_size,
         metavar="N|auto",
-        help="auto tries sizes for a second or two [8 on a CPU, 32 on a GPU]",
+        help="auto measures sizes for 1 to 2 seconds [8 on a CPU, 32 on a GPU]",
     )
     classify.add_argument(
         "--preprocess",
         default="exact",
         choices=("exact", "fast", "openclip", "device"),
         help="fast decodes large JPEGs at a fraction of their size; device resizes on the GPU;"
-        " openclip cuts grey images of 16 bits and more off at 255, which exact scales [exact]",
+        " openclip clips grey images of 16 bits or more at 255, exact scales them [exact]",
     )
     classify.add_argument(
         "--flag-unknown",
         action="store_true",
-        help="add the columns unknown_score and unknown (beyond the threshold)",
+        help="add the columns unknown_score and unknown (above the threshold)",
     )
     classify.add_argument("--top-k", type=_positive, default=5, metavar="K")
     classify.add_argument(
-        "--workers", type=_positive, metavar="N", help="decoding threads; of ray, models"
+        "--workers",
+        type=_positive,
+        metavar="N",
+        help="number of decoding threads; for ray, number of models",
     )
     classify.add_argument("--head", type=Path, help="a head file to use instead of the model's own")
     classify.add_argument(
         "--backend",
         default="auto",
         choices=("auto", *BACKENDS),
-        help="auto measures those that are installed at a model's first load [auto]",
+        help="auto measures the installed backends at a model's first load [auto]",
     )
     classify.add_argument("--device", default="auto", choices=("auto", *DEVICES), help="[auto]")
     classify.add_argument(
         "--compute",
         default="auto",
         choices=("auto", *COMPUTE),
-        help="precision of products; auto takes bf16 where it is faster and the export found no"
+        help="precision of products; auto selects bf16 if it is faster and the export found no"
         " changed label [auto]",
     )
     classify.add_argument(
@@ -152,7 +155,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--compute",
         default="auto",
         choices=("auto", *COMPUTE),
-        help="auto times each that the processor has [auto]",
+        help="auto measures each precision that the processor supports [auto]",
     )
     bench.add_argument(
         "--images",
@@ -166,15 +169,20 @@ def build_parser() -> argparse.ArgumentParser:
         "--performance-hint",
         default="latency",
         choices=PERFORMANCE_HINTS,
-        help="on a CPU, all cores on one batch, or, as classify does, a batch on each [latency]",
+        help="CPU only: latency runs a batch on all cores, throughput (as classify) one on each"
+        " [latency]",
     )
     bench.add_argument(
         "--batch-sizes", type=_positives, default=(1, 8, 32), metavar="N,N", help="[1,8,32]"
     )
     bench.add_argument(
-        "--seconds", type=_seconds, default=3.0, metavar="S", help="of each figure [3]"
+        "--seconds",
+        type=_seconds,
+        default=3.0,
+        metavar="S",
+        help="seconds for each measurement [3]",
     )
-    bench.add_argument("--json", action="store_true", help="print the figures as JSON")
+    bench.add_argument("--json", action="store_true", help="print the results as JSON")
     bench.set_defaults(run=run_bench)
 
     add_serve(commands)
@@ -182,14 +190,14 @@ def build_parser() -> argparse.ArgumentParser:
     check = commands.add_parser(
         "check", help="compare a TensorRT engine with the model that it was built from"
     )
-    check.add_argument("engine", type=Path, help="a model.engine, also one of trtexec")
+    check.add_argument("engine", type=Path, help="a model.engine, also one built by trtexec")
     check.add_argument(
         "--against", type=Path, required=True, metavar="MODEL", help="the model.onnx"
     )
     check.add_argument(
         "--images", nargs="+", default=[], metavar="PATH", help="images to compare on [noise]"
     )
-    check.add_argument("--json", action="store_true", help="print the figures as JSON")
+    check.add_argument("--json", action="store_true", help="print the results as JSON")
     check.set_defaults(run=run_check)
 
     describe = commands.add_parser("describe", help="show a model's metadata as JSON")

@@ -25,16 +25,18 @@ def add_serve(commands: Any) -> None:
         nargs="*",
         type=Path,
         metavar="MODEL",
-        help="models, called after their files; the first answers requests that name none",
+        help="models, named after their files; the first is the default",
     )
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on [127.0.0.1]")
-    serve.add_argument("--port", type=_port, default=8000, help="0 takes a free one [8000]")
+    serve.add_argument(
+        "--port", type=_port, default=8000, help="port; 0 selects a free port [8000]"
+    )
     serve.add_argument(
         "--token-file",
         type=Path,
         metavar="FILE",
-        help="clients need a token from this file, one a line; an address that other machines reach"
-        " needs it",
+        help="tokens of the clients, one per line; required if other machines can reach the"
+        " address",
     )
     serve.add_argument("--tls-cert", type=Path, metavar="FILE", help="certificate chain, PEM")
     serve.add_argument("--tls-key", type=Path, metavar="FILE", help="its private key, PEM")
@@ -43,7 +45,7 @@ def add_serve(commands: Any) -> None:
         "--backend",
         default="auto",
         choices=("auto", *BACKENDS),
-        help="auto: onnxruntime, tensorrt for an engine [auto]",
+        help="auto selects onnxruntime, or tensorrt for an engine [auto]",
     )
     serve.add_argument("--device", default="auto", choices=("auto", *DEVICES), help="[auto]")
     serve.add_argument(
@@ -51,7 +53,7 @@ def add_serve(commands: Any) -> None:
     )
     for option, default, text in (
         ("--max-batch", None, "images of a batch [8 on a CPU, 32 on a GPU]"),
-        ("--max-delay-ms", 2, "how long the first image of a batch waits for others [2]"),
+        ("--max-delay-ms", 2, "milliseconds that the first image of a batch waits for others [2]"),
         ("--max-queue", 512, "images accepted and not yet answered [512]"),
         ("--max-images", 64, "images of a request [64]"),
         ("--max-pixels", 50_000_000, "pixels of an image [50000000]"),
