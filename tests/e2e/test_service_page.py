@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ def file(name: str, content: bytes) -> dict[str, object]:
     return {"name": name, "mimeType": "image/png", "buffer": content}
 
 
-def fulfill(answer: dict[str, object], route: Any) -> None:
+def fulfill(answer: Mapping[str, object], route: Any) -> None:
     route.fulfill(json=answer)
 
 
