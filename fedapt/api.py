@@ -36,7 +36,7 @@ class Run:
 
     Attributes:
         checkpoint: the .safetensors file.
-        evaluation: of the end of the training; None for a run that was loaded.
+        evaluation: evaluation at the end of the training; None for a loaded run.
 
     Examples:
         >>> run = fedapt.load("run")
@@ -141,7 +141,7 @@ class Run:
             data: see `train`; None takes the run's own images. Where these are not here, the page
                 has the figures of the records alone.
             pictures: show the worst mistakes with their file names; test images may be private.
-            license_id: of the trained values, as model hubs write it, such as `apache-2.0`.
+            license_id: licence of the trained values, as model hubs write it, such as `apache-2.0`.
             device: `auto`, `cpu` or `cuda`.
 
         Raises:
@@ -245,12 +245,12 @@ def train(
         out: the run folder to write.
         settings: a TOML file, a `fedapt.Config`, or `section.key` -> value.
         overrides: `section.key=value`, after the settings.
-        preset: what the settings start from, `recommended` (the defaults) or `paper`.
+        preset: initial settings, `recommended` (the defaults) or `paper`.
         resume: continue from the checkpoint in `out`, with its settings.
         device: `auto`, `cpu` or `cuda`.
-        engine: who runs the clients, `local`, or `flower` for its simulation.
+        engine: engine that runs the clients, `local`, or `flower` for its simulation.
         trackers: `tensorboard`, `mlflow`, `wandb`.
-        reporter: told of messages and progress.
+        reporter: receives messages and progress.
         named: settings by their short names, such as `rounds=10`, `lr=0.1`, `method="promptfl"`.
 
     Raises:
@@ -305,9 +305,9 @@ def compare(
             chooses rounds and learning rates, unless `data.validation_fraction` says otherwise.
         out: the folder to write; finished cells in it are kept.
         methods: names, see `fedapt methods`, or `["all"]`.
-        protocols: of `in-domain`, `leave-one-out`, `dirichlet`, `few-shot`, or `["all"]`.
+        protocols: any of `in-domain`, `leave-one-out`, `dirichlet`, `few-shot`, or `["all"]`.
         seeds: how many, from 0.
-        processes: that train side by side, each on one core.
+        processes: number of parallel processes, each on one core.
         lrs: learning rates to choose from; none for `train.lr` alone.
 
     Raises:

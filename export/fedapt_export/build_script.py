@@ -62,7 +62,7 @@ def write_build_script(model: Path, manifest: Manifest, settings: EngineSettings
 
     Args:
         model: the .onnx file; the engine gets its name.
-        manifest: of the model.
+        manifest: manifest of the model.
         settings: batch sizes, timing cache and refit; the flavour is TensorRT's.
 
     Returns:

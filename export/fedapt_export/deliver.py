@@ -53,10 +53,10 @@ def deliver(
     """Export a checkpoint; then build its TensorRT engine and write a Triton repository.
 
     Args:
-        checkpoint: of a method that can be fused.
+        checkpoint: checkpoint of a method that can be fused.
         out: the .onnx file to write, or the head's .safetensors.
-        settings: of the export; `symmetric` follows from `trt`.
-        engine: of the TensorRT engine; its batch sizes are those of the Triton repository too.
+        settings: settings of the export; `symmetric` follows from `trt`.
+        engine: settings of the TensorRT engine; the Triton repository has the same batch sizes.
         trt: whether to build the engine, beside `out` with the suffix .engine.
         triton: the folder of a Triton model repository.
         web: the folder of a static page that runs the model in browsers.

@@ -93,7 +93,7 @@ class EngineSettings:
         """The same settings with a flavour that works here; others are refused.
 
         Args:
-            precision: of the graph.
+            precision: precision of the graph.
 
         Raises:
             UsageError: see `check`.
@@ -123,7 +123,7 @@ class EngineSettings:
         library, `auto` leaves the build to the machine with the GPU.
 
         Args:
-            precision: of the graph.
+            precision: precision of the graph.
         """
         flavour = self._choose_flavour(precision)
         if flavour == "rtx" and (

@@ -57,8 +57,8 @@ class ExportSettings:
         parity_images: how many test images to compare; 0 takes all.
         min_agreement: share of images whose best class must survive the mixing of text banks.
         head_only: write the head as a .safetensors file; the whole graph is checked all the same.
-        mixing: of the text banks, `exact` or `hard`.
-        precision: of the image tower, one of `precision.PRECISIONS`.
+        mixing: mixing of the text banks, `exact` or `hard`.
+        precision: precision of the image tower, one of `precision.PRECISIONS`.
         calibration: images that set the scales of int8, by default the run's training images.
         calibration_images: how many of them; 0 takes all.
         symmetric: int8 around zero, as TensorRT takes it; see `int8.to_int8`.

@@ -34,8 +34,8 @@ def fuse(tower: onnx.ModelProto, head: Head, label: str) -> onnx.ModelProto:
     `domain_weights` float32 [batch, N] and `features` float32 [batch, D], not normalised.
 
     Args:
-        tower: as `fedapt.onnx.tower.read_tower` gives it, in any precision.
-        label: of the CLIP, for errors.
+        tower: result of `fedapt.onnx.tower.read_tower`, in any precision.
+        label: label of the CLIP, for errors.
 
     Raises:
         ExportError: the graph is not valid ONNX.
@@ -105,7 +105,7 @@ def read_fusable(
     """A checkpoint's global model as a tower and a head.
 
     Args:
-        mixing: of the banks, see `Head.mixing`.
+        mixing: mixing of the banks, see `Head.mixing`.
         owner: the client whose model it is, of a method that has one for each.
 
     Raises:

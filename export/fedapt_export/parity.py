@@ -61,7 +61,7 @@ class Parity:
 
         Args:
             min_agreement: share of images whose best class must not change.
-            max_feature_difference: of unit features; what float32 rounds is well below.
+            max_feature_difference: limit for unit features, far above float32's rounding.
 
         Raises:
             ParityError: a figure is beyond its limit, or is no number.
@@ -100,7 +100,7 @@ def measure_parity(
     Args:
         fusable: the global model; of FedAPT, `exact` encodes each image's own prompts.
         images: uint8 [n, height, width, 3], at least one.
-        source: where the images come from, for the report.
+        source: origin of the images, for the report.
     """
     session = open_session(import_onnxruntime(), onnx_model, "cpu", "the fused graph")
 

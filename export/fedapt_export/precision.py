@@ -34,12 +34,12 @@ class PrecisionReport:
     """Comparison of a lower precision with float32, on the same images and machine.
 
     Attributes:
-        precision: of the tower.
+        precision: precision of the tower.
         images: compared.
         disagreement: share of images with another best class.
         feature_difference: largest absolute difference of unit features.
-        bytes, fp32_bytes: of the whole model.
-        device: where speed was measured.
+        bytes, fp32_bytes: sizes of the whole model.
+        device: device on which speed was measured.
         images_per_s, fp32_images_per_s: at batches of 32, the best of five turns each; None where
             ONNX Runtime has no such operators on this device.
         reduced_range: int8 weights in 7 bits, see `int8.to_int8`.
@@ -192,7 +192,7 @@ def compare_with_float32(
         reference, model: whole graphs, with their heads.
         images: uint8 [n, height, width, 3], at least one.
         truth: domain and label of each; empty where nothing is known of them.
-        reduced_range: of the graph, for the report.
+        reduced_range: whether the graph's weights have 7 bits, for the report.
     """
     onnxruntime = import_onnxruntime()
     device = "cuda" if PROVIDERS["cuda"] in onnxruntime.get_available_providers() else "cpu"

@@ -30,7 +30,7 @@ def verify(
     """Compare a fused model with the checkpoint from which it was exported.
 
     Args:
-        data, images, min_agreement: as in `export.export`.
+        data, images, min_agreement: see `export.export`.
 
     Raises:
         UsageError: the two files are the wrong way round.

@@ -56,7 +56,7 @@ def console_reporter(to_continue: str = "") -> Iterator[Reporter]:
     """Progress bars on stderr while the block runs.
 
     Args:
-        to_continue: what Ctrl-C says about continuing; empty where the command starts afresh.
+        to_continue: advice after Ctrl-C on how to continue; empty if the command starts again.
 
     Raises:
         Interrupted: Ctrl-C was pressed inside the block.

@@ -29,7 +29,7 @@ def write_bundle(path: Path, folders: ImageFolders, table: ImageTable, backbone:
     """Write a folder's features, completely or not at all.
 
     Args:
-        table: of every readable image of `folders`, in their order.
+        table: table of all readable images of `folders`, in their order.
 
     Raises:
         FileError: the folder cannot be written, or the disk is full.

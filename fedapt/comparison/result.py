@@ -22,9 +22,9 @@ class CellResult:
         validation: mean accuracy on validation images in that round.
         best_round: the round that validation chose; the last of a method that reads no labels.
         parameters: values that a client trains.
-        share: of all values of the CLIP.
-        bytes_sent: of each round, all clients, both ways.
-        seconds: of training, without evaluation.
+        share: share of all values of the CLIP.
+        bytes_sent: bytes of each round, all clients, both ways.
+        seconds: seconds of training, without evaluation.
         curve: (round, bytes sent until then, accuracy of each domain) of each evaluation.
         routing: domain -> key -> share of images; empty without keys.
         error: why there is no result, such as a loss that is not finite.

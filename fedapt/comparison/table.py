@@ -36,7 +36,7 @@ class Row:
     Attributes:
         rates: learning rates that validation images chose, each once, rising.
         domains: test accuracy of each domain; under leave-one-out, of the domain left out.
-        mean: of the domains' mean, over seeds that have every domain; None without any.
+        mean: mean over domains and over seeds that have every domain; None without any.
         rounds: the chosen round, mean over seeds.
         routed: share of the trained domains' images that are routed to their own; None without
             keys.

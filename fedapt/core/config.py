@@ -68,7 +68,7 @@ def read_config(
         path: the file; None for the defaults.
         overrides: `section.key=value` with a TOML value, or a bare word for a string.
         values: `section.key` -> value; None means not given.
-        preset: what all of them start from, see `fedapt.core.presets`.
+        preset: initial settings, see `fedapt.core.presets`.
 
     Raises:
         ConfigError: unreadable, not TOML, an unknown name, a wrong type, or out of range; it names

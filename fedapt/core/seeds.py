@@ -10,7 +10,7 @@ def child_seed(seed: int, purpose: str, *indices: int) -> int:
 
     Args:
         seed: the run's seed.
-        purpose: what is drawn, such as `keys` or `batches`.
+        purpose: name of the drawn values, such as `keys` or `batches`.
         indices: which one of its kind, such as round and client.
 
     Returns:

@@ -28,7 +28,7 @@ class DataReport:
         missing: domain/class pairs without an image.
         few: domain/class pairs with fewer than `FEW_IMAGES`.
         stray: files that stand where no image is looked for.
-        left_out: what is passed over, hidden files among it, counted by reason.
+        left_out: numbers of omitted files (hidden files among them) by reason.
     """
 
     counts: dict[str, dict[str, int]]

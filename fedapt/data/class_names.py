@@ -38,7 +38,7 @@ def check_class_names(where: object, folders: list[str], names: list[str]) -> No
     """Refuse names that are empty, or that the tokenizer reads alike.
 
     Args:
-        folders: what each class is called in messages.
+        folders: name of each class in messages.
 
     Raises:
         DataError: the two folders, written with escapes where they look the same.

@@ -28,7 +28,7 @@ class Collection:
 
     Attributes:
         folders: all images; a label is an index into `classes`.
-        split: those that train, validate and test.
+        split: samples that train, validate and test.
     """
 
     folders: ImageFolders

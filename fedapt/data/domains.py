@@ -28,7 +28,7 @@ class ImageTable:
     """All readable images: file, feature and class of each.
 
     Attributes:
-        paths: of the images.
+        paths: paths of the images.
         features: f, float32 [n, D], not normalised.
         labels: class indices, int64 [n].
         digest: tells these image files from any others; empty where there are none.

@@ -41,7 +41,7 @@ class ImageEncoder(Protocol):
 
     Attributes:
         preprocessing: image file -> uint8 array.
-        fingerprint: what tells this encoder's features from any other's.
+        fingerprint: identifies the encoder whose features these are.
         width: D.
     """
 
@@ -62,7 +62,7 @@ class Features:
         values: float32 [n, D]; mapped from the cache, not to be changed.
         kept: index in the list of each row.
         errors: why the others could not be read.
-        digest: of all the files' bytes, in order, hexadecimal.
+        digest: hash of all the files' bytes, in order, hexadecimal.
     """
 
     values: NDArray[np.float32]
@@ -88,7 +88,7 @@ def extract_features(
         folder: the cache; by default `features` in `cache_folder()`.
         workers: threads that read and decode.
         task: name of the progress, after that of `image files`, which are hashed.
-        reporter: told of it.
+        reporter: receives progress and messages.
 
     Raises:
         FileError: a file cannot be read at all, or the cache cannot be written.

@@ -36,7 +36,7 @@ class ImageFolders:
         root: the folder.
         domains: names of the domains, sorted.
         class_folders: names of the class folders, sorted; a label is an index into them.
-        class_names: what each class is called in the prompt.
+        class_names: name of each class in the prompt.
         samples: the images of each domain, sorted by path.
         left_out: files and folders that are passed over, by reason.
     """

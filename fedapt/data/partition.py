@@ -27,7 +27,7 @@ class ClientInfo:
 
     Attributes:
         index: among all clients.
-        name: of its domain, with a number where it shares the domain.
+        name: name of its domain, with a number if it shares the domain.
         domain: index of its domain.
         key: index of the key that it trains under.
     """
@@ -96,7 +96,7 @@ def deal_domain(domain: Domain, index: int, config: FederationConfig, seed: int)
     """The training images of each client of one domain.
 
     Args:
-        index: of the domain among those that train.
+        index: index of the domain among those that train.
         seed: the run's.
 
     Raises:

@@ -40,7 +40,7 @@ def split_folders(
 
     Args:
         test_fraction: share of each class and domain kept for testing, without split files.
-        seed: of the hash.
+        seed: seed of the hash.
         validation_fraction: share of each class among the rest, kept to choose a round.
         shots: training images of each class and domain; 0 for all.
 

@@ -61,10 +61,10 @@ class DemoResult:
         alone: under ridge regression on the images of the party that drew it, and no other's.
         closed: under the method adaptive-analytic.
         records: one per round.
-        parity: of the export.
-        summary: of classifying the test images with the fused model.
+        parity: parity of the export.
+        summary: summary of the classification of test images with the fused model.
         model: the fused file.
-        seconds: of each stage.
+        seconds: seconds of each stage.
     """
 
     domains: tuple[str, ...]

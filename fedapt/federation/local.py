@@ -31,7 +31,7 @@ class LocalEngine:
 
     Args:
         method: whose clients have their images here.
-        config: of the run; by default the method's.
+        config: settings of the run; by default the method's.
     """
 
     def __init__(self, method: Method, config: Config | None = None) -> None:

@@ -115,7 +115,7 @@ def load_backbone(
             `hf-hub:organisation/repository`.
         pretrained: for an OpenCLIP model name, a pretrained tag, a weights file, or `random`.
         device: torch device of the towers.
-        depth: of images with more than 8 bits, see `Preprocessing`.
+        depth: depth of images with more than 8 bits, see `Preprocessing`.
 
     Raises:
         ModelError: unknown name or tag, no weights, or weights that do not fit.

@@ -41,13 +41,13 @@ class CheckpointInfo:
         model, pretrained, clip_sha256: the CLIP, by name and by hash of its weights; a folder or
             file by its path, since the checkpoint is used with it.
         classes: names in the order of the labels.
-        domains: that trained, in the order of their indices.
-        keys: what each key stands for.
+        domains: trained domains, in the order of their indices.
+        keys: name of each key.
         clients: index of each client's domain.
         rounds: rounds of training behind the tensors.
         config: the run's settings, without the folder of its images and a joined checkpoint's path.
-        preprocessing: of the images that it was trained on.
-        versions: of the software that trained it.
+        preprocessing: preprocessing of the images that it was trained on.
+        versions: versions of the software that trained it.
     """
 
     model: str
@@ -97,7 +97,7 @@ class Checkpoint:
         """The server's model of FedAPT, on the backbone's device.
 
         Raises:
-            CheckpointError: of another method, or trained on another CLIP.
+            CheckpointError: the method differs, or the CLIP of the training.
         """
         self.check_backbone(backbone)
         info, device = self.info, backbone.device

@@ -96,7 +96,7 @@ def single_bank(
     """A head with one bank for all images.
 
     Args:
-        vectors: of the classes, float32 [C, D].
+        vectors: vectors of the classes, float32 [C, D].
         bias: float32 [C], before the logit scale.
     """
     return Head(

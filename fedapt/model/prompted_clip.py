@@ -109,7 +109,7 @@ def prompted_text(
     """The text side for these classes, frozen, on the backbone's device.
 
     Args:
-        dtype: of the matrix products, see `TextTower`.
+        dtype: dtype of the matrix products, see `TextTower`.
 
     Raises:
         DataError: a class name and the context do not fit into the text tower.
@@ -140,7 +140,7 @@ class GlobalModel:
         keys: E, float32 [N, M, W].
         temperature: tau.
         logit_scale: exp(s).
-        mixing: of the text banks: `exact` by their weights, `hard` takes the largest alone.
+        mixing: mixing of the text banks: `exact` by their weights, `hard` the maximum only.
     """
 
     text: PromptedText

@@ -84,7 +84,7 @@ class TextBlock(nn.Module):
             mask: added to the attention scores, float32, broadcast to
                 [n, heads, tokens, tokens of the prefix + tokens]; of the positions `at` where
                 those are given. None where every token sees every other.
-            prefix: of tokens before these.
+            prefix: prefix of tokens before these.
             at: int64 [n], the one position of each row that is needed; all where None.
 
         Returns:

@@ -41,7 +41,7 @@ class TextTower(nn.Module):
 
     Args:
         clip: an OpenCLIP `CLIP`, `CustomTextCLIP` or `CoCa` with a text transformer of OpenCLIP's.
-        dtype: of the matrix products in the blocks; all else is float32.
+        dtype: dtype of the matrix products in the blocks; all else is float32.
 
     Raises:
         ModelNotSupported: a Hugging Face text tower, one that pools elsewhere, masks its padding,
@@ -102,7 +102,7 @@ class TextTower(nn.Module):
         Args:
             pooled: positions among `embeddings` whose output is the feature; where the tower has
                 a class token, of EOS, which tells that token what to see.
-            prefix: what stands before them, of n rows or of one row for all.
+            prefix: tokens before them, with n rows or one row for all.
         """
         start = 0 if prefix is None else len(prefix)
         before = prefix.blocks if prefix is not None else (None,) * len(self.blocks)

@@ -70,7 +70,7 @@ def to_prompt_tokenizer(tokenizer: Any, name: str) -> PromptTokenizer:
     """OpenCLIP's own byte-pair tokenizer, or one of Hugging Face's behind OpenCLIP's.
 
     Args:
-        name: of the model, for errors.
+        name: name of the model, for errors.
 
     Raises:
         ModelNotSupported: any other tokenizer.

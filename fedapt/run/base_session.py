@@ -40,11 +40,11 @@ class BaseSession:
     """A method and its clients.
 
     Args:
-        config: as the method resolves it.
+        config: settings as the method resolves them.
         classes: names in the order of the labels.
         trained: names of the domains that train, in the order of their indices.
         joined: a checkpoint that the run goes on from; further domains come behind its own.
-        images: where they are in this process.
+        images: the images, if they are in this process.
 
     Raises:
         ReportedError: the settings and the clients do not go together.
@@ -159,7 +159,7 @@ def _extend(begun: Learned, joined: Checkpoint, growing: set[str]) -> Learned:
         growing: tensors that have such rows.
 
     Raises:
-        CheckpointError: of another method or context.
+        CheckpointError: the method or the context differs.
     """
     extended = {}
     for name in begun | joined.learned:

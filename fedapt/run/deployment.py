@@ -48,7 +48,7 @@ def serve(
     """Train with the connected nodes to the last round.
 
     Args:
-        folder: of `server.toml`.
+        folder: folder of `server.toml`.
         name_nodes: numbers of the nodes that are connected, and the names of their keys; None where
             nodes have no keys, as with Flower's own programs.
 

@@ -24,7 +24,7 @@ class Trained:
     """A checkpoint's method, and the test images that it is asked about.
 
     Attributes:
-        domains: those of the images; each has its test images alone.
+        domains: domains of the images, each with its test images only.
     """
 
     checkpoint: Checkpoint

@@ -23,9 +23,9 @@ class RemoteSession(BaseSession):
     """A method whose clients are nodes.
 
     Args:
-        config: as the method resolves it.
+        config: settings as the method resolves them.
         classes: names in the order of the labels.
-        domains: that train, in the order of their indices.
+        domains: domains that train, in the order of their indices.
         known: the run's checkpoint, if there is one; further domains come behind its own.
     """
 
@@ -75,7 +75,7 @@ class RemoteSession(BaseSession):
         A round can be chosen only where every domain's validation images have had their say.
 
         Args:
-            scores: by the client's index.
+            scores: client's index -> score.
         """
         clients = self.method.setting.clients
         test, validation = {}, {}

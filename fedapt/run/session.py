@@ -30,7 +30,7 @@ class Session(BaseSession):
     """A method, its clients and their images.
 
     Args:
-        config: as the method resolves it.
+        config: settings as the method resolves them.
         joined: a federation's checkpoint that these domains go on from, each new one with a key of
             its own.
 

@@ -33,7 +33,7 @@ def read_run_settings(
         data: the images, relative to the working folder.
         named: short name -> value, such as `rounds`; `section.key` is allowed too.
         overrides: `section.key=value`, see `read_config`.
-        preset: what all of them start from.
+        preset: initial settings.
 
     Raises:
         ConfigError: an unknown setting, or a wrong value.

@@ -24,10 +24,10 @@ def join(federation: Checkpoint, other: Checkpoint) -> Checkpoint:
 
     Args:
         federation: its domains come first; its settings stay.
-        other: of domains that it does not have, trained by themselves.
+        other: checkpoint of other domains, trained separately.
 
     Raises:
-        CheckpointError: of another method or CLIP, of other classes, or of a domain that is there.
+        CheckpointError: method, CLIP or classes differ, or a domain is in both.
     """
     for checkpoint in (federation, other):
         _check_method(checkpoint)
@@ -59,7 +59,7 @@ def leave(federation: Checkpoint, domain: str) -> Checkpoint:
     """The federation without a domain; the result holds nothing of its images.
 
     Raises:
-        CheckpointError: of another method.
+        CheckpointError: the method is another one.
         DataError: there is no such domain, or no other.
     """
     _check_method(federation)
@@ -127,7 +127,7 @@ def add_class(federation: Checkpoint, name: str) -> Checkpoint:
     images of the class joins with them.
 
     Raises:
-        CheckpointError: of another method.
+        CheckpointError: the method is another one.
         DataError: the class is there.
     """
     _check_method(federation)

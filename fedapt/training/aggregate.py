@@ -62,7 +62,7 @@ class Aggregated:
     Attributes:
         learned: the aggregate.
         loss: mean over the images.
-        n_images, n_replies: of all clients together.
+        n_images, n_replies: numbers of images and replies of all clients.
         noise_multiplier: deviation of the noise over the sensitivity; None without noise.
     """
 
@@ -84,8 +84,8 @@ def aggregate(
 
     Args:
         start: the aggregate of the round before.
-        clients: of the round, whether they reply or not.
-        updates: of some of them.
+        clients: all clients of the round, with or without a reply.
+        updates: updates of the clients that replied.
 
     Raises:
         FederationError: too few replies for this aggregate.
@@ -119,7 +119,7 @@ def begin_aggregation(
     """An aggregate without replies.
 
     Args:
-        n_clients: that were drawn for the round.
+        n_clients: number of clients drawn for the round.
     """
     federation = config.federation
     if federation.noise:
@@ -216,7 +216,7 @@ class NoisyMean:
 
     Args:
         start: the aggregate of the round before.
-        origin: what a reply is an update of.
+        origin: the values from which a reply's update is measured.
         clip, noise: C and z.
         count: n.
     """

@@ -28,7 +28,7 @@ class ClientUpdate:
 
     Attributes:
         client: its index.
-        learned: what it trained, after its local steps.
+        learned: the trained values after the local steps.
         n_samples: images it has, which its weight in an average may be.
         loss: mean loss over the images of its steps.
     """
@@ -74,7 +74,7 @@ def train_client(
         objective: the method's loss for this client and round.
         start: the aggregate; not changed.
         batches: the client's images, in the order of the steps.
-        name: of the client, for errors.
+        name: name of the client, for errors.
 
     Raises:
         FederationError: the loss, or what was learned, is not finite.
@@ -123,7 +123,7 @@ def train_round(
     """One client's round on any machine; the same round draws the same batches everywhere.
 
     Args:
-        share: what the client has of the aggregate (`Method.share`); not changed.
+        share: the client's part of the aggregate (`Method.share`); not changed.
 
     Raises:
         FederationError: the loss, or what was learned, is not finite.

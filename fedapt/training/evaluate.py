@@ -40,8 +40,8 @@ class Evaluation:
     """Results of all domains.
 
     Attributes:
-        title: of the method.
-        domains: by name.
+        title: title of the method.
+        domains: name -> result.
         routing: domain -> key -> share of the domain's images whose largest weight is that key's;
             empty for a method without keys.
         prompts: `banks` (mixed text banks, what the fused graph computes) or `exact`.
@@ -125,7 +125,7 @@ def share_routed(domain: str, shares: Mapping[str, float]) -> float:
     """Share of a domain's images that its own keys take, among those that a domain's key takes.
 
     Args:
-        shares: of all its images, by what a key stands for.
+        shares: name of a key -> share of all images of the domain.
     """
     own = sum(share for key, share in shares.items() if domain in name_owners(key))
     claimed = sum(share for key, share in shares.items() if key != POOLED)
@@ -155,7 +155,7 @@ def measure(
 
     Args:
         trained: domains that have clients, in the order of their indices.
-        route: what it says of the routing is measured on test images.
+        route: routes images; the routing of test images is measured.
     """
     test = {d.name: d.test for d in domains}
     # a domain that was left out has no say in the choice of a round
@@ -238,7 +238,7 @@ def evaluate(
 
     Args:
         trained: domains that have clients, in the order of their indices.
-        key_names: what each key stands for, in order.
+        key_names: name of each key, in order.
         predict: instead of the method's own predictor, such as exact prompts.
         known: test accuracies that were measured before, with their `calibration`.
     """

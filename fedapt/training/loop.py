@@ -23,12 +23,12 @@ class RoundResult:
     Attributes:
         learned: the aggregate of the clients' replies.
         loss: mean over their images.
-        n_images: of all clients together.
+        n_images: number of images of all clients.
         n_bytes: to the clients and back.
         refused: client -> why its reply was not used.
         noise_multiplier: deviation of the round's noise over the sensitivity of what was released;
             None without noise.
-        record: what else the round's record should say.
+        record: further fields of the round's record.
     """
 
     learned: Learned

@@ -42,7 +42,7 @@ def shorten(update: ClientUpdate, start: Learned, length: float) -> ClientUpdate
     """An update of `length` at most.
 
     Args:
-        start: what the client was sent.
+        start: the tensors that the client was sent.
     """
     moved = clip_move(update.learned, start, length)
     learned = {name: (start[name].double() + tensor).float() for name, tensor in moved.items()}

@@ -70,7 +70,7 @@ class BenchReport:
     """Figures of one model on one machine.
 
     Attributes:
-        backends: what ran the graph, and where, each with its figures.
+        backends: results of each backend and device.
         compared_on: which images the backends were compared on.
         decode_ms: reading and preprocessing one 640 x 480 JPEG on one thread.
         machine: processor, cores and versions.
@@ -97,7 +97,7 @@ def bench(
     Args:
         backends: at least one; each is loaded when its turn comes, so that none disturbs another.
         batch_sizes: each is timed for `seconds`, after one run that is not counted.
-        seconds: of each batch size, and of decoding; at least five runs are timed in any case.
+        seconds: time for each batch size, and for decoding; at least five runs are timed.
         images: uint8 [n, height, width, 3] to compare the backends on; None takes noise.
     """
     timed: list[BackendTiming] = []

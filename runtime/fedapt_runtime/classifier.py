@@ -170,7 +170,7 @@ class Classifier:
             top_k: how many classes to report.
             workers: decoding threads; by default one per core.
             fast: decode large JPEGs at a fraction of their size; no longer bit-exact.
-            depth: of grey images beyond 8 bits, see `Preprocessing`; by default as the model says.
+            depth: depth of grey images beyond 8 bits, see `Preprocessing`; by default the model's.
             flag_unknown: also say how unlike the known domains each image is.
             resizer: resizes and crops on a GPU; decoding threads then only decode.
 

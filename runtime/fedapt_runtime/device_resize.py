@@ -26,7 +26,7 @@ class DeviceResizer:
     """Resizes and crops batches. Calls from several threads are safe.
 
     Args:
-        preprocessing: of the model.
+        preprocessing: preprocessing of the model.
         device: `cuda`, or `cpu`, where Pillow is faster.
 
     Raises:

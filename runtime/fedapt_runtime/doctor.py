@@ -25,7 +25,7 @@ class Finding:
     """One optional package or device.
 
     Attributes:
-        name: what it is called.
+        name: name of the package or device.
         is_there: whether it works here.
         detail: version and what it serves; or why it does not work.
         install: the line that would bring it; empty where it is there.

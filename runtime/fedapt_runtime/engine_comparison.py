@@ -30,11 +30,11 @@ class EngineReport:
     """Figures of the comparison, each the maximum over all batches.
 
     Attributes:
-        batch_sizes: that the engine was run at.
-        probability_difference: of class probabilities, engine against ONNX Runtime.
+        batch_sizes: batch sizes of the runs.
+        probability_difference: maximum for class probabilities, engine against ONNX Runtime.
         repeated_difference: between rows of the same image in one batch.
         permuted_difference: between a batch and the same images in another order.
-        images: what it was run on.
+        images: description of the images.
     """
 
     batch_sizes: tuple[int, ...]
@@ -82,7 +82,7 @@ def compare_engine(
     Args:
         reference: the same graph in ONNX Runtime.
         images: uint8 [n, height, width, 3]; two or more, or an order of rows means nothing.
-        minimum, optimum, maximum: of the engine's profile.
+        minimum, optimum, maximum: batch sizes of the engine's profile.
     """
     if len(images) < 2:
         raise AssertionError("an engine is compared on two images or more")

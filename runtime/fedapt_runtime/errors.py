@@ -27,9 +27,9 @@ class ReportedError(Exception):
 
     Args:
         where: the file, folder, option or key at fault.
-        found: what stands there.
-        expected: what should stand there.
-        next_step: what the user can do about it, as an imperative.
+        found: the present value or state.
+        expected: the valid value or state.
+        next_step: the user's next step, as an imperative.
         shareable: whether another party may be told all of it: it names no file and no image.
     """
 

@@ -20,7 +20,7 @@ def translate(
     """Raise `kind` in place of any exception of a library inside the block.
 
     Args:
-        found: what is wrong, in a few words; the library's own words follow in brackets.
+        found: the fault in a few words; the library's message follows in brackets.
 
     Raises:
         ReportedError: `kind`; one that was raised in the block passes unchanged.

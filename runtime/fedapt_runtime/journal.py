@@ -29,8 +29,8 @@ class Journal:
     """Rows on disk, in order.
 
     Attributes:
-        path: of the file.
-        batch_size: of the job that began it.
+        path: path of the file.
+        batch_size: batch size of the job that started the journal.
         n_rows: rows that are written.
     """
 
@@ -51,7 +51,7 @@ class Journal:
         """Start a new journal, or continue after the last complete row.
 
         Args:
-            job: what tells this job from another; rows of another are refused.
+            job: identity of the job; rows of another job are refused.
             batch_size: kept beside it; an older one stays.
             ran_on: backend and compute precision, likewise; see `read_ran_on`.
 

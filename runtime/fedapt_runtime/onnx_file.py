@@ -37,7 +37,7 @@ class OnnxFile:
     """Content of an ONNX file.
 
     Attributes:
-        metadata: of `metadata_props`.
+        metadata: contents of `metadata_props`.
         content: the file's bytes but for `metadata_props`, in parts.
     """
 
@@ -60,7 +60,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     """The `metadata_props` of a model.
 
     Raises:
-        ModelFileError: as `check_one_file`.
+        ModelFileError: see `check_one_file`.
     """
     return _read(path).metadata
 
@@ -69,7 +69,7 @@ def check_content(path: Path, key: str) -> None:
     """Refuse a model whose content does not match the hash in its description.
 
     Args:
-        key: of the description in `metadata_props`, see `integrity.seal`.
+        key: key of the description in `metadata_props`, see `integrity.seal`.
 
     Raises:
         ModelFileError: the hashes differ.

@@ -140,13 +140,13 @@ class Preprocessing:
 
         Args:
             source: a path, an open binary file, or a decoded Pillow image.
-            name: what to call it in messages; by default the path.
+            name: name in messages; by default the path.
             fast: decode a JPEG at 1/2, 1/4 or 1/8 of its size where that is still large enough; the
                 pixels are then near to OpenCLIP's, and no longer equal.
             resize: False leaves an RGB or grey image of up to `MAX_CANVAS` pixels a side as it is,
                 for `device_resize`, after a larger JPEG was decoded as if `fast`; others are
                 resized and cropped here.
-            max_pixels: of the image, and of the image resized; by default `MAX_PIXELS`.
+            max_pixels: limit for the image and the resized image; by default `MAX_PIXELS`.
 
         Raises:
             ImageError: missing, unreadable, too large, truncated, or not an image.

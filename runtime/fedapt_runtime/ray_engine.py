@@ -40,7 +40,7 @@ class RaySettings:
     Attributes:
         workers: how many hold the model; by default one for each CPU of the cluster, or as many as
             its GPUs take.
-        gpus: of each worker, a part of one too; 0 infers on CPUs, with one thread a worker.
+        gpus: GPUs of each worker, also a fraction; 0 for CPUs, with one thread per worker.
     """
 
     workers: int | None = None
@@ -82,7 +82,7 @@ def predict_on_ray(
     Args:
         model: the driver's file; workers get its bytes and need no shared disk.
         images: paths that every node can read, or URIs.
-        preprocessing: of the model.
+        preprocessing: preprocessing of the model.
         settings: how the job is spread; the cluster is that of RAY_ADDRESS, else this machine.
         backend, compute, device, head: see `Classifier.load`.
         batch_size, top_k, fast, flag_unknown: see `Classifier.stream`.

@@ -42,7 +42,7 @@ def build_client_app(find_node: FindNode, reporter: Reporter | None = None) -> C
     """The app that every node runs.
 
     Args:
-        reporter: told of what its operator has to see to.
+        reporter: receives events that need the operator's attention.
     """
     app, reporter = ClientApp(), reporter or Reporter()
 

@@ -39,7 +39,7 @@ class Reports:
     """The nodes' reports of an aggregate.
 
     Attributes:
-        scores: by the client's index; nodes that do not answer are absent.
+        scores: client's index -> score; nodes without an answer are absent.
         n_bytes: to the nodes and back.
         refused: client -> why its report is not used.
     """
@@ -71,10 +71,10 @@ class FlowerEngine:
 
     Args:
         method: on the server, whose clients need no images.
-        plan: what nodes are told of the run.
+        plan: description of the run for the nodes.
         grid: Flower's, connected.
         find_nodes: client -> node.
-        watch: told of every reply, and of nodes that are late or refused.
+        watch: records every reply, and nodes that are late or refused.
     """
 
     def __init__(
@@ -234,7 +234,7 @@ class FlowerEngine:
         """Send to the clients' nodes, and yield answers until the round's deadline.
 
         Args:
-            nodes: of the clients, where it has been found before.
+            nodes: nodes of the clients, if already known.
         """
         if nodes is None:
             nodes = self._find_nodes(clients)

@@ -28,7 +28,7 @@ class EventLog(Reporter):
 
     Args:
         format: one of `FORMATS`.
-        stream: where to; by default standard error.
+        stream: the output; by default standard error.
     """
 
     def __init__(self, format: str = "text", stream: TextIO | None = None) -> None:  # noqa: A002
@@ -44,7 +44,7 @@ class EventLog(Reporter):
 
         Args:
             level: `info`, `warning` or `error`.
-            values: what the text says, for programs.
+            values: the facts of the text, for programs.
         """
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         if self._is_json:

@@ -23,8 +23,8 @@ class Answer:
 
     Attributes:
         reply: Flower's message.
-        n_bytes: of the message and its reply.
-        seconds: from the one to the other.
+        n_bytes: size of the message and its reply.
+        seconds: time from the message to its reply.
     """
 
     reply: Message

@@ -39,7 +39,7 @@ class Deployment:
         classes: names in the order of the labels.
         nodes: name -> domain.
         data: ROOT of the images on every node.
-        config: of the training.
+        config: settings of the training.
     """
 
     address: str

@@ -20,9 +20,9 @@ class NodeState:
 
     Attributes:
         seen: time of its last sign.
-        images: of its last reply, `seconds` after it was asked; None where it does not say.
+        images: number in its last reply, after `seconds`; None if the reply has no number.
         refused: replies that were not used, or did not come.
-        accuracy: of its domain, the last time it was measured.
+        accuracy: last measured accuracy of its domain.
     """
 
     domain: str = ""

@@ -24,7 +24,7 @@ class Memory:
     """A node's memory.
 
     Args:
-        path: of the file that keeps it; None for as long as this object lives.
+        path: file that keeps the memory; None keeps it in this object only.
 
     Raises:
         FederationError: the file is damaged.

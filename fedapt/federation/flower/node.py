@@ -54,8 +54,8 @@ class Node:
 
     Args:
         party: its images and CLIP.
-        reporter: told of long work, on the node's own machine.
-        memory: what it remembers across restarts.
+        reporter: receives progress, on the node's own machine.
+        memory: the state kept across restarts.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Node:
         """One client's round, with the node's own noise if the run requires it.
 
         Args:
-            share: what the client has of the aggregate (`Method.share`).
+            share: the client's part of the aggregate (`Method.share`).
             keys: E, float32 [N, M, W], of a method that has keys.
 
         Raises:

@@ -35,7 +35,7 @@ def run_node(folder: Path, settings: NodeSettings, wait_seconds: float, reporter
     """Take part until this process ends.
 
     Args:
-        folder: of `node.toml`.
+        folder: folder of `node.toml`.
         wait_seconds: how long a server that cannot be reached is waited for at the beginning.
 
     Raises:

@@ -32,7 +32,7 @@ def clip_and_noise(
     """A client's update, clipped and with noise, if the run requires it.
 
     Args:
-        start: what the client was sent.
+        start: the tensors that the client was sent.
         secret: 32 random bytes that nobody else has.
     """
     if not config.node_clip:

@@ -40,9 +40,9 @@ class NodeRegistry:
     """The members of a federation, in their order.
 
     Args:
-        path: of the file that keeps the order; read where it exists.
+        path: file that keeps the order; read if it exists.
         name_nodes: numbers of the nodes that are connected, and the names of their keys.
-        plan: of the run, which a node gets ready for when it introduces itself.
+        plan: plan of the run, for which a new node prepares.
         allowed: domains that may take part; none for any.
 
     Raises:

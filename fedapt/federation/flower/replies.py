@@ -31,7 +31,7 @@ def read_update(
     """A client's reply, or the reason why it is refused.
 
     Args:
-        share: what the client was sent.
+        share: the tensors that the client was sent.
         max_update: maximum norm of the difference that is accepted.
     """
     if reason := read_refusal(answer):

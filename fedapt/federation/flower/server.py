@@ -32,7 +32,7 @@ def run_server(folder: Path, settings: ServerSettings, train: Train, reporter: R
     """Serve until this process ends.
 
     Args:
-        folder: of `server.toml`.
+        folder: folder of `server.toml`.
         train: called in a thread of its own whenever training is asked for.
 
     Raises:

@@ -27,7 +27,7 @@ class ServerSettings(Strict):
     Attributes:
         address: HOST:PORT that nodes connect to.
         classes: names in the order of the labels, as every node's folders have them.
-        domains: that may take part; none for any.
+        domains: domains that may take part; empty for any.
         min_nodes: connected nodes without which training does not begin.
         wait_seconds: how long they are waited for.
         settings: TOML file of the training, as of `fedapt train --config`.

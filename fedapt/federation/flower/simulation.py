@@ -37,7 +37,7 @@ def simulate(
 
     Args:
         root: ROOT of ROOT/<domain>/<class>/<images>.
-        domains: that train, in the order of their indices.
+        domains: domains that train, in the order of their indices.
         n_nodes: nodes, which play any client.
 
     Raises:

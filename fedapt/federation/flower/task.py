@@ -56,7 +56,7 @@ class Place:
     Attributes:
         client, domain, key: indices.
         share: which of the clients of its domain it is, where one folder is dealt out to several.
-        round: from 0.
+        round: number of the round, from 0.
     """
 
     client: int

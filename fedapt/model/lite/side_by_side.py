@@ -22,7 +22,7 @@ def place_side_by_side(narrow: dict[str, Tensor], apart: Tensor) -> dict[str, Te
     """The state of OpenCLIP's text tower at twice the width and twice the heads.
 
     Args:
-        narrow: of the tower at its own width W, named as in `open_clip.CLIP`.
+        narrow: state of the tower at its own width W, named as in `open_clip.CLIP`.
         apart: R, float32 [W, D].
     """
     return {name: _widen(name, tensor, apart) for name, tensor in narrow.items()}

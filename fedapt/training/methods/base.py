@@ -56,7 +56,7 @@ class Setting:
         class_names: in the order of the labels.
         n_keys: N.
         clients: all of them.
-        known_keys: of a federation that this one goes on from; further keys are drawn.
+        known_keys: keys of a federation that this one continues; further keys are drawn.
         table: every image that is here; None where there is none.
         views: features of augmented images, computed on request; None where no client trains.
     """
@@ -125,8 +125,8 @@ class Fusable:
     """A global model as an image tower and a head, from which an export is made.
 
     Attributes:
-        head: what follows the tower.
-        names: of the head's banks.
+        head: the head behind the tower.
+        names: names of the head's banks.
         exact: features float32 [n, D] -> logits float32 [n, C] as the method itself defines them.
         tower: uint8 [n, height, width, 3] -> features, where it is not the CLIP's own.
     """
@@ -189,8 +189,8 @@ class Method(ABC):
         """A client's loss in one round.
 
         Args:
-            start: what the client has of the aggregate (`Method.share`).
-            round_number: from 0.
+            start: the client's part of the aggregate (`Method.share`).
+            round_number: number of the round, from 0.
         """
 
     def add_up(self, client: Client) -> Learned:
@@ -209,7 +209,7 @@ class Method(ABC):
         """Names of the keys that `routing` chooses among.
 
         Args:
-            keys: what each key stands for.
+            keys: name of each key.
         """
         return keys
 
@@ -217,7 +217,7 @@ class Method(ABC):
         """The global model as a tower and a head; not for a method with `not_fused`.
 
         Args:
-            keys: what each key stands for.
+            keys: name of each key.
             client: whose model, of a method that has one for each client.
         """
         raise NotImplementedError(self.not_fused)

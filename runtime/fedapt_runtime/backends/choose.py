@@ -134,7 +134,7 @@ def list_candidates(backend: str, device: str, compute: str) -> list[Candidate]:
     """The ways to run an .onnx or .engine file here that fit the request; at least one.
 
     Args:
-        backend, device, compute: as `load_backend` takes them.
+        backend, device, compute: see `load_backend`.
 
     Raises:
         RuntimeFailure: none has such a compute precision.

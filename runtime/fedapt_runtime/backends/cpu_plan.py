@@ -19,7 +19,7 @@ class CpuPlan(NamedTuple):
     Attributes:
         in_flight: batches at once.
         default_batch: images of each.
-        threads: of each; 0 leaves it to the library, which takes every core of the machine.
+        threads: threads of each; 0 is the library's default, every core of the machine.
     """
 
     in_flight: int

@@ -46,7 +46,7 @@ class Gpu:
     Looking at it takes no memory of the GPU; the first allocation does.
 
     Attributes:
-        name: as the driver calls it.
+        name: the driver's name of the GPU.
         capability: `sm89` and the like.
 
     Raises:

@@ -71,8 +71,8 @@ class EngineFile:
         """Refuse a GPU that the engine was not built for.
 
         Args:
-            capability: of the GPU here, `sm89`.
-            name: of the GPU here.
+            capability: compute capability of this machine's GPU, such as `sm89`.
+            name: name of this machine's GPU.
 
         Raises:
             RuntimeFailure: the engine has other targets.
@@ -134,7 +134,7 @@ def describe_engine(path: Path, fields: dict[str, Any]) -> EngineFile:
     """The fields of an engine's description.
 
     Raises:
-        Exception: of any kind, as the fields are damaged.
+        Exception: the fields are damaged; any class.
         ModelFileError: the manifest among them is.
     """
     flavour, batches = fields["flavour"], fields["batch"]

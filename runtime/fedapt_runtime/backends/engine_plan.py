@@ -53,8 +53,8 @@ class EnginePlan:
         engine: the library's ICudaEngine.
         min_batch, max_batch: the sizes that it takes.
         image_shape: height, width, 3.
-        image_bytes: of one image.
-        row_bytes: of one row of each output, all float32.
+        image_bytes: bytes of one image.
+        row_bytes: bytes of one row of each output, all float32.
         scratch_bytes: device memory that an execution context computes in.
 
     Raises:

@@ -30,7 +30,7 @@ class EngineStream:
     """See `streams.BatchStream`.
 
     Args:
-        gpu: that the engine was loaded on.
+        gpu: GPU on which the engine was loaded.
         plan: the engine.
 
     Raises:

@@ -60,7 +60,7 @@ def check_signature(
     """Refuse a graph whose inputs or outputs have other names, dtypes or ranks.
 
     Args:
-        inputs: those that have no default value; the batch axis is left out of the shapes.
+        inputs: inputs without a default value; shapes have no batch axis.
         outputs: likewise.
 
     Raises:

@@ -70,7 +70,7 @@ class OpenVinoBackend:
     Args:
         path: the .onnx file.
         head: a head file to use in place of the model's own head.
-        threads: of inference; 0 takes every core.
+        threads: threads for inference; 0 takes every core.
         throughput: the most images per second, rather than the shortest time of one batch.
         compute: one of `base.COMPUTE`.
 

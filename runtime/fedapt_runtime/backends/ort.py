@@ -125,7 +125,7 @@ def open_session(
     Args:
         model: path or serialised model.
         device: `cpu`, `cuda`, or `tensorrt-ep`: TensorRT, with CUDA for what it does not know.
-        where: what to call the model in messages.
+        where: name of the model in messages.
         threads: threads of one operator on the CPU; 0 takes every core.
         cuda: further options of the CUDA provider.
 

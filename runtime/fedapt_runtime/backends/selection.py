@@ -47,7 +47,7 @@ class Selection(NamedTuple):
     """The fastest candidate.
 
     Attributes:
-        candidate: what to load.
+        candidate: the backend to load.
         batch_size: images of a batch.
         from_cache: an earlier load measured it.
     """
@@ -80,7 +80,7 @@ def select(
     Args:
         candidates: the first is taken unless another is at least 5 % faster.
         load: loads one; they are loaded one after the other, so that memory holds one model.
-        determined_by: what the result depends on beside the machine: the model's hash, threads.
+        determined_by: inputs of the result besides the machine: the model's hash, threads.
         hint: one of `choose.PERFORMANCE_HINTS`.
 
     Raises:

@@ -40,7 +40,7 @@ def create_app(
         tokens: see `Access`.
         local: see `Access`.
         web: a folder of static files under /web/, see `page.web_routes`.
-        connections: those of the server that runs the application.
+        connections: connections of the server that runs the application.
     """
     connections = connections or Connections(service.limits)
     service.metrics.watch("fedapt_connections", "Open connections", lambda: len(connections))

@@ -19,7 +19,7 @@ class Limits:
         max_body: bytes of a request's body.
         max_bodies: bytes of all bodies that are held at once.
         max_images: images of a request.
-        max_pixels: of an image before it is resized.
+        max_pixels: maximum number of pixels of an image before it is resized.
         max_queue: images that are accepted and not yet answered.
         max_connections: connections at once; more are closed as they come.
         header_s: seconds until a connection has sent the head of its next request.
@@ -45,7 +45,7 @@ class Quota:
 
     Args:
         most: how many.
-        what: what they are, for messages.
+        what: name of the items, for messages.
     """
 
     def __init__(self, most: int, what: str) -> None:

@@ -22,13 +22,13 @@ class Metrics:
     """The metrics of one server, in their own registry.
 
     Attributes:
-        requests: by route, method and status.
+        requests: count by route, method and status.
         request_s: seconds from a request's head to the end of its answer, by route.
-        images: by model and outcome, `classified` or `unreadable`.
+        images: count by model and outcome, `classified` or `unreadable`.
         batch_images: images of each run of a graph, by model.
         inference_s: seconds of each run of a graph, by model.
         decode_s: seconds to decode and resize an image, waiting for a thread left out.
-        head_swaps: by model.
+        head_swaps: count by model.
         model: 1, with the version and the backend of each model.
     """
 

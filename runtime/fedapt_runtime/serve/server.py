@@ -55,7 +55,7 @@ def serve(
     """Serve until SIGTERM or Ctrl-C; then answer the accepted requests, and return.
 
     Args:
-        classifiers: by name.
+        classifiers: name -> classifier.
         tokens, local, web: see `create_app`.
         max_batch, max_delay_s, workers: see `Service`.
 

@@ -129,7 +129,7 @@ class Service:
     """All models of a server with their limits and figures.
 
     Args:
-        classifiers: by name; the first answers requests that name none.
+        classifiers: name -> classifier; the first is the default.
         max_batch: images of a batch; None takes what suits each backend.
         max_delay_s: how long the first image of a batch waits for others.
         workers: decoding threads; None takes one for each core.

@@ -44,7 +44,7 @@ def find_images(
     turns out to be no image is a matter of its row.
 
     Args:
-        left_out: where files and folders that are passed over are counted, by reason.
+        left_out: counts omitted files and folders by reason.
 
     Raises:
         InputError: a path that does not exist, a folder, archive or pattern without any image file,
@@ -70,7 +70,7 @@ def count_images(paths: Iterable[str | os.PathLike[str]]) -> int | None:
     """Number of images of these paths; None if they have to be read to count them.
 
     Raises:
-        InputError: as `find_images`, before any work is done.
+        InputError: see `find_images`; raised before any work.
     """
     total: int | None = 0
     for given in paths:

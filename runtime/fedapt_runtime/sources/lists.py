@@ -50,7 +50,7 @@ def read_table(path: str, left_out: LeftOut) -> Iterator[str]:
     """The column `path` of a table, such as the output of another job.
 
     Args:
-        left_out: where rows without a path are counted.
+        left_out: counts rows without a path.
 
     Raises:
         InputError: it cannot be read, or has no such column.

@@ -53,7 +53,7 @@ class Connection:
     """A node's requests. They raise `Unreachable` if a later try may succeed.
 
     Args:
-        folder: of `node.toml`.
+        folder: folder of `node.toml`.
 
     Raises:
         FederationError: no usable key, another certificate, or another process with the key.

@@ -21,7 +21,7 @@ class MailboxGrid(Grid):
     """The server's nodes as a Flower Grid.
 
     Args:
-        mailbox: of the server.
+        mailbox: the server's mailbox.
     """
 
     def __init__(self, mailbox: Mailbox) -> None:

@@ -24,8 +24,8 @@ class HandshakeLog:
     """Reports each refusal once.
 
     Args:
-        reporter: told of them.
-        folder: of the public keys that may connect.
+        reporter: receives the messages.
+        folder: folder of the public keys that may connect.
     """
 
     def __init__(self, reporter: Reporter, folder: Path) -> None:
@@ -53,7 +53,7 @@ class HandshakeLog:
         """Report a client that has aborted the handshake.
 
         Args:
-            reason: as OpenSSL names it, such as TLSV1_ALERT_UNKNOWN_CA.
+            reason: OpenSSL's name of the error, such as TLSV1_ALERT_UNKNOWN_CA.
         """
         _, _, alert = reason.partition("_ALERT_")
         if alert in _ALERTS and self._is_new(address, alert):

@@ -63,7 +63,7 @@ async def send(
 
     Args:
         close: end the connection behind it.
-        seconds: that it may take.
+        seconds: maximum time.
 
     Raises:
         TimeoutError, OSError: it has not been taken.

@@ -95,7 +95,7 @@ class KeyRegistry:
     """The public keys in a folder, NAME.pub, read again when the folder changes.
 
     Args:
-        folder: of the keys of the nodes that may connect.
+        folder: folder of the public keys of nodes that may connect.
     """
 
     def __init__(self, folder: Path) -> None:

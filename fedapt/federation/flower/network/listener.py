@@ -72,10 +72,10 @@ class Listener:
 
     Args:
         identify: (address, path, headers) -> the node that has signed them, or a refusal.
-        answer: what a node is answered.
-        fail_handshake: told of (address, OpenSSL's reason).
+        answer: returns the response to a node.
+        fail_handshake: called with (address, OpenSSL's reason).
         max_body: bytes that the body of a request for this path may have.
-        limits: of strangers.
+        limits: limits for strangers.
         tls: None where TLS ends elsewhere.
     """
 

@@ -92,7 +92,7 @@ class Encoding:
         """A client's words, uint64 [3 + values].
 
         Args:
-            start: what the client was sent.
+            start: the tensors that the client was sent.
 
         Raises:
             FederationError: NaN or infinity, which would take every other update with it, or more

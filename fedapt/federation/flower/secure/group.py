@@ -41,7 +41,7 @@ class Grouping:
 
     Attributes:
         threshold: share of a client and its neighbours that has to stay to a round's end.
-        neighbours: of each client; 0 for as many as the bounds ask for.
+        neighbours: number of neighbours of each client; 0 for the number that the bounds require.
         colluding, dropping: gamma and delta, shares of the round's clients.
     """
 

@@ -89,7 +89,7 @@ class Participant:
         """Shares of seed and mask key, sealed for each neighbour.
 
         Args:
-            n_clients: of the round.
+            n_clients: number of clients of the round.
             group: neighbours and itself, ascending, with their public keys.
             keys_hash: hash of the public keys of all clients of the round.
             grouping: the run's.

@@ -42,9 +42,9 @@ class SecureRound:
 
     Args:
         ask: sends to clients; one that does not reply is left out.
-        refuse: told of replies that are not used.
-        round_number: from 0.
-        config: of the run.
+        refuse: called for each refused reply.
+        round_number: number of the round, from 0.
+        config: settings of the run.
         work: hash of what every client is told of the round's training.
     """
 
@@ -66,7 +66,7 @@ class SecureRound:
 
         Args:
             contents: client -> what it is to train with, besides the sealed shares.
-            start: what every client is sent.
+            start: the tensors that every client is sent.
 
         Raises:
             ConfigError: too few clients or neighbours to hide in.

@@ -32,7 +32,7 @@ def combine(shares: Sequence[bytes]) -> bytes:
     """Restore the secret of 32 bytes.
 
     Args:
-        shares: as many as the threshold.
+        shares: the threshold's number of shares.
 
     Raises:
         ValueError: these are no shares of one secret.
@@ -49,7 +49,7 @@ def seal(private: bytes, public: bytes, route: str, plain: bytes) -> bytes:
     """Encrypt bytes so that only the holder of the other private key can read them.
 
     Args:
-        route: who sends to whom in which round; another route does not open it.
+        route: sender, receiver and round; another route cannot open the bytes.
     """
     nonce = secrets.token_bytes(_NONCE_BYTES)
     key = agree(private, public, f"shares {route}")
