@@ -117,7 +117,7 @@ def test_few_images_give_no_signal_and_a_line_that_says_so(
     command = ["export", str(tiny_run / "checkpoint.safetensors"), "--min-agreement", "0", "--out"]
     assert main([*command, str(tmp_path / "model.onnx")]) == 0
     err = " ".join(capsys.readouterr().err.split())
-    told = "images of every known one, and 20 that were held out (--data)"
+    told = "images of every known one, and 20 that were held out"
     assert f"no signal for unknown domains: that takes training {told}" in err
     assert Classifier.load(tmp_path / "model.onnx").manifest.unknown is None
 
