@@ -181,9 +181,11 @@ def _charts(report: RunReport) -> list[_Chart]:
         charts.append(_chart("Accuracy", lines, "test accuracy, %", limit=100.0))
     if loss := _points(records, "loss"):
         charts.append(_chart("Loss", {"loss": loss}, "mean over the clients' images", floor=0.0))
-    sent = [(r["round"], n / 1e6) for r, n in zip(records, report.n_bytes, strict=True)]
-    if any(n for _, n in sent):
-        charts.append(_chart("Sent in each round", {"sent": sent}, "MB, all clients", floor=0.0))
+    if any(report.n_bytes):
+        unit, size = _choose_unit(max(report.n_bytes))
+        sent = [(r["round"], n / size) for r, n in zip(records, report.n_bytes, strict=True)]
+        says = f"{unit}, all clients"
+        charts.append(_chart("Sent in each round", {"sent": sent}, says, floor=0.0))
     return charts
 
 
@@ -226,11 +228,17 @@ def _say_model(report: RunReport) -> str:
     """The CLIP by its name; one of a folder by its hash."""
     model = remove_paths(report.info.config).model
     name = " ".join(filter(None, (model.name, model.pretrained)))
-    return name or f"a CLIP of hash {report.info.clip_sha256[:12]}"
+    return name or f"of hash {report.info.clip_sha256[:12]}"
 
 
 def _say_bytes(n: int) -> str:
-    return f"{n / 1e6:.1f} MB" if n >= 1e5 else f"{n / 1e3:.1f} kB"
+    unit, size = _choose_unit(n)
+    return f"{n / size:.1f} {unit}"
+
+
+def _choose_unit(n: int) -> tuple[str, float]:
+    """The unit for a number of bytes, and how many it has."""
+    return ("MB", 1e6) if n >= 1e5 else ("kB", 1e3)
 
 
 def _count(n: int, what: str) -> str:

@@ -1,4 +1,4 @@
-"""What many answers together say: bins, confusion, classes, worst mistakes."""
+"""Figures of many answers: bins, confusion, classes, worst mistakes."""
 
 from __future__ import annotations
 
