@@ -43,7 +43,7 @@ def calibrate_unknown(
     info = checkpoint.info
     network = fusable.head.adaptive_network.cpu().numpy()
     if ADAPTIVE_NETWORK not in checkpoint.learned or info.keys != info.domains or len(network) < 2:
-        reporter.message("no signal for unknown domains: that takes a key for each of two domains")
+        reporter.message("no signal for unknown domains: it requires keys of two domains or more")
         return None
     data = data or root_of_run(checkpoint_path)
     signal = None

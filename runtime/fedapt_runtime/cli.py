@@ -214,7 +214,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"found {text}, expected a whole number from 1 on")
+        raise argparse.ArgumentTypeError(f"found {text}, expected a whole number of at least 1")
     return int(text)
 
 

@@ -139,9 +139,9 @@ def _fields(data: memoryview, begin: int, end: int) -> Iterator[tuple[int, int, 
         elif wire in (_EIGHT, _FOUR):
             size = 8 if wire == _EIGHT else 4
         else:
-            raise ValueError("a file that is no ONNX model (a field of an unknown kind)")
+            raise ValueError("a file that is not an ONNX model (a field of an unknown kind)")
         if size > end - at or number == 0:
-            raise ValueError("a file that is no ONNX model (a field that is cut off)")
+            raise ValueError("a file that is not an ONNX model (a field that is cut off)")
         yield number, start, at, at + size
         at += size
 
@@ -155,7 +155,7 @@ def _read_varint(data: memoryview, at: int, end: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, at
         shift += 7
-    raise ValueError("a file that is no ONNX model (a number that is cut off)")
+    raise ValueError("a file that is not an ONNX model (a number that is cut off)")
 
 
 def _refuse(path: Path, found: str) -> ModelFileError:

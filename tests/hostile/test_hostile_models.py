@@ -55,13 +55,13 @@ def test_an_unchanged_copy_is_loaded(tiny_model: Path, target: Path) -> None:
 def test_truncated(tiny_model: Path, target: Path, share: float) -> None:
     data = tiny_model.read_bytes()
     target.write_bytes(data[: int(len(data) * share)])
-    assert_refused(target, r"a file that is no ONNX model \(.+\); expected a model written")
+    assert_refused(target, r"a file that is not an ONNX model \(.+\); expected a model written")
 
 
 @pytest.mark.parametrize("length", [1, 100, 100_000])
 def test_random_bytes(target: Path, length: int) -> None:
     target.write_bytes(np.random.default_rng(length).bytes(length))
-    assert_refused(target, r"a file that is no ONNX model \(.+\); expected a model written")
+    assert_refused(target, r"a file that is not an ONNX model \(.+\); expected a model written")
 
 
 def test_empty(target: Path) -> None:

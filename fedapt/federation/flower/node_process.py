@@ -130,7 +130,7 @@ class _Worker:
         seconds = time.monotonic() - started
         body = encode(found)
         if not self._connection.reply(task, body):
-            self._reporter.event("warning", "the server waits for this reply no longer")
+            self._reporter.event("warning", "the server no longer waits for this reply")
             return
         self._tell(task, found, len(body), seconds)
 

@@ -69,7 +69,7 @@ class EnginePlan:
         try:
             self._runtime = trt.Runtime(self._listener)
         except TypeError as error:
-            raise self.fail(f"{self._library} that does not start") from error
+            raise self.fail(f"{self._library} that fails to start") from error
         self.engine = self._load()
         inputs, outputs = read_slots(trt, self.engine)
         check_signature(inputs, outputs, engine_file.manifest, engine_file.path)
@@ -125,7 +125,7 @@ class EnginePlan:
             strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
             context = self.engine.create_execution_context(strategy)
         if context is None:
-            raise self.fail("no execution context, perhaps for want of memory")
+            raise self.fail("no execution context, possibly for lack of memory")
         if self.flavour == "rtx":
             return context
         if hasattr(context, "set_device_memory"):

@@ -66,7 +66,9 @@ def add_serve(commands: Any) -> None:
 
 def _count(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text[:12]) < 10**11:
-        raise argparse.ArgumentTypeError(f"found {text[:20]}, expected a whole number from 1 on")
+        raise argparse.ArgumentTypeError(
+            f"found {text[:20]}, expected a whole number of at least 1"
+        )
     return int(text)
 
 

@@ -97,7 +97,7 @@ def test_a_server_that_answers_something_else(header: str, monkeypatch: pytest.M
     connection = Connection.__new__(Connection)
     values: dict[str, Any] = {"status_code": 200, "headers": {MESSAGE: header}, "content": b""}
     monkeypatch.setattr(connection, "_ask", lambda path: SimpleNamespace(**values))
-    with pytest.raises(Unreachable, match="an answer of something else"):
+    with pytest.raises(Unreachable, match="an answer of another program"):
         connection.take()
     good = {"id": "1", "kind": "train", "group": "2", "run": 7}
     values["headers"] = {MESSAGE: json.dumps(good)}

@@ -181,7 +181,7 @@ def test_wrong_sizes_are_2(tiny_model: Path, capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit) as caught:
         main(["bench", str(tiny_model), "--batch-sizes", "1,0"])
     assert caught.value.code == 2
-    assert "expected a whole number from 1 on" in capsys.readouterr().err
+    assert "expected a whole number of at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("seconds", ["-1", "0", "nan", "inf", "long"])

@@ -146,15 +146,15 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["classify", "m", "a", "--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
         (
             ["classify", "m", "a", "--batch-size", "0"],
-            "argument --batch-size: found 0, expected a whole number from 1 on",
+            "argument --batch-size: found 0, expected a whole number of at least 1",
         ),
         (
             ["classify", "m", "a", "--top-k", "two"],
-            "argument --top-k: found two, expected a whole number from 1 on",
+            "argument --top-k: found two, expected a whole number of at least 1",
         ),
         (
             ["classify", "m", "a", "--workers=-1"],
-            "argument --workers: found -1, expected a whole number from 1 on",
+            "argument --workers: found -1, expected a whole number of at least 1",
         ),
         (
             ["classify", "m", "a", "--json"],
@@ -207,7 +207,7 @@ def model_without_manifest(folder: Path, model: Path) -> Path:
     [
         (missing_model, r"none\.onnx: found no such file; expected a model written by"),
         (folder_as_model, r"found not a file; expected a model written by `fedapt export`"),
-        (text_as_model, r"text\.onnx: found a file that is no ONNX model \(.+\); expected"),
+        (text_as_model, r"text\.onnx: found a file that is not an ONNX model \(.+\); expected"),
         (model_without_manifest, r"bare\.onnx: found an ONNX file without a fedapt manifest;"),
     ],
 )

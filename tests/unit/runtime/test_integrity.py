@@ -160,5 +160,5 @@ def test_a_graph_nested_thousands_of_times_is_no_recursion() -> None:
     ],
 )
 def test_what_is_no_message(data: bytes) -> None:
-    with pytest.raises(ValueError, match="a file that is no ONNX model"):
+    with pytest.raises(ValueError, match="a file that is not an ONNX model"):
         read_onnx(memoryview(data))

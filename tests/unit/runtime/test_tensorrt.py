@@ -82,7 +82,7 @@ def test_no_more_graphs_than_allowed(
 @pytest.mark.parametrize(
     ("fails", "text"),
     [
-        ("context", r"found no execution context, perhaps for want of memory \(out of memory\)"),
+        ("context", r"found no execution context, possibly for lack of memory \(out of memory\)"),
         ("address", r"found an engine that refuses an address for images \(no tensor images\)"),
         ("unset", r"that does not run a batch of 1 \(no address of \['domain_weights', 'feat"),
         ("shape", r"that refuses a batch of 1 \(shape \[1, 2, 2, 3\] is outside of the profile\)"),
@@ -104,7 +104,7 @@ def test_a_library_that_does_not_start_and_a_plan_that_is_none(
 ) -> None:
     path = write_engine(tmp_path)
     library.is_broken = True
-    text = r"TensorRT 11\.4\.0\.106 that does not start \(CUDA initialization failure\)"
+    text = r"TensorRT 11\.4\.0\.106 that fails to start \(CUDA initialization failure\)"
     with pytest.raises(RuntimeFailure, match=text):
         load(path, library, monkeypatch)
     library.is_broken = False
@@ -131,7 +131,7 @@ def test_an_engine_of_rtx_keeps_its_graphs_itself(
     ("plan", "text"),
     [
         (FakePlan(fails=("config",)), "found no runtime configuration"),
-        (FakePlan(fails=("context",)), "found no execution context, perhaps for want of memory"),
+        (FakePlan(fails=("context",)), "found no execution context, possibly for lack of memory"),
     ],
 )
 def test_what_rtx_does_not_give(

@@ -98,7 +98,7 @@ class Connection:
                 raise TypeError("another kind of value")
             return Task(**values, body=response.content)
         except (KeyError, TypeError, ValueError) as error:
-            raise Unreachable("an answer of something else", _CHECK_ADDRESS) from error
+            raise Unreachable("an answer of another program", _CHECK_ADDRESS) from error
 
     def reply(self, task: Task, body: bytes) -> bool:
         """Send the answer to a message; False if the server no longer waits for it."""
@@ -152,7 +152,7 @@ class Connection:
             name = fingerprint(self._key.public_key())
             raise Unreachable(
                 f"it does not know this node's key {name}",
-                "have the server's operator put this node's .pub file into `nodes`",
+                "ask the server's operator to put this node's .pub file into `nodes`",
             )
         if status == 409:
             raise FederationError(

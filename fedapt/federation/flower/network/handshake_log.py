@@ -61,7 +61,7 @@ class HandshakeLog:
                 address,
                 alert,
                 f"a node that does not trust this server's certificate: {_ALERTS[alert]}; copy"
-                " authority.pem to it, and see to the address in its node.toml",
+                " authority.pem to it, and check the address in its node.toml",
             )
 
     def _is_new(self, address: str, what: str) -> bool:
@@ -80,4 +80,4 @@ class HandshakeLog:
             del self._told[next(iter(self._told))]
         self._reporter.message(f"turned away: {address}: {text}")
         if self._is_flooded():
-            self._reporter.message("turned away: more than are told of within a minute")
+            self._reporter.message("turned away: more nodes than one minute's log has room for")

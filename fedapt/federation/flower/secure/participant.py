@@ -134,7 +134,7 @@ class Participant:
                 for peer, key in zip(self.peers, self.share_keys, strict=True)
             }
         except ValueError as error:
-            raise _refuse(f"a public key that is none ({error})", "keys of X25519") from error
+            raise _refuse(f"an invalid public key ({error})", "keys of X25519") from error
         self.stage = SHARES
         return sealed
 
@@ -178,7 +178,7 @@ class Participant:
                 try:
                     masked += pair_mask(self.mask_key, self.client, key, peer, binding, n)
                 except ValueError as error:
-                    raise _refuse(f"a public key that is none ({error})", "X25519") from error
+                    raise _refuse(f"an invalid public key ({error})", "X25519") from error
         return masked
 
     def reveal(
@@ -263,8 +263,8 @@ def find_participant(state: RecordDict, client: int, round_number: int) -> Parti
     found = recall(state)
     if found is None or (found.client, found.round) != (client, round_number):
         raise _refuse(
-            f"client {client} in round {round_number + 1}, of which this node knows nothing",
-            "a node that was there from the round's first stage",
+            f"client {client} in round {round_number + 1}, which this node does not know",
+            "a node that has taken part since the round's first stage",
         )
     return found
 

@@ -95,9 +95,9 @@ class SecureRound:
             keys: list[Any] = [record.get("mask_key"), record.get("share_key")]
             known = {*self._mask_keys.values(), *self._share_keys.values()}
             if not all(type(key) is bytes and is_public_key(key) for key in keys):
-                self._refuse(client, "no two public keys of X25519")
+                self._refuse(client, "not two public keys of X25519")
             elif keys[0] == keys[1] or known & set(keys):
-                self._refuse(client, "a public key that there is already")
+                self._refuse(client, "a public key that is already in use")
             else:
                 self._mask_keys[client], self._share_keys[client] = keys
         _check_left("that sent keys", self._mask_keys, MIN_CLIENTS)

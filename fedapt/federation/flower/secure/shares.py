@@ -66,4 +66,4 @@ def unseal(private: bytes, public: bytes, route: str, sealed: bytes) -> bytes:
     try:
         return AESGCM(key).decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], route.encode())
     except InvalidTag as error:
-        raise ValueError("sealed shares that do not open") from error
+        raise ValueError("sealed shares that cannot be decrypted") from error

@@ -132,7 +132,7 @@ def test_groups_that_would_not_hide_it() -> None:
     )
     refuse("other public keys of client 0", deal(mask_keys=keys[:4]))
     zero = [mine.public_keys[1], bytes(32), *keys[:2]]
-    refuse("a public key that is none", deal(share_keys=zero))
+    refuse("an invalid public key", deal(share_keys=zero))
     refuse("a hash of other public keys", deal(keys_hash=bytes(32)))
     # two neighbours of eight clients: both together would isolate it
     three = {
@@ -153,7 +153,10 @@ def test_shares_that_do_not_fit() -> None:
     refuse("shares of client 5", lambda: mine.open_shares(good | {5: good[2]}))
     refuse("shares of 1 neighbours; of 2 or more", lambda: mine.open_shares({2: good[2]}))
     swapped = {2: good[3], 3: good[2]}
-    refuse("shares of client 2: sealed shares that do not open", lambda: mine.open_shares(swapped))
+    refuse(
+        "shares of client 2: sealed shares that cannot be decrypted",
+        lambda: mine.open_shares(swapped),
+    )
 
 
 def test_a_public_mask_key_that_is_none() -> None:
@@ -164,7 +167,7 @@ def test_a_public_mask_key_that_is_none() -> None:
     mine.open_shares({j: sealed[j][0] for j in (3, 7)})
     assert len(mine.mask(np.zeros(N, np.uint64), WORK, START)) == N  # client 2 has dropped out
     mine.senders.append(2)
-    refuse("a public key that is none", lambda: mine.mask(np.zeros(N, np.uint64), WORK, START))
+    refuse("an invalid public key", lambda: mine.mask(np.zeros(N, np.uint64), WORK, START))
 
 
 def test_what_would_unmask_somebody() -> None:
@@ -213,7 +216,7 @@ def test_who_is_in_the_sum_is_told_alike() -> None:
 
 def test_a_node_remembers_and_forgets() -> None:
     state = RecordDict()
-    refuse("of which this node knows nothing", lambda: find_participant(state, 0, 1))
+    refuse("which this node does not know", lambda: find_participant(state, 0, 1))
     four = Four()
     four.open()
     mine = four.all[0]
@@ -221,8 +224,8 @@ def test_a_node_remembers_and_forgets() -> None:
     assert repr(mine.seed)[2:-1] in repr(dict(state["secure"]))  # what is there can be found
     assert recall(state) == mine
     assert find_participant(state, 0, 1) == mine
-    refuse("client 0 in round 3, of which", lambda: find_participant(state, 0, 2))
-    refuse("client 2 in round 2, of which", lambda: find_participant(state, 2, 1))
+    refuse("client 0 in round 3, which", lambda: find_participant(state, 0, 2))
+    refuse("client 2 in round 2, which", lambda: find_participant(state, 2, 1))
 
     mine.reveal(four.group, [], four.group)
     keep(mine, state)

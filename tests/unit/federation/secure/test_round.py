@@ -318,9 +318,9 @@ def answer_with(
 
 
 BROKEN: dict[str, dict[str, Callable[[ConfigRecord], object]]] = {
-    "no two public keys of X25519": {"mask_key": lambda r: b"short"},
-    "no two public keys of X25519 ": {"share_key": lambda r: bytes(32)},
-    "a public key that there is already": {"mask_key": lambda r: r["share_key"]},
+    "not two public keys of X25519": {"mask_key": lambda r: b"short"},
+    "not two public keys of X25519 ": {"share_key": lambda r: bytes(32)},
+    "a public key that is already in use": {"mask_key": lambda r: r["share_key"]},
     "no sealed shares for each of 3 neighbours": {"sealed": lambda r: r["sealed"][:2]},
     "no sealed shares for each of 3 neighbours ": {"sealed": lambda r: [b"x" * 132] * 2 + [b""]},
     "no sealed shares for each of 3 neighbours  ": {"peers": lambda r: [0, 1, 2]},

@@ -60,5 +60,5 @@ def test_a_sealed_share_opens_for_its_reader_alone() -> None:
         (reader, sender, "from 0 to 1 in round 1", sealed),
         (reader, sender, "from 0 to 1 in round 0", changed),
     ):
-        with pytest.raises(ValueError, match="sealed shares that do not open"):
+        with pytest.raises(ValueError, match="sealed shares that cannot be decrypted"):
             unseal(private, public_key(public), route, box)
