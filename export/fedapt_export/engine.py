@@ -38,7 +38,7 @@ from fedapt_runtime.engine_check import compare_with_model
 from fedapt_runtime.errors import RuntimeFailure
 
 FLAVOURS = ("auto", *MODULES)
-# what TensorRT-RTX 1.7 names; H100 and B200 (sm90, sm100) are targets of plain TensorRT alone
+# TensorRT-RTX 1.7's targets; H100 and B200 (sm90, sm100) are targets of TensorRT only
 CAPABILITIES = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 _DATA_CENTRE = ("sm90", "sm100", "sm103")
 _INSTALL = {

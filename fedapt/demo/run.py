@@ -30,7 +30,7 @@ from fedapt_export.swap import write_head
 from fedapt_runtime import Classifier, Manifest, Prediction
 from fedapt_runtime.batch import Summary, classify_files
 
-# what differs from the defaults, for a first look: fewer rounds, which end softly, of less work
+# changes of the defaults for a quick demo: fewer rounds with less work, and a falling rate
 ROUNDS = 20
 CONTEXT_LENGTH = 4
 ROUTER_LR = 3.0

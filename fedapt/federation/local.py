@@ -22,7 +22,7 @@ from fedapt.training.methods.base import Learned, Method, n_bytes
 from fedapt_runtime.machine import usable_cores, usable_memory
 
 _DEFAULT_MEMORY_BYTES = 16 << 30
-# clients begun for each that runs: replies behind a slow client wait, and memory bounds how many
+# started clients per running one: replies behind a slow client wait, and memory limits them
 _BEGUN_EACH = 4
 
 

@@ -48,7 +48,7 @@ def draw_keys(
         generator = torch.Generator().manual_seed(child_seed(seed, "key", index))
         if kind == "uniform":
             key = torch.rand(context_length, width, generator=generator)
-            # as drawn where nothing else is asked for: no rounding
+            # the drawn values without scaling, and so without rounding, by default
             keys.append(key if std == UNIFORM_STD else 0.5 + (key - 0.5) * (std / UNIFORM_STD))
             continue
         key = torch.randn(context_length, width, generator=generator, dtype=torch.float64)

@@ -32,7 +32,7 @@ from fedapt.model.transformers_clip import (
 
 _INDEX = ".safetensors.index.json"
 _WEIGHTS = ("model.safetensors", f"model{_INDEX}", "pytorch_model.bin")
-# what holds the tensors in a training checkpoint: Lightning and OpenCLIP, then others
+# entries of a training checkpoint that hold the tensors: Lightning and OpenCLIP, then others
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "ema")
 _SCALE = "logit_scale"  # of every CLIP: where it stands, the model's names begin
 _MAX_WRAPPED = 3
@@ -149,7 +149,7 @@ def find_model(state: Mapping[str, Tensor]) -> State:
     scales = [name for name in state if name == _SCALE or name.endswith(f".{_SCALE}")]
     if not scales:
         return dict(state)
-    # of several, such as an average beside the model, the shortest is the model's
+    # with several prefixes, such as an average beside the model, the shortest is the model's
     prefix = min(scales, key=len).removesuffix(_SCALE)
     found = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     if not any(name.startswith(("text_model.", "vision_model.")) for name in found):

@@ -10,7 +10,7 @@ from fedapt.core.errors import UsageError
 from fedapt.core.files import write_text
 from fedapt.core.versions import software_versions
 
-# what the operator of a federation may change while it lasts: it decides no sound reply's worth
+# settings that an operator may change during a federation: they affect no valid reply
 _OPERATION = ("min_replies", "round_seconds", "max_update")
 
 

@@ -35,7 +35,7 @@ def node(
     settings = read_node(folder)
     if data is not None:
         settings = dataclasses.replace(settings, data=str(data.resolve()))
-    # the folder is looked at before anyone is told that there is a node
+    # the folder is checked before the node contacts the server
     scan_folders(folder.resolve() / settings.data, domain=settings.domain)
     keep_library_logs(folder / STATE)
     try:

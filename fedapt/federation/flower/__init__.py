@@ -7,7 +7,7 @@ import os
 
 from fedapt.core.errors import DependencyError
 
-# Flower reads these when it is imported: nothing of a federation is told to anyone outside it
+# Flower reads these at import: no telemetry leaves the federation
 _QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
 
 

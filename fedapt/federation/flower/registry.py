@@ -24,7 +24,7 @@ from fedapt.federation.flower.task import REFUSAL, REPLY, TASK, Plan, task_to_re
 from fedapt.federation.flower.watch import Watch
 
 _POLL_S, _TELL_S = 0.3, 10.0
-# for a node whose connection has just broken: it may have been started again
+# time for a node to return after its connection has broken: it may have been restarted
 _BACK_S = 30.0
 
 

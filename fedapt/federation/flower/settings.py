@@ -15,7 +15,7 @@ from fedapt.core.errors import ConfigError, UsageError
 from fedapt.data.class_names import class_key
 from fedapt.federation.flower.party import Party
 
-# of a node, and of a domain that takes part
+# valid names of nodes and of domains
 NAME = re.compile(r"\w[\w .@-]{0,99}")
 _TOLD = "FEDAPT_INSECURE"
 

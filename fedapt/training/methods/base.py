@@ -26,7 +26,7 @@ from fedapt.model.prompt import draw_keys
 from fedapt.model.prompted_clip import PromptedText, prompted_text, zero_shot_features
 from fedapt.model.threads import torch_threads
 
-# what is trained and sent: named tensors, float32
+# the trained tensors that are sent, by name, float32
 Learned = dict[str, Tensor]
 # the loss of a batch, a scalar
 Objective = Callable[[Learned, Labelled], Tensor]

@@ -176,7 +176,7 @@ class OrtCudaStream:
         for name, width, address in outputs:
             binding.bind_output(name, "cuda", 0, np.float32, (batch, width), address)
         options.add_run_config_entry("gpu_graph_id", str(1 + batch * STREAMS + self._number))
-        # what follows in the stream waits for the run; this thread does not
+        # later work in the stream waits for the run; this thread does not
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         self._bindings[batch] = binding, options
         return binding, options

@@ -19,7 +19,7 @@ from fedapt_runtime.serve import page
 from fedapt_runtime.serve.connections import Connections
 from fedapt_runtime.serve.metrics import Metrics
 
-# for probes, and for the page, which asks for the token itself
+# paths for probes, and for the page, which requests the token itself
 OPEN_PATHS = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", *page.PATHS)
 OPEN_FOLDERS = ("/web/",)
 GONE = 499  # nginx's status of a client that went away; for the log and the figures alone

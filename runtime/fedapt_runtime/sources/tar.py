@@ -63,7 +63,7 @@ def read_tar(path: str, left_out: LeftOut) -> Iterator[Member]:
     except ReportedError:
         raise
     except Exception as error:
-        # what follows cannot be reached: one row says so
+        # later members cannot be read: one row reports it
         yield Member(where, failing(unreadable(where, f"a damaged archive ({explain(error)})")))
 
 

@@ -18,7 +18,7 @@ from fedapt.federation.flower.network.keys import (
 from fedapt.federation.flower.network.mailbox import Displaced, Mailbox, NotJoined
 from fedapt.federation.flower.network.paths import JOIN, MESSAGE, REPLY, SEEN, TAKE, TAKE_S
 
-# of a reply, beside what the message itself had: float32 that goes up as int64
+# a reply's maximum: its message's size, doubled as float32 may return as int64, plus 1 MiB
 _MIN_BODY_BYTES, _VALUE_GROWS = 1 << 20, 2
 _MAX_INSTANCE = 64
 _FORBIDDEN = Response(403)

@@ -11,7 +11,7 @@ from fedapt.federation.flower.network.keys import KEY, Refused, fingerprint, ver
 
 _MINUTE_S, _LINES_A_MINUTE = 60.0, 20
 _REMEMBERED = 1000
-# what a client says of a certificate; other alerts are of clients that are no nodes
+# a node's alerts about a certificate; other alerts come from other clients
 _ALERTS = {
     "UNKNOWN_CA": "it knows another authority",
     "BAD_CERTIFICATE": "it reaches this server by an address that the certificate does not have",

@@ -34,7 +34,7 @@ KEY, TIME, INSTANCE, BODY, SIGNATURE = (
     f"x-fedapt-{name}" for name in ("key", "time", "instance", "body", "signature")
 )
 _MAX_KEY_CHARACTERS = 400
-# what the package raises for a key that it cannot read; the last is of a compressed point
+# the package's exceptions for an unreadable key; the last one is for a compressed point
 _NO_KEY = (ValueError, UnsupportedAlgorithm, NotImplementedError)
 
 

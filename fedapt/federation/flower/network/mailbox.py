@@ -70,7 +70,7 @@ class Mailbox:
         self._loop: asyncio.AbstractEventLoop | None = None
         self.largest = 0  # bytes of a message of this training
 
-    # for nodes, in the event loop
+    # methods for nodes, in the event loop
 
     def join(self, name: str, instance: str) -> None:
         """Register a node's process; it replaces an earlier one."""
@@ -144,7 +144,7 @@ class Mailbox:
             self._replies[letter_id] = body
             return True
 
-    # for the thread that trains
+    # methods for the training thread
 
     def online(self) -> dict[int, str]:
         """Numbers and names of the connected nodes."""

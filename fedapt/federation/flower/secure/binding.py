@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from fedapt.training.methods.base import Learned
 
-# what a task says of the run, and not of one client or of the sender
+# the fields of a task that describe the run, not one client or the sender
 _OF_THE_RUN = ("protocol", "config", "classes", "clip_sha256", "n_keys")
 
 

@@ -108,7 +108,7 @@ class Grouping:
         count = self.count_neighbours(len(clients))
         if count >= len(clients) - 1:
             return {client: sorted(set(clients) - {client}) for client in clients}
-        # whoever knows the run's seed must not know who is whose neighbour
+        # the run's seed, which all nodes know, must not reveal who is whose neighbour
         ring = list(clients)
         secrets.SystemRandom().shuffle(ring)
         steps = [step for step in range(-(count // 2), count // 2 + 1) if step]
@@ -145,9 +145,9 @@ def bound_faults(n: int, k: int, t: int, c: int, d: int) -> tuple[Chance, Chance
     return (caught * all_places + split * ways, ways * all_places), (lost, ways)
 
 
-def _count_tail(population: int, marked: int, drawn: int, least: int) -> int:
-    """Number of draws with `least` marked ones or more, of comb(population, drawn)."""
+def _count_tail(population: int, marked: int, drawn: int, min_marked: int) -> int:
+    """Number of draws with `min_marked` marked ones or more, of comb(population, drawn)."""
     return sum(
         math.comb(marked, x) * math.comb(population - marked, drawn - x)
-        for x in range(max(0, least), min(marked, drawn) + 1)
+        for x in range(max(0, min_marked), min(marked, drawn) + 1)
     )

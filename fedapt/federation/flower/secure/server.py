@@ -33,7 +33,7 @@ from fedapt.training.methods.base import Learned
 
 # (stage, client -> what it is asked beyond its task) -> replies as they come
 Ask = Callable[[str, Mapping[int, RecordDict]], Iterator[tuple[int, RecordDict]]]
-# told of a client whose reply cannot be used, and why
+# called with a client whose reply cannot be used, and the reason
 Refuse = Callable[[int, str], None]
 
 
