@@ -106,11 +106,11 @@ def read_fusable(
 
     Args:
         mixing: mixing of the banks, see `Head.mixing`.
-        owner: the client whose model it is, of a method that has one for each.
+        owner: the client whose model is fused, for a method with one model per client.
 
     Raises:
-        CheckpointError: of a method that cannot be fused, trained on another CLIP, or without
-            such a client.
+        CheckpointError: the method cannot be fused, the CLIP differs, or there is no such
+            client.
     """
     method, learned = rebuild_method(checkpoint, backbone)
     info, client = checkpoint.info, None

@@ -60,8 +60,8 @@ def compare(
         config: settings that all cells share; a cell sets method, seed, split and learning rate.
         out: the comparison's folder.
         device: `auto`, `cpu` or `cuda`.
-        processes: that run cells side by side, each on a core of its own where it computes on
-            the CPU. A cell's result is the same, but for its seconds.
+        processes: number of processes that run cells in parallel; on the CPU each has its own
+            core. A cell's result does not change, except its seconds.
 
     Raises:
         UsageError: `out` holds a comparison with other settings, images or CLIP, or there is

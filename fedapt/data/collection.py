@@ -147,11 +147,11 @@ def open_collection(
 
     Args:
         config: names the root and the classes, and splits.
-        root: of other images than the configuration's own; renamings of folders that they lack are
-            left out.
-        domain: the only one to look at; empty for all.
-        training: whether a training needs them: every class in every domain, and as many shots as
-            configured. Where not, what is there is taken.
+        root: folder of other images than the configuration's; renamings of missing folders are
+            ignored.
+        domain: the only domain to read; empty for all.
+        training: require every class in every domain, and the configured number of shots. If
+            false, the available images are taken.
 
     Raises:
         DataError: the folders are wrong, or incomplete for training.

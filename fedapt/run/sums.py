@@ -91,8 +91,8 @@ def subtract(federation: Checkpoint, other: Checkpoint) -> Checkpoint:
         other: sums over images that are in the federation, each under the domain that it has there.
 
     Raises:
-        CheckpointError: of another method, CLIP or classes, or with as many images of a domain as
-            the federation has, or more.
+        CheckpointError: method, CLIP or classes differ, or `other` has all images of a domain or
+            more.
     """
     for checkpoint in (federation, other):
         _check_method(checkpoint)

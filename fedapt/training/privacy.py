@@ -1,4 +1,4 @@
-"""Differential privacy: updates cut to a length, normal noise, and what it gives away.
+"""Differential privacy: clipped updates, normal noise, and the resulting epsilon.
 
     update    u, scaled to length C at most: u min(1, C / |u|)
     noise     N(0, (z C)^2) on a sum of updates whose sensitivity is C: noise multiplier z
@@ -6,10 +6,10 @@
 
 Normal numbers come from the operating system's randomness, never from the run's seed, which every
 node knows. They are float64, rounded with the sum to float32 or fixed point: the proofs are for
-real numbers, and what the last bits may tell (Mironov, CCS 2012) is not accounted for.
+real numbers, and do not cover what the last bits may reveal (Mironov, CCS 2012).
 
 Source: Balle and Wang (arXiv 1805.06530) for the exact epsilon of a Gaussian mechanism, through
-`dp_accounting`; Dong, Roth, Su (arXiv 1905.02383), corollary 3.3, for how they compose.
+`dp_accounting`; Dong, Roth, Su (arXiv 1905.02383), corollary 3.3, for the composition.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Aggregates that outvote replies which are wrong, on purpose or not.
+"""Aggregations that are robust against wrong replies, malicious or not.
 
     median         of each value: n >= 2 f + 1 replies keep it among those of the honest
     trimmed-mean   of each value, without the b largest and b smallest, b = floor(beta n) >= f
@@ -6,8 +6,8 @@
                    n - f - 2 replies nearest to it: n >= 2 f + 3
     multi-krum     the mean of the n - f - 2 replies with the smallest scores: n >= 2 f + 3
 
-f is `federation.faulty`, beta `federation.trimmed`. With fewer replies than that an aggregate
-defends against nothing, and the round fails.
+f is `federation.faulty`, beta `federation.trimmed`. With fewer replies, an
+aggregation gives no protection, and the round fails.
 
 Source: Yin, Chen, Ramchandran, Bartlett (ICML 2018, arXiv 1803.01498), definitions 1 and 2;
 Blanchard, El Mhamdi, Guerraoui, Stainer (NeurIPS 2017, arXiv 1703.02757), section 4, and for the

@@ -95,13 +95,13 @@ def classify_files(
         out: a .jsonl, .csv or .parquet file, or a URI of one, replaced only when the job has ended
             well; None: JSON lines on stdout.
         fast, depth, resizer, flag_unknown: see `Classifier.stream`.
-        resume: go on behind the rows of a job that was stopped (`OUT.part`), with its batches: the
-            rows are those of an undisturbed job, to the bit, but where `batch_size` is another than
-            it was, or `engine` forms batches of its own. An output that has these images already is
-            left as it is.
+        resume: continue after the rows of a stopped job (`OUT.part`), with its batches. The rows
+            equal those of an uninterrupted job to the bit, unless `batch_size` has changed or
+            `engine` forms its own batches. An output that already has these images does not
+            change.
         progress: called after every row.
-        engine: what turns images into rows, where that is not the classifier here;
-            `batch_size` and `workers` are then its own matter.
+        engine: turns images into rows in place of this process's classifier; it then sets
+            `batch_size` and `workers` itself.
 
     Raises:
         OutputError: another job writes the output, or it cannot be written; finished rows are kept

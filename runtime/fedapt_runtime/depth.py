@@ -1,8 +1,8 @@
-"""Grey images of more than 8 bits, scaled to 8: by the range of their mode, not of their values.
+"""Grey images of more than 8 bits, scaled to 8 bits by the range of their mode, not their values.
 
-OpenCLIP cuts such values off at 255, which makes a 16-bit image all white and a float one all
-black. Here the same picture gives the same pixels at any depth: 257 times an 8-bit image, as 16
-bits, is that 8-bit image to the bit. 8-bit images, colour ones among them, are not touched.
+OpenCLIP clips such values at 255. A 16-bit image then becomes white, and a float image black. This
+module gives the same pixels at any depth: an 8-bit image times 257, as 16 bits, becomes that 8-bit
+image again, to the bit. 8-bit images, including colour images, do not change.
 """
 
 from __future__ import annotations

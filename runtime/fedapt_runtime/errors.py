@@ -1,6 +1,6 @@
 """The runtime's errors.
 
-    ReportedError               a problem that the user can mend; also the root of fedapt's own tree
+    ReportedError               a problem that the user can fix; also the root of fedapt's own tree
     |- ParityError              exit 7: a graph or an engine does not compute what it should
     `- RuntimeFailure           exit 8
        |- ModelFileError        the model file is missing, damaged, or of another schema

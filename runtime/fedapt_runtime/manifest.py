@@ -41,10 +41,10 @@ class Manifest:
         checkpoint_sha256: hash of the checkpoint file that was fused.
         parity: figures of the parity report of the export.
         versions: versions of the software that exported the model.
-        unknown: the signal for images from no known domain, see `unknown.UnknownSignal`; None where
-            the export had no images to calibrate it on.
-        content_sha256: of the file that the manifest stands in, see `seal`; empty in files of
-            older versions.
+        unknown: the signal for images from no known domain, see `unknown.UnknownSignal`; None if
+            the export had no images to calibrate it.
+        content_sha256: hash of the file's content, see `seal`; empty in files of older
+            versions.
     """
 
     classes: tuple[str, ...]

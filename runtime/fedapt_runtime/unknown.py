@@ -1,15 +1,15 @@
-"""A signal for images from no known domain: between the known ones, or far from all they hold.
+"""A signal for images from no known domain: between the known domains, or far from all of them.
 
-The domain weights themselves say nothing of it: their temperature makes them one-hot for nearly
-every image, known or not. Two other things do, and neither sees what the other sees:
+The domain weights do not show it: their temperature makes them one-hot for nearly every image,
+known or not. Two other values show it, each for other images:
 
 - the scores z = Q f behind the weights are the logits of a domain classifier; the entropy of
   softmax(z) is high between domains;
 - the distance of the unit feature to the nearest class centre of the domain that the image is
-  routed to is high for images unlike all of training's, such as drawings among photos.
+  routed to is high for images unlike all training images, such as drawings among photos.
 
-Each is counted in standard deviations of held-out images of the known domains; the larger counts.
-docs/unknown.md has how well this tells domains apart, and where it does not.
+The signal is the maximum of both, each in standard deviations of held-out images of the known
+domains. docs/unknown.md shows how well this distinguishes domains, and where it fails.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
 """Two copies of a narrow text tower side by side in one that is twice as wide.
 
-The last thing a text tower does is a projection of its channels, so its features lie in as many
-directions of the joint space as it has channels, whatever stands before a class name. `lite` was
-distilled with half as many as its joint space has. It is loaded as two copies, each of which sees
-one half of a token's embedding:
+A text tower ends with a projection of its channels. Its features therefore span only as many
+directions of the joint space as it has channels, for any context. `lite` was distilled with half as
+many channels as its joint space has directions. It is loaded as two copies, and each reads one half
+of a token's embedding:
 
     feature = (h_a + h_b) / 2 P + (h_a - h_b) R
 
-A text has the same embedding in both halves, h_a = h_b, and its feature is what it was. A learned
-context need not be the same in both; what it makes of the difference points along R, the rest of
-the joint space. Only the LayerNorms see both halves.
+A text has the same embedding in both halves, h_a = h_b, and its feature does not change. A learned
+context may differ between the halves; the difference points along R, the rest of the joint space.
+Only the LayerNorms read both halves.
 """
 
 from __future__ import annotations

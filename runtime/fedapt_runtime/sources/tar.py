@@ -129,11 +129,11 @@ class TarFinder:
 
 
 def _walk(path: str) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
-    """Every member at hand in turn.
+    """Yield the members one by one.
 
     Raises:
-        Exception: of any kind, the archive is damaged; or there is more behind its end, which would
-            be lost without a word.
+        Exception: the archive is damaged, or has data after its end, which would be lost silently;
+            any class.
     """
     with tarfile.open(path, "r|*", tarinfo=_Header) as archive:
         while (info := archive.next()) is not None:

@@ -1,6 +1,6 @@
-"""Secure aggregation: the server learns the sum of a round's updates, and no single one.
+"""Secure aggregation: the server learns the sum of a round's updates, and no single update.
 
-A round has four stages, each a message to every client that is still there and its reply:
+A round has four stages. In each, the server sends every active client a message, and it replies:
 
     keys      two fresh public keys: one for masks, one for sealed shares
     shares    Shamir's shares of the own seed and of the mask key, sealed for each neighbour
@@ -8,9 +8,9 @@ A round has four stages, each a message to every client that is still there and 
     unmask    for each neighbour that sent its vector a share of its seed; for each that did not, a
               share of its mask key; never both
 
-Masks of neighbours cancel in the sum; those of clients that dropped out, and every own mask, the
-server computes from `threshold` shares and takes off. Nodes remember what they need from one stage
-to the next in Flower's `Context.state`, in memory; a node that is started again has dropped out.
+Masks of neighbours cancel in the sum. The server computes the masks of clients that dropped out,
+and every own mask, from `threshold` shares, and subtracts them. Nodes keep their state between
+stages in Flower's `Context.state`, in memory. A node that restarts has dropped out of the round.
 
 Source: Bonawitz et al., Practical secure aggregation (CCS 2017); Bell et al., Secure single-server
 aggregation with (poly)logarithmic overhead (eprint 2020/704) for the graph of neighbours.

@@ -1,9 +1,9 @@
-"""An update as whole numbers that can be added up modulo 2^64, and the sum as an update.
+"""Encoding of an update as integers modulo 2^64, and decoding of their sum.
 
     words      images, images x loss, values out of range, then weight x (learned - start)
     value      round(x 2^f), two's complement; f as large as the sum of all clients allows
 
-64 bits and not 32, because clients x images x range takes up to 40 of them. Each client rounds a
+Words have 64 bits, because clients x images x range takes up to 40 bits. Each client rounds a
 value by 2^-(f+1) at most, and the sum is exact, so the error of the mean of n clients, of weight w
 together, is at most n 2^-(f+1) / w (`Encoding.max_error`). With four clients that count once each
 w is 4 and f is 56 in the default range: 2^-57. Where they count by their images, f is 32 and w at

@@ -1,19 +1,19 @@
-"""Who shares with whom in a round, and how many of them have to stay.
+"""The neighbours of each client in a secure round, and the number of clients that must stay.
 
-Every client has k neighbours and t shares give a secret back. Where the bounds below allow fewer
-than all, a client's neighbours are the k nearest on a ring in random order, so that its work grows
-with log n. Of n clients at most c = floor(gamma n) tell the server all they know, and at most
+Every client has k neighbours, and t shares restore a secret. If the bounds below allow fewer than
+all, a client's neighbours are the k nearest on a ring in random order, so its work grows with
+log n. Among n clients, at most c = floor(gamma n) collude with the server, and at most
 d = floor(delta n) drop out:
 
     a secret is safe        fewer than t of a client's neighbours collude
-    a secret comes back     t of a client's neighbours stay
+    a secret is restored    t of a client's neighbours stay
     sums are not split      the others are connected without those that collude or drop out
 
     P(t or more collude)    <= (n - c) P(X >= t),       X ~ Hypergeometric(n - 1, c, k)
     P(fewer than t stay)    <= n P(Y > k - t),          Y ~ Hypergeometric(n - 1, d, k)
     P(the ring is split)    <= C(n, 2) (c + d)_k / (n)_k
 
-The first and the last together stay below 2^-40, the second below 2^-30. A ring is split where two
+The first and the last together stay below 2^-40, the second below 2^-30. A ring is split if two
 runs of k / 2 clients are gone; (x)_k is x (x - 1) ... (x - k + 1), for two runs at given places.
 
 Source: Bell, Bonawitz, Gascon, Lepoint, Raykova, Secure single-server aggregation with

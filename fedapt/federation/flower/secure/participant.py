@@ -242,8 +242,8 @@ def begin_round(state: RecordDict, client: int, round_number: int) -> Participan
     """A participant with fresh secrets.
 
     Raises:
-        FederationError: that round has been before: two sums of one round, over other clients each,
-            would tell the difference.
+        FederationError: the round has been before. Two sums of one round over different clients
+            would reveal their difference.
     """
     last = recall(state)
     if last is not None and round_number <= last.round:
