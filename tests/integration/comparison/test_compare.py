@@ -28,7 +28,7 @@ def test_cells_are_run_once_and_added_to(config: Config, tmp_path: Path) -> None
     written = cells_of(tmp_path)
     assert sorted(written) == [
         "cells/in-domain/linear-probe/seed-0-lr-0.1.json",
-        "cells/in-domain/zero-shot/seed-0-lr-0.01.json",
+        "cells/in-domain/zero-shot/seed-0-lr-0.3.json",
     ]
     again = compare(config, plan, tmp_path, "cpu", Reporter())
     assert cells_of(tmp_path) == written
