@@ -40,7 +40,7 @@ _LAST = "sw.js"  # a browser looks at it for a new version, so all the rest is t
 
 @dataclass(frozen=True)
 class Bundle:
-    """What was written.
+    """The files of a page and their sizes.
 
     Attributes:
         folder: the page's.
@@ -96,7 +96,7 @@ def write_bundle(model: Path, folder: Path, runtime: dict[str, bytes]) -> Bundle
 
 
 def _describe(model: Path, manifest: Manifest, *, webgpu: bool) -> dict[str, Any]:
-    """What the page has to know: bundle.json."""
+    """The content of bundle.json, which the page reads."""
     return {
         "model": {
             "file": MODEL,

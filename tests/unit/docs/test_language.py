@@ -68,7 +68,6 @@ def test_a_docstring_begins_with_its_subject(package: str) -> None:
     faults = [
         f"{path.relative_to(ROOT)}: {text.splitlines()[0]}"
         for path in sorted((ROOT / package).rglob("*.py"))
-        if "web" not in path.relative_to(ROOT).parts
         for text in find_docstrings(path.read_text("utf-8"))
         if DOCSTRING_BEGINNINGS.match(text)
     ]
