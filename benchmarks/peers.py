@@ -34,7 +34,7 @@ import numpy as np
 import onnx
 import torch
 from figures import publish
-from photos import photos_root
+from photos import CLASSES, photos_root
 from PIL import Image
 
 from fedapt.model.backbone import Backbone, load_backbone
@@ -50,18 +50,6 @@ from fedapt_runtime.backends.choose import list_candidates
 from fedapt_runtime.batch import classify_files
 from fedapt_runtime.errors import first_line
 
-CLASSES = (
-    "back pack",
-    "bike",
-    "calculator",
-    "headphones",
-    "keyboard",
-    "laptop computer",
-    "monitor",
-    "mouse",
-    "mug",
-    "projector",
-)
 BATCH, TURNS, CORES = 32, 2, os.cpu_count() or 1
 Labels = list[int]
 Peer = Callable[[list[str]], Labels]

@@ -6,6 +6,19 @@ import os
 import sys
 from pathlib import Path
 
+# as prompts name them
+CLASSES = (
+    "back pack",
+    "bike",
+    "calculator",
+    "headphones",
+    "keyboard",
+    "laptop computer",
+    "monitor",
+    "mouse",
+    "mug",
+    "projector",
+)
 ROOT = Path(__file__).resolve().parents[1]
 
 

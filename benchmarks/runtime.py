@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from figures import publish
-from photos import photos_root
+from photos import CLASSES, photos_root
 from PIL import Image
 
 import fedapt_runtime
@@ -45,18 +45,6 @@ from fedapt_runtime import Classifier
 from fedapt_runtime.backends.base import Backend
 from fedapt_runtime.batch import classify_files
 
-CLASSES = (
-    "back pack",
-    "bike",
-    "calculator",
-    "headphones",
-    "keyboard",
-    "laptop computer",
-    "monitor",
-    "mouse",
-    "mug",
-    "projector",
-)
 PHOTOS, BATCH, TURNS, RUNS = 1000, 32, 3, 10
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import httpx
 from figures import publish
-from photos import ROOT, photos_root
+from photos import CLASSES, ROOT, photos_root
 from PIL import Image
 from service_clients import Found, Shot, fire, fire_at_rate, make_shot
 
@@ -38,10 +38,6 @@ from fedapt_export.head import zero_shot_head
 from fedapt_export.swap import write_head
 from fedapt_runtime import Classifier
 
-CLASSES = (
-    *("back pack", "bike", "calculator", "headphones", "keyboard"),
-    *("laptop computer", "monitor", "mouse", "mug", "projector"),
-)
 CLIENTS, PHOTOS = 200, 400
 TOKEN = "a-token-of-a-benchmark"
 AUTH = {"Authorization": f"Bearer {TOKEN}"}

@@ -10,9 +10,7 @@ Source: ONNX Runtime, "Quantize ONNX models"; arXiv 1806.08342 for weights per c
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,7 @@ from numpy.typing import NDArray
 
 from fedapt.core.errors import ExportError
 from fedapt.core.files import scratch_folder
+from fedapt.core.quiet import quiet
 from fedapt.onnx.patches import PRODUCT
 from fedapt.onnx.trace import IR_VERSION
 
@@ -57,7 +56,8 @@ def to_int8(
     kind = q.QuantType.QInt8 if symmetric else q.QuantType.QUInt8
     # a product's result stays float: one multiplication by the scales follows it either way
     unquantised = ["MatMul", "Gemm"] + (["Conv"] if symmetric else [])
-    with scratch_folder() as folder, _quiet():
+    # the quantiser gives advice, and logs the nodes that are left out
+    with scratch_folder() as folder, quiet(logging.WARNING):
         out = folder / "int8.onnx"
         try:
             q.quantize_static(
@@ -126,16 +126,3 @@ class _Reader:
 
     def get_next(self) -> dict[str, Any] | None:
         return next(self._batches, None)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress the quantiser's advice and its log of excluded nodes."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import difflib
 import logging
 import re
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import nn
 
 from fedapt.core.errors import ModelError, ModelNotSupported
 from fedapt.core.names import is_path
+from fedapt.core.quiet import quiet
 from fedapt.model.hub import ask_hub_once, describe_cache
 from fedapt.model.open_clip_import import import_open_clip
 from fedapt.model.weights import as_open_clip_file, as_open_clip_folder
@@ -54,7 +54,8 @@ def build_open_clip(name: str, pretrained: str) -> tuple[nn.Module, Any]:
             weights = str(stack.enter_context(as_open_clip_file(Path(pretrained))))
         # a folder, a file and random weights take no hub; a tokenizer may all the same
         silent = stack.enter_context(ask_hub_once()) if _takes_hub(source, weights) else ""
-        stack.enter_context(_quiet())
+        # its logs and warnings repeat the errors below
+        stack.enter_context(quiet(logging.CRITICAL))
         where = f"model {name}" + (f", pretrained {pretrained}" if pretrained else "")
         clip = _load_towers(source, weights, where, silent)
         try:
@@ -164,16 +165,3 @@ def _check_name(open_clip: Any, name: str, pretrained: str) -> None:
             expected=f"one of {', '.join(tags) or '(no tags)'}, a weights file, or random",
             next_step=f"add `pretrained` {tags[0]}" if tags else "name a file with `pretrained`",
         )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress logs and warnings that repeat the errors above."""
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
