@@ -6,12 +6,13 @@ tiny CLIP stands OpenCLIP's own text tower with all of its 77 tokens, under plai
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -25,6 +26,14 @@ from fedapt.federation.local import LocalEngine
 from fedapt.training.client import ClientUpdate
 from fedapt.training.loop import Measured, Progress, run_rounds
 from fedapt.training.methods import Learned, Method, Setting
+from fedapt.training.methods.base import n_bytes, n_parameters
+
+# settings of a context for each class, and of one that all share
+SHARED = {"prompt.class_specific": False}
+KINDS = pytest.mark.parametrize("settings", [{}, SHARED], ids=["a context per class", "shared"])
+
+# three clients, the last two of which share a key
+SIZES, DOMAINS, KEYS = (6, 4, 5), [2, 0, 1], [0, 1, 1]
 
 Array = NDArray[np.float64]
 Arrays = dict[str, Array]
@@ -257,6 +266,60 @@ def assert_learned(found: Learned, expected: Arrays, atol: float = 5e-6) -> None
         np.testing.assert_allclose(found[name].numpy(), value, rtol=0, atol=atol, err_msg=name)
         assert found[name].dtype == torch.float32
         assert not found[name].requires_grad
+
+
+def assert_round(
+    method: Method,
+    start: Learned,
+    gradients: Callable[[Client], Gradients],
+    owned: Collection[str] = (),
+) -> None:
+    """Every client's reply and their aggregate are those by hand.
+
+    Args:
+        owned: tensors with a slice for each key, of which a client trains its own.
+    """
+    clients, replies = method.setting.clients, []
+    for client in clients:
+        assert isinstance(client, Client)
+        own = {n: t[client.key] if n in owned else t for n, t in start.items()}
+        expected, loss = sgd_by_hand(gradients(client), to_numpy(own), method.setting.config.train)
+        update = train_one(method, start, client)
+        assert_learned(update.learned, expected)
+        assert update.loss == pytest.approx(loss, abs=1e-5)
+        assert min(moved(update.learned, own).values()) > 0.01
+        replies.append(expected)
+    mean = {name: np.mean([reply[name] for reply in replies], axis=0) for name in start}
+    for name in owned:
+        members = [
+            [reply[name] for client, reply in zip(clients, replies, strict=True) if client.key == k]
+            for k in range(method.setting.n_keys)
+        ]
+        mean[name] = np.stack([np.mean(of_key, axis=0) for of_key in members])
+    assert_learned(one_round(method, start).learned, mean)
+
+
+def assert_sizes(method: Method, values: int, sent: int | None = None) -> None:
+    """The number of values trained, and the bytes of a round.
+
+    Args:
+        sent: values that one client receives, and sends; all of them where None.
+    """
+    start = method.begin()
+    assert (n_parameters(start), n_bytes(start)) == (values, 4 * values)
+    (record,) = one_round(method, start).records
+    n_clients = len(method.setting.clients)
+    assert record["clients"] == n_clients
+    assert record["bytes_sent"] == 2 * n_clients * 4 * (values if sent is None else sent)
+
+
+def assert_logits(
+    method: Method, learned: Learned, images: Labelled, expected: Array, atol: float = 1e-5
+) -> None:
+    """The prediction is `expected`, for images of a domain that trained or of none."""
+    for domain in (0, 1, None):
+        found = method.predictor(learned)(images, domain)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=atol)
 
 
 def moved(found: Learned, start: Learned) -> dict[str, float]:

@@ -56,16 +56,17 @@ class Adapt(Method):
 
     def predictor(self, learned: Learned) -> Predictor:
         """Text banks of the domains' contexts, mixed by w."""
-        head = self._head(learned)
+        head = self.head(learned)
         return lambda images, domain: head.logits(images.features)
 
     def fuse(self, learned: Learned, keys: tuple[str, ...], client: int | None = None) -> Fusable:
         """A bank of text features for each domain's context."""
-        head = self._head(learned)
+        head = self.head(learned)
         return Fusable(head, keys, head.logits)
 
     @torch.inference_mode()
-    def _head(self, learned: Learned) -> Head:
+    def head(self, learned: Learned) -> Head:
+        """The banks and their router."""
         s = self.setting
         return Head(
             torch.stack([s.text(context) for context in learned[CONTEXTS]]),

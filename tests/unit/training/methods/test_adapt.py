@@ -11,32 +11,31 @@ import torch
 from fedapt.data.domains import Labelled
 from fedapt.training.methods import Learned
 from fedapt.training.methods.adapt import Adapt
-from fedapt.training.methods.base import n_bytes, n_parameters
 from tests.support.methods import (
+    DOMAINS,
+    KEYS,
+    KINDS,
+    SIZES,
     Arrays,
     C,
     Gradients,
     M,
     W,
-    assert_learned,
+    assert_logits,
+    assert_round,
+    assert_sizes,
     class_loss_by_hand,
     domain_loss_by_hand,
     draw,
     make_setting,
     mixture_by_hand,
-    moved,
     one_round,
     rows_of,
-    sgd_by_hand,
     text_by_hand,
     to_numpy,
     train_one,
     weights_by_hand,
 )
-
-SIZES, DOMAINS, KEYS = (6, 4, 5), [2, 0, 1], [0, 1, 1]  # the last two share a key
-SHARED = {"prompt.class_specific": False}
-KINDS = pytest.mark.parametrize("settings", [{}, SHARED], ids=["a context per class", "shared"])
 
 
 def begun(settings: dict[str, Any], n_keys: int = 2) -> Learned:
@@ -58,24 +57,12 @@ def by_hand(batch: Labelled, key: int) -> Gradients:
 @KINDS
 def test_a_clients_steps_and_the_aggregate(settings: dict[str, Any]) -> None:
     setting = make_setting(sizes=SIZES, domains=DOMAINS, keys=KEYS, settings=settings)
-    method, start = Adapt(setting), begun(settings)
-    contexts: list[Any] = [[], []]
-    networks = []
-    for client, key in zip(setting.clients, KEYS, strict=True):
-        own = start | {"contexts": start["contexts"][key]}
-        hand = by_hand(client.data.load(), key)
-        expected, loss = sgd_by_hand(hand, to_numpy(own), setting.config.train)
-        update = train_one(method, start, client)
-        assert_learned(update.learned, expected)
-        assert update.loss == pytest.approx(loss, abs=1e-5)
-        assert min(moved(update.learned, own).values()) > 0.01
-        contexts[key].append(expected["contexts"])
-        networks.append(expected["adaptive_network"])
-    mean = {
-        "contexts": np.stack([np.mean(contexts[0], axis=0), np.mean(contexts[1], axis=0)]),
-        "adaptive_network": np.mean(networks, axis=0),
-    }
-    assert_learned(one_round(method, start).learned, mean)
+    assert_round(
+        Adapt(setting),
+        begun(settings),
+        lambda client: by_hand(client.data.load(), client.key),
+        owned=["contexts"],
+    )
 
 
 def test_the_images_of_a_client_weigh_within_its_key() -> None:
@@ -122,16 +109,12 @@ def test_the_prediction_is_the_mixture_of_the_banks(
     weights = weights_by_hand(f @ x["adaptive_network"].T, temperature)
     method = Adapt(setting)
     np.testing.assert_allclose(method.routing(learned, images.features), weights, atol=1e-5)
-    for domain in (1, None):
-        found = method.predictor(learned)(images, domain)
-        np.testing.assert_allclose(found, mixture_by_hand(f, weights, banks), rtol=0, atol=1e-4)
+    assert_logits(method, learned, images, mixture_by_hand(f, weights, banks), atol=1e-4)
 
 
 @KINDS
 def test_parameters_and_bytes(settings: dict[str, Any]) -> None:
     method = Adapt(make_setting(sizes=SIZES, domains=DOMAINS, keys=KEYS, settings=settings))
-    start, context = method.begin(), M * W * (1 if settings else C)
-    values = 2 * context + 2 * W
-    assert (n_parameters(start), n_bytes(start)) == (values, 4 * values)
-    (record,) = one_round(method, start).records
-    assert record["bytes_sent"] == 2 * 3 * 4 * (context + 2 * W)  # of a client: one context
+    context = M * W * (1 if settings else C)
+    # a client receives and sends one of the two contexts
+    assert_sizes(method, 2 * context + 2 * W, sent=context + 2 * W)

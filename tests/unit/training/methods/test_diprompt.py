@@ -13,31 +13,28 @@ from fedapt.training.methods import Learned
 from fedapt.training.methods.base import n_parameters
 from fedapt.training.methods.diprompt import DiPrompt
 from tests.support.methods import (
+    DOMAINS,
+    KEYS,
+    KINDS,
     SCALE,
+    SIZES,
     Arrays,
     C,
     Gradients,
     M,
     W,
-    assert_learned,
+    assert_logits,
+    assert_round,
     class_loss_by_hand,
     domain_loss_by_hand,
     draw,
     make_setting,
-    moved,
-    one_round,
     rows_of,
-    sgd_by_hand,
     text_by_hand,
     to_numpy,
-    train_one,
     unit_rows,
     weights_by_hand,
 )
-
-SIZES, DOMAINS, KEYS = (6, 4, 5), [2, 0, 1], [0, 1, 1]  # the last two share a key
-SHARED = {"prompt.class_specific": False}
-KINDS = pytest.mark.parametrize("settings", [{}, SHARED], ids=["a context per class", "shared"])
 
 
 def begun(settings: dict[str, Any], n_keys: int = 2) -> Learned:
@@ -66,25 +63,12 @@ def by_hand(batch: Labelled, key: int) -> Gradients:
 @KINDS
 def test_a_clients_steps_and_the_aggregate(settings: dict[str, Any]) -> None:
     setting = make_setting(sizes=SIZES, domains=DOMAINS, keys=KEYS, settings=settings)
-    method, start = DiPrompt(setting), begun(settings)
-    own: list[Any] = [[], []]
-    shared = []
-    for client, key in zip(setting.clients, KEYS, strict=True):
-        begin = start | {"contexts": start["contexts"][key]}
-        hand = by_hand(client.data.load(), key)
-        expected, loss = sgd_by_hand(hand, to_numpy(begin), setting.config.train)
-        update = train_one(method, start, client)
-        assert_learned(update.learned, expected)
-        assert update.loss == pytest.approx(loss, abs=1e-5)
-        assert min(moved(update.learned, begin).values()) > 0.01
-        own[key].append(expected["contexts"])
-        shared.append(expected)
-    mean = {
-        "contexts": np.stack([np.mean(own[0], axis=0), np.mean(own[1], axis=0)]),
-        "context": np.mean([x["context"] for x in shared], axis=0),
-        "adaptive_network": np.mean([x["adaptive_network"] for x in shared], axis=0),
-    }
-    assert_learned(one_round(method, start).learned, mean)
+    assert_round(
+        DiPrompt(setting),
+        begun(settings),
+        lambda client: by_hand(client.data.load(), client.key),
+        owned=["contexts"],
+    )
 
 
 def test_the_start() -> None:
@@ -111,9 +95,7 @@ def test_the_prediction_is_half_shared_and_half_routed(
     expected = SCALE * np.einsum("id,icd->ic", unit_rows(f), mixed)
     method = DiPrompt(setting)
     np.testing.assert_allclose(method.routing(learned, images.features), weights, atol=1e-5)
-    for domain in (1, None):
-        found = method.predictor(learned)(images, domain)
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+    assert_logits(method, learned, images, expected, atol=1e-4)
     fusable = method.fuse(learned, ("a", "b", "c"))
     assert fusable.names == ("a", "b", "c")
     np.testing.assert_allclose(fusable.exact(images.features), expected, rtol=0, atol=1e-4)

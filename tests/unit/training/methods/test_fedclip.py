@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 from torch.nn.functional import cosine_similarity, normalize
 
 from fedapt.data.domains import Labelled
 from fedapt.model.backbone import Backbone
 from fedapt.training.methods import Learned
-from fedapt.training.methods.base import n_bytes, n_parameters
 from fedapt.training.methods.fedclip import FedCLIP
 from tests.support.methods import (
     NAMES,
@@ -19,17 +17,15 @@ from tests.support.methods import (
     Arrays,
     Gradients,
     W,
-    assert_learned,
+    assert_logits,
+    assert_round,
+    assert_sizes,
     cross_entropy_by_hand,
     draw,
     make_setting,
-    moved,
-    one_round,
     rows_of,
-    sgd_by_hand,
     softmax,
     to_numpy,
-    train_one,
     unit_rows,
 )
 
@@ -72,17 +68,7 @@ def by_hand(batch: Labelled, text: Array) -> Gradients:
 def test_a_clients_steps_and_the_aggregate() -> None:
     setting = make_setting()
     method, text = FedCLIP(setting), setting.zero_shot.double().numpy()
-    replies = []
-    for client in setting.clients:
-        hand = by_hand(client.data.load(), text)
-        expected, loss = sgd_by_hand(hand, to_numpy(BEGUN), setting.config.train)
-        update = train_one(method, BEGUN, client)
-        assert_learned(update.learned, expected)
-        assert update.loss == pytest.approx(loss, abs=1e-5)
-        assert min(moved(update.learned, BEGUN).values()) > 0.01
-        replies.append(expected)
-    mean = {name: (replies[0][name] + replies[1][name]) / 2 for name in BEGUN}
-    assert_learned(one_round(method, BEGUN).learned, mean)
+    assert_round(method, BEGUN, lambda client: by_hand(client.data.load(), text))
 
 
 def test_the_prediction() -> None:
@@ -90,9 +76,7 @@ def test_the_prediction() -> None:
     images, method = rows_of(setting, range(9)), FedCLIP(setting)
     f, text = images.features.double().numpy(), setting.zero_shot.double().numpy()
     *_, expected = forward_by_hand(to_numpy(BEGUN), f, text)
-    for domain in (0, None):
-        found = method.predictor(BEGUN)(images, domain)
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    assert_logits(method, BEGUN, images, expected)
     assert method.routing(BEGUN, images.features) is None
     assert method.frozen() == {}
 
@@ -112,8 +96,4 @@ def test_it_starts_near_zero_shot_clip(tiny_backbone: Backbone) -> None:
 
 
 def test_parameters_and_bytes() -> None:
-    method = FedCLIP(make_setting())
-    start, values = method.begin(), 2 * (W * W + W)
-    assert (n_parameters(start), n_bytes(start)) == (values, 4 * values)
-    (record,) = one_round(method, start).records
-    assert record["bytes_sent"] == 2 * 2 * 4 * values
+    assert_sizes(FedCLIP(make_setting()), 2 * (W * W + W))

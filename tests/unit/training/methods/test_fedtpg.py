@@ -19,6 +19,7 @@ from tests.support.methods import (
     M,
     W,
     assert_learned,
+    assert_logits,
     by_autograd,
     draw,
     make_setting,
@@ -105,9 +106,7 @@ def test_the_prediction() -> None:
     images = rows_of(setting, [0, 5, 9])
     text, _ = text_by_hand(method.context(learned).double().numpy())
     expected = SCALE * unit_rows(images.features.double().numpy()) @ text.T
-    for domain in (0, 1, None):
-        found = method.predictor(learned)(images, domain)
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    assert_logits(method, learned, images, expected)
     fusable = method.fuse(learned, ("a", "b"))
     assert fusable.names == ("all",)
     np.testing.assert_allclose(fusable.head.logits(images.features), expected, rtol=0, atol=1e-5)

@@ -13,7 +13,9 @@ from fedapt.training.evaluate import accuracy
 from fedapt.training.methods.base import n_bytes, n_parameters
 from fedapt.training.methods.local import Local
 from tests.support.methods import (
+    KINDS,
     SCALE,
+    SIZES,
     Arrays,
     C,
     Gradients,
@@ -32,9 +34,7 @@ from tests.support.methods import (
     unit_rows,
 )
 
-SIZES, DOMAINS = (6, 4, 5), [0, 1, 1]
-SHARED = {"prompt.class_specific": False}
-KINDS = pytest.mark.parametrize("settings", [{}, SHARED], ids=["a context per class", "shared"])
+DOMAINS = [0, 1, 1]
 
 
 def by_hand(batch: Labelled) -> Gradients:

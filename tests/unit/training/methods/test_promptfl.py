@@ -12,11 +12,13 @@ from torch.nn.functional import cross_entropy, normalize
 from fedapt.data.domains import Labelled
 from fedapt.model.backbone import Backbone
 from fedapt.training.methods import Setting
-from fedapt.training.methods.base import n_bytes, n_parameters
 from fedapt.training.methods.promptfl import PromptFL
 from tests.support.methods import (
+    KINDS,
     NAMES,
     SCALE,
+    SHARED,
+    SIZES,
     Array,
     Arrays,
     C,
@@ -24,6 +26,8 @@ from tests.support.methods import (
     M,
     W,
     assert_learned,
+    assert_logits,
+    assert_sizes,
     by_autograd,
     class_loss_by_hand,
     draw,
@@ -38,9 +42,6 @@ from tests.support.methods import (
     train_one,
     unit_rows,
 )
-
-SHARED = {"prompt.class_specific": False}
-KINDS = pytest.mark.parametrize("settings", [{}, SHARED], ids=["a context per class", "shared"])
 
 
 def by_hand(batch: Labelled) -> Gradients:
@@ -99,7 +100,7 @@ def test_the_start(settings: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("weighting", ["uniform", "samples"])
 def test_the_aggregate_is_the_mean_of_the_clients(weighting: str) -> None:
-    setting = make_setting(sizes=(6, 4, 5), settings={"train.weighting": weighting})
+    setting = make_setting(sizes=SIZES, settings={"train.weighting": weighting})
     start = {"context": draw(C, M, W, seed=1)}
     progress = one_round(PromptFL(setting), start)
     shares = np.array([6, 4, 5] if weighting == "samples" else [1, 1, 1])
@@ -128,9 +129,7 @@ def test_the_prediction(settings: dict[str, Any]) -> None:
     images = rows_of(setting, [0, 5, 9])
     text, _ = text_by_hand(to_numpy(learned)["context"])
     expected = SCALE * unit_rows(images.features.double().numpy()) @ text.T
-    for domain in (0, 1, None):
-        found = PromptFL(setting).predictor(learned)(images, domain)
-        np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-5)
+    assert_logits(PromptFL(setting), learned, images, expected)
 
 
 def test_the_prediction_of_a_phrase_is_open_clips(tiny_backbone: Backbone) -> None:
@@ -156,9 +155,5 @@ def test_training_after_a_prediction(tiny_backbone: Backbone) -> None:
 
 @KINDS
 def test_parameters_and_bytes(settings: dict[str, Any]) -> None:
-    method = PromptFL(make_setting(sizes=(6, 4, 5), settings=settings))
-    start, values = method.begin(), M * W * (1 if settings else C)
-    assert (n_parameters(start), n_bytes(start)) == (values, 4 * values)
-    (record,) = one_round(method, start).records
-    assert record["bytes_sent"] == 2 * 3 * 4 * values  # to and from three clients
-    assert record["clients"] == 3
+    method = PromptFL(make_setting(sizes=SIZES, settings=settings))
+    assert_sizes(method, M * W * (1 if settings else C))
