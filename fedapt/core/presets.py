@@ -14,6 +14,7 @@ PRESETS: Mapping[str, Mapping[str, object]] = {
     # those of the paper's code
     PAPER: {
         "prompt.keys": "uniform",
+        "train.even_batches": False,
         "train.lr": 0.01,
     },
 }

@@ -200,6 +200,10 @@ class TrainConfig(Strict):
     rounds: int = setting(50, "rounds of federation", 1, _MILLION)
     local_epochs: int = setting(1, "passes of each client over its images in a round", 1, 10_000)
     batch_size: int = setting(256, "images in a step of SGD", 1, _MILLION)
+    even_batches: bool = setting(
+        True,
+        "batches of equal size in an epoch; false for full batches and a smaller last one",
+    )
     images_per_round: int = setting(
         0,
         "maximum number of images of a client in a round; 0 for all, or the method's own maximum",

@@ -8,10 +8,11 @@ Source: FedAvg (arXiv 1602.05629), FedProx (arXiv 1812.06127).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from fedapt.core.config import TrainConfig
 from fedapt.core.errors import FederationError
@@ -40,15 +41,25 @@ class ClientUpdate:
 
 
 def draw_batches(data: ImageSet, config: TrainConfig, seed: int) -> Iterator[Labelled]:
-    """The batches of a client's local epochs, shuffled in each; the last may be smaller."""
+    """The batches of a client's local epochs, shuffled in each.
+
+    Sizes differ by one at most with `even_batches`. A last batch of what is left can have a few
+    images, and its step is as large as that of a full batch, which costs accuracy.
+    """
     generator = torch.Generator().manual_seed(seed)
     left = config.images_per_round or config.local_epochs * len(data)
     for _ in range(config.local_epochs):
         order = torch.randperm(len(data), generator=generator)[:left]
         left -= len(order)
-        for places in torch.split(order, config.batch_size):
+        for places in _divide(order, config):
             if len(places):
                 yield data.subset(places.to(data.rows.device)).load()
+
+
+def _divide(order: Tensor, config: TrainConfig) -> Sequence[Tensor]:
+    if config.even_batches:
+        return torch.tensor_split(order, max(1, -(-len(order) // config.batch_size)))
+    return torch.split(order, config.batch_size)
 
 
 def learning_rate(config: TrainConfig, round_number: int) -> float:

@@ -172,7 +172,7 @@ def test_an_override_without_section_key_and_value_is_refused(override: str) -> 
         (
             "[train]\nepochs = 3\n",
             "train.epochs",
-            "method, rounds, local_epochs, batch_size, images_per_round, lr",
+            "method, rounds, local_epochs, batch_size, even_batches, images_per_round, lr",
         ),
         ("[prompt]\nlength = 2\n", "prompt.length", "context_length"),
         (

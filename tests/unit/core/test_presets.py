@@ -21,8 +21,8 @@ def test_a_preset_changes_what_it_names_and_nothing_else() -> None:
     before, after = flatten(Config()), flatten(read_config(None, preset="paper"))
     changed = {name: value for name, value in after.items() if value != before[name]}
     assert changed == dict(PRESETS["paper"])
-    # section "Settings of the paper's code": one rate for all, keys in [0, 1)
-    assert changed == {"prompt.keys": "uniform", "train.lr": 0.01}
+    # section "Settings of the paper's code": keys in [0, 1), a last batch of what is left
+    assert changed == {"prompt.keys": "uniform", "train.even_batches": False, "train.lr": 0.01}
 
 
 def test_a_file_and_overrides_change_a_preset(tmp_path: Path) -> None:

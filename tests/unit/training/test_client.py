@@ -374,11 +374,24 @@ def rows(batches: list[Labelled]) -> list[list[int]]:
 
 
 @pytest.mark.parametrize(
-    ("n", "size", "lengths"),
-    [(10, 4, [4, 4, 2]), (8, 4, [4, 4]), (3, 4, [3]), (5, 1, [1] * 5), (1, 256, [1])],
+    ("n", "size", "even", "rest"),
+    [
+        (10, 4, [4, 3, 3], [4, 4, 2]),
+        (266, 256, [133, 133], [256, 10]),
+        (8, 4, [4, 4], [4, 4]),
+        (3, 4, [3], [3]),
+        (5, 1, [1] * 5, [1] * 5),
+        (1, 256, [1], [1]),
+    ],
 )
-def test_an_epoch_has_every_image_once(n: int, size: int, lengths: list[int]) -> None:
-    config = TrainConfig(batch_size=size)
+@pytest.mark.parametrize("is_even", [True, False])
+def test_an_epoch_has_every_image_once(
+    n: int, size: int, even: list[int], rest: list[int], is_even: bool
+) -> None:
+    config, lengths = (
+        TrainConfig(batch_size=size, even_batches=is_even),
+        even if is_even else rest,
+    )
     drawn = rows(list(draw_batches(numbered(n), config, seed=0)))
     assert [len(batch) for batch in drawn] == lengths
     assert sorted(i for batch in drawn for i in batch) == list(range(n))
@@ -417,16 +430,16 @@ def test_no_images_give_no_learning(n_images: int) -> None:
 @pytest.mark.parametrize(
     ("images_per_round", "epochs", "lengths"),
     [
-        (6, 1, [4, 2]),
+        (6, 1, [3, 3]),
         (4, 1, [4]),
         (1, 1, [1]),
-        (6, 3, [4, 2]),
-        (10, 3, [4, 4, 2]),
-        (14, 2, [4, 4, 2, 4]),
-        (15, 3, [4, 4, 2, 4, 1]),
-        (20, 2, [4, 4, 2] * 2),
-        (1000, 1, [4, 4, 2]),
-        (1000, 2, [4, 4, 2] * 2),
+        (6, 3, [3, 3]),
+        (10, 3, [4, 3, 3]),
+        (14, 2, [4, 3, 3, 4]),
+        (15, 3, [4, 3, 3, 3, 2]),
+        (20, 2, [4, 3, 3] * 2),
+        (1000, 1, [4, 3, 3]),
+        (1000, 2, [4, 3, 3] * 2),
     ],
 )
 def test_a_round_has_no_more_images_than_asked_for(
