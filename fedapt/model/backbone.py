@@ -90,7 +90,7 @@ def hash_tensors(tensors: Iterable[tuple[str, Tensor]], more: bytes = b"") -> st
     for name, tensor in sorted(tensors, key=lambda item: item[0]):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         data = tensor.detach().cpu().contiguous()
-        digest.update(data.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(data.reshape(-1).view(torch.uint8).numpy().data)
     digest.update(more)
     return digest.hexdigest()
 

@@ -18,6 +18,7 @@ from fedapt.core.names import is_path
 from fedapt.core.quiet import quiet
 from fedapt.model.hub import ask_hub_once, describe_cache
 from fedapt.model.open_clip_import import import_open_clip
+from fedapt.model.unfilled import Unfilled, is_filled
 from fedapt.model.weights import as_open_clip_file, as_open_clip_folder
 
 LITE = "lite"
@@ -82,6 +83,9 @@ def _load_towers(source: str, weights: str, where: str, silent: str) -> nn.Modul
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(_RANDOM_SEED)
                 return create(source, pretrained=None, load_weights=False)
+        clip = _create_unfilled(create, source, weights)
+        if clip is not None:
+            return clip
         return create(source, pretrained=weights or None, require_pretrained=True)
     except Exception as error:
         # the hub, the file system, torch and OpenCLIP raise a dozen kinds here: all mean no weights
@@ -93,6 +97,20 @@ def _load_towers(source: str, weights: str, where: str, silent: str) -> nn.Modul
             next_step="check the network, or download the weights elsewhere and "
             f"name the file with `pretrained`; the default model lite needs no download{offline}",
         ) from error
+
+
+def _create_unfilled(
+    create: Callable[..., nn.Module], source: str, weights: str
+) -> nn.Module | None:
+    """The model without a second copy of its weights; None where it needs initial values."""
+    try:
+        with Unfilled():
+            clip = create(source, pretrained=weights or None, require_pretrained=True)
+    except Exception as error:
+        if "meta" in str(error):  # the device of parameters without values: a computation with one
+            return None
+        raise
+    return clip if is_filled(clip) else None  # OpenCLIP initialises what a file lacks
 
 
 def _say(error: Exception, silent: str = "") -> str:
