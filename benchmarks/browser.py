@@ -28,7 +28,7 @@ from photos import ROOT
 from fedapt_export.web.bundle import write_bundle
 from fedapt_export.web.runtime_files import VERSION, read_runtime_files
 from fedapt_runtime import Classifier
-from fedapt_runtime.classifier import softmax
+from fedapt_runtime.prediction import softmax
 
 PHOTOS = 40
 READY = "document.querySelector('#files')?.disabled === false"

@@ -49,6 +49,7 @@ from fedapt_export.head import zero_shot_head
 from fedapt_runtime import Classifier
 from fedapt_runtime.backends.choose import load_backend
 from fedapt_runtime.backends.ort import import_onnxruntime, open_session
+from fedapt_runtime.options import LoadOptions
 
 MODELS = {"vit-b-32": ("ViT-B-32", "random"), "lite": ("lite", "")}
 CLASSES = ("mug", "bike", "keyboard")
@@ -146,7 +147,7 @@ def measure_copy(bench: Bench) -> dict[str, float]:
 
 def measure_fused(bench: Bench, model: str, precision: str) -> dict[int, float]:
     """The runtime's backend, from images in host memory."""
-    backend = load_backend(bench.fused(model, precision), device=bench.device)
+    backend = load_backend(bench.fused(model, precision), LoadOptions(device=bench.device))
     size = backend.manifest.preprocessing.size
     speeds = {}
     for batch in BATCHES:
@@ -210,8 +211,8 @@ def tower_size(bench: Bench, model: str) -> tuple[int, int]:
 
 def measure_exactness(bench: Bench, model: str, precision: str) -> dict[str, float | int]:
     """The fused graph on the GPU against float32 on the CPU, at several sizes of batch."""
-    reference = load_backend(bench.fused(model, "fp32"), device="cpu")
-    found = load_backend(bench.fused(model, precision), device=bench.device)
+    reference = load_backend(bench.fused(model, "fp32"), LoadOptions(device="cpu"))
+    found = load_backend(bench.fused(model, precision), LoadOptions(device=bench.device))
     images = noise(70, tower_size(bench, model), seed=1)
     if bench.photos is not None:
         preprocessing = reference.manifest.preprocessing

@@ -44,6 +44,7 @@ from fedapt_export.head import zero_shot_head
 from fedapt_runtime import Classifier
 from fedapt_runtime.backends.base import Backend
 from fedapt_runtime.batch import classify_files
+from fedapt_runtime.options import ClassifyOptions
 
 PHOTOS, BATCH, TURNS, RUNS = 1000, 32, 3, 10
 
@@ -113,7 +114,7 @@ def measure(name: str, pretrained: str, paths: list[str], folder: Path) -> dict[
             turns[f"{mode} known_floor"].append(known_floor)
             out = folder / f"{mode} {turn}.jsonl"
             used = time.process_time()
-            job = classify_files(classifier, paths, out, fast=fast)
+            job = classify_files(classifier, paths, out, ClassifyOptions(fast=fast))
             turns[f"{mode} cpu_ms"].append(1e3 * (time.process_time() - used) / len(paths))
             turns[f"{mode} decode_cpu_ms"].append(1e3 * decode)
             turns[f"{mode} floor"].append(floor)

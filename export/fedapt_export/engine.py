@@ -33,9 +33,10 @@ from fedapt_export.fuse import read_model
 from fedapt_runtime.backends.cuda import Gpu
 from fedapt_runtime.backends.engine_file import describe_engine, sidecar_path
 from fedapt_runtime.backends.engine_plan import MODULES
-from fedapt_runtime.backends.ort import OrtBackend
+from fedapt_runtime.backends.ort_backend import OrtBackend
 from fedapt_runtime.engine_check import compare_with_model
 from fedapt_runtime.errors import RuntimeFailure
+from fedapt_runtime.options import LoadOptions
 
 FLAVOURS = ("auto", *MODULES)
 # TensorRT-RTX 1.7's targets; H100 and B200 (sm90, sm100) are targets of TensorRT only
@@ -260,7 +261,9 @@ def _build_engine(
         }
         if gpu and gpu in (*targets, *(CAPABILITIES if targets == ["default"] else ())):
             built_file = describe_engine(temporary, sidecar)
-            report = compare_with_model(built_file, OrtBackend(model, "cpu"), images)
+            report = compare_with_model(
+                built_file, OrtBackend(model, LoadOptions(device="cpu")), images
+            )
             sidecar["verified"] = report.to_dict()
     write_text(sidecar_path(out), json.dumps(sidecar, indent=2) + "\n")
     return sidecar

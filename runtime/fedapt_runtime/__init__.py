@@ -10,9 +10,10 @@ Examples:
 
 import os
 
-from fedapt_runtime.classifier import Classifier, Prediction
+from fedapt_runtime.classifier import Classifier
 from fedapt_runtime.errors import ReportedError, RuntimeFailure
 from fedapt_runtime.manifest import Manifest
+from fedapt_runtime.prediction import Prediction
 from fedapt_runtime.preprocess import Preprocessing
 
 __version__ = "0.1.0"

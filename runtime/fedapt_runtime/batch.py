@@ -11,17 +11,19 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fedapt_runtime.classifier import NOT_FINITE, Classifier, Image
+from fedapt_runtime.classifier import Classifier
 from fedapt_runtime.destination import Destination, claim, deliver, fetch, local_path
 from fedapt_runtime.device_resize import DeviceResizer
 from fedapt_runtime.errors import InputError, OutputError
 from fedapt_runtime.journal import Journal, part_path
+from fedapt_runtime.options import CLASSIFY_DEFAULTS, ClassifyOptions
 from fedapt_runtime.output import check_output, read_paths, show_path, write_output
-from fedapt_runtime.pipeline import is_whole, name_of
+from fedapt_runtime.pipeline import Image, is_whole, name_of
+from fedapt_runtime.prediction import NOT_FINITE
 from fedapt_runtime.printable import printable, printable_json
 
 # images -> their rows, in order
-Engine = Callable[[Iterable[Image]], Iterator[dict[str, Any]]]
+Runner = Callable[[Iterable[Image]], Iterator[dict[str, Any]]]
 
 
 @dataclass
@@ -76,17 +78,14 @@ def classify_files(
     classifier: Classifier,
     images: Iterable[Image],
     out: Destination | None,
+    options: ClassifyOptions = CLASSIFY_DEFAULTS,
     *,
     batch_size: int | None = None,
-    top_k: int = 5,
     workers: int | None = None,
-    fast: bool = False,
-    depth: str | None = None,
     resizer: DeviceResizer | None = None,
-    flag_unknown: bool = False,
     resume: bool = False,
     progress: Callable[[Summary], None] = lambda summary: None,
-    engine: Engine | None = None,
+    runner: Runner | None = None,
 ) -> Summary:
     """Classify images and write one row each, in order; a bad file is a row with its error.
 
@@ -94,13 +93,14 @@ def classify_files(
         images: paths, or what `find_images` yields.
         out: a .jsonl, .csv or .parquet file, or a URI of one, replaced only when the job has ended
             well; None: JSON lines on stdout.
-        fast, depth, resizer, flag_unknown: see `Classifier.stream`.
+        options: what changes a row.
+        batch_size, workers, resizer: see `Classifier.stream`.
         resume: continue after the rows of a stopped job (`OUT.part`), with its batches. The rows
             equal those of an uninterrupted job to the bit, unless `batch_size` has changed or
-            `engine` forms its own batches. An output that already has these images does not
+            `runner` forms its own batches. An output that already has these images does not
             change.
         progress: called after every row.
-        engine: turns images into rows in place of this process's classifier; it then sets
+        runner: turns images into rows in place of this process's classifier; it then sets
             `batch_size` and `workers` itself.
 
     Raises:
@@ -109,23 +109,16 @@ def classify_files(
         InputError: `OUT.part` belongs to another job, or to other images.
     """
     check_output(out)
-    options: dict[str, Any] = {
-        "top_k": top_k,
-        "fast": fast,
-        "depth": depth,
-        "flag_unknown": flag_unknown,
-    }
-
-    job = options if resizer is None else options | {"resized": "on a GPU"}
+    job = options.to_dict() | ({} if resizer is None else {"resized": "on a GPU"})
 
     def predict(rest: Iterable[Image], size: int) -> Iterator[dict[str, Any]]:
-        if engine is not None:
-            yield from engine(rest)
+        if runner is not None:
+            yield from runner(rest)
             return
-        for prediction in classifier.stream(
-            rest, batch_size=size, workers=workers, resizer=resizer, **options
+        for prediction in classifier.run(
+            rest, options, batch_size=size, workers=workers, resizer=resizer
         ):
-            yield prediction.to_dict(flag_unknown)
+            yield prediction.to_dict(options.flag_unknown)
 
     size = classifier.backend.default_batch if batch_size is None else batch_size
     summary = Summary(ran_on={**classifier.ran_on, "batch_size": size})
@@ -153,7 +146,7 @@ def classify_files(
             if batch_size is None:
                 summary.ran_on["batch_size"] = size = journal.batch_size
             try:
-                if engine is None:
+                if runner is None:
                     journal.keep(_count_whole(journal))
                 for row in _skip_finished(journal, images):
                     summary.resumed += 1
@@ -163,7 +156,7 @@ def classify_files(
                     journal.write(row)
                     advance(row)
                 with deliver(out) as temporary:
-                    write_output(journal, temporary, local_path(out).suffix, flag_unknown)
+                    write_output(journal, temporary, local_path(out).suffix, options.flag_unknown)
             except BaseException:
                 journal.close()
                 raise

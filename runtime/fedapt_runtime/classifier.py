@@ -8,61 +8,21 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedapt_runtime.backends.base import Backend, Outputs
 from fedapt_runtime.backends.choose import load_backend
 from fedapt_runtime.device_resize import DeviceResizer
-from fedapt_runtime.errors import ImageError, InputError
+from fedapt_runtime.errors import InputError
 from fedapt_runtime.machine import usable_cores
 from fedapt_runtime.manifest import Manifest
+from fedapt_runtime.options import ClassifyOptions, LoadOptions
 from fedapt_runtime.pipeline import Decoded, Image, decode_ahead, split_batches
+from fedapt_runtime.prediction import Prediction, read_outputs
 from fedapt_runtime.preprocess import Preprocessing
 from fedapt_runtime.unknown import UnknownSignal, read_signal
-
-NOT_FINITE = "the model returned NaN or infinity"
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The prediction for one image, or the reason why there is none (`error`).
-
-    Attributes:
-        path: the file, or `#i` for the i-th array.
-        label: the most probable class.
-        score: its probability.
-        top_k: the k most probable classes with their probabilities, best first.
-        routed_to: the domain whose prompt has the largest weight. It is no domain classifier:
-            `fedapt evaluate` shows how many images of each domain are routed to it.
-        domain_weights: weight of every domain's prompt in this image's own, they sum to 1.
-        error: why the image could not be read.
-        unknown_score: on request, the distance of the image from the known domains, in standard
-            deviations above their mean; see `unknown.UnknownSignal`.
-        unknown: on request, whether this score is above the model's threshold.
-    """
-
-    path: str
-    label: str | None = None
-    score: float | None = None
-    top_k: tuple[tuple[str, float], ...] = ()
-    routed_to: str | None = None
-    domain_weights: dict[str, float] = dataclasses.field(default_factory=dict)
-    error: str | None = None
-    unknown_score: float | None = None
-    unknown: bool | None = None
-
-    def to_dict(self, flag_unknown: bool = False) -> dict[str, Any]:
-        """Plain values for JSON; with `unknown_score` and `unknown` on request only."""
-        # dataclasses.asdict copies every value, which takes longer than all the rest of a row
-        fields = vars(self) | {"domain_weights": dict(self.domain_weights)}
-        if not flag_unknown:
-            del fields["unknown_score"], fields["unknown"]
-        return fields
 
 
 class Classifier:
@@ -116,7 +76,8 @@ class Classifier:
             MissingDependency: the backend's package is missing, or installed twice.
             RuntimeFailure: the backend or the device is not available, or does not fit the file.
         """
-        return cls(load_backend(path, backend, device, head, threads, performance_hint, compute))
+        options = LoadOptions(backend, device, head, threads, performance_hint, compute)
+        return cls(load_backend(path, options))
 
     @property
     def backend(self) -> Backend:
@@ -181,28 +142,51 @@ class Classifier:
             InputError: an array that is no uint8 RGB image, or a size below 1.
             RuntimeFailure: `flag_unknown` with a model that has no such signal.
         """
+        return self.run(
+            images,
+            ClassifyOptions(top_k, fast, depth, flag_unknown),
+            batch_size=batch_size,
+            workers=workers,
+            resizer=resizer,
+        )
+
+    def run(
+        self,
+        images: Iterable[Image],
+        options: ClassifyOptions,
+        *,
+        batch_size: int | None = None,
+        workers: int | None = None,
+        resizer: DeviceResizer | None = None,
+    ) -> Iterator[Prediction]:
+        """`stream`, with the options of a row as one object."""
         if isinstance(images, str | os.PathLike):
             images = [images]  # one path is an iterable of characters, which nobody means
         batch_size = self._backend.default_batch if batch_size is None else batch_size
-        if batch_size < 1 or top_k < 1:
+        if batch_size < 1 or options.top_k < 1:
             raise InputError(
                 where="batch_size or top_k",
-                found=f"{batch_size} and {top_k}",
+                found=f"{batch_size} and {options.top_k}",
                 expected="whole numbers of at least 1",
                 next_step="pass larger numbers",
             )
-        if flag_unknown:
-            _ = self._signal  # what the model lacks is told before any work
+        if options.flag_unknown:
+            _ = self._signal  # a model without one is refused before any work
         in_flight, workers = self._backend.in_flight, workers or usable_cores()
         ahead = max(4 * batch_size, 2 * workers)
         decoded = decode_ahead(
-            images, self.preprocessing(depth), workers, ahead, fast, resize=resizer is None
+            images,
+            self.preprocessing(options.depth),
+            workers,
+            ahead,
+            options.fast,
+            resize=resizer is None,
         )
         pool = ThreadPoolExecutor(in_flight, thread_name_prefix="fedapt-infer")
         pending: deque[Future[list[Prediction]]] = deque()
         try:
             for batch in split_batches(decoded, batch_size):
-                pending.append(pool.submit(self.classify, batch, top_k, flag_unknown, resizer))
+                pending.append(pool.submit(self.classify, batch, options, resizer))
                 if len(pending) > in_flight:  # the next one is ready when one ends
                     yield from pending.popleft().result()
             while pending:
@@ -213,8 +197,7 @@ class Classifier:
     def classify(
         self,
         batch: Sequence[Decoded],
-        top_k: int = 5,
-        flag_unknown: bool = False,
+        options: ClassifyOptions,
         resizer: DeviceResizer | None = None,
     ) -> list[Prediction]:
         """One prediction for each decoded image of one batch, in order; see `stream`."""
@@ -224,14 +207,10 @@ class Classifier:
             outputs = self._backend.run(
                 np.stack(pixels) if resizer is None else resizer.run(pixels)
             )
-        return self.predict(batch, outputs, top_k, flag_unknown)
+        return self.predict(batch, outputs, options)
 
     def predict(
-        self,
-        batch: Sequence[Decoded],
-        outputs: Outputs | None,
-        top_k: int = 5,
-        flag_unknown: bool = False,
+        self, batch: Sequence[Decoded], outputs: Outputs | None, options: ClassifyOptions
     ) -> list[Prediction]:
         """One prediction for each decoded image, in order, from the graph's outputs.
 
@@ -241,7 +220,8 @@ class Classifier:
         rows: Iterator[Prediction] = iter(())
         if outputs is not None:
             names = [d.name for d in batch if d.pixels is not None]
-            rows = self._predict(names, outputs, top_k, flag_unknown)
+            signal = self._signal if options.flag_unknown else None
+            rows = read_outputs(names, outputs, self.manifest, options.top_k, signal)
         return [
             Prediction(path=item.name, error=str(item.error)) if item.pixels is None else next(rows)
             for item in batch
@@ -250,59 +230,3 @@ class Classifier:
     @functools.cached_property
     def _signal(self) -> UnknownSignal:
         return read_signal(self.manifest, "flag_unknown")
-
-    def _predict(
-        self, names: Sequence[str], outputs: Outputs, top_k: int, flag_unknown: bool
-    ) -> Iterator[Prediction]:
-        """Predictions of a batch's rows.
-
-        numpy takes the batch at once and lets other threads run meanwhile: on a fast GPU what is
-        done here for each image bounds the whole job.
-        """
-        probabilities, weights = softmax(outputs.logits), outputs.domain_weights
-        finite = np.logical_and(
-            np.isfinite(probabilities).all(axis=-1), np.isfinite(weights).all(axis=-1)
-        )
-        order = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top_k]
-        best = np.take_along_axis(probabilities, order, axis=-1)
-        scores: list[float | None] = [None] * len(names)
-        unknown: list[bool | None] = [None] * len(names)
-        if flag_unknown:
-            found = self._signal.score(outputs.features)
-            scores, unknown = found.tolist(), (found > self._signal.threshold).tolist()
-        classes, domains = self.manifest.classes, self.manifest.domains
-        for name, is_finite, indices, values, domain, row, score, is_unknown in zip(
-            names,
-            finite.tolist(),
-            order.tolist(),
-            best.tolist(),
-            weights.argmax(axis=-1).tolist(),
-            weights.tolist(),
-            scores,
-            unknown,
-            strict=True,
-        ):
-            if not is_finite:
-                error = f"{name}: {NOT_FINITE}"
-                yield Prediction(path=name, error=error)
-                continue
-            yield Prediction(
-                path=name,
-                label=classes[indices[0]],
-                score=values[0],
-                top_k=tuple(zip((classes[i] for i in indices), values, strict=True)),
-                routed_to=domains[domain],
-                domain_weights=dict(zip(domains, row, strict=True)),
-                unknown_score=score,
-                unknown=is_unknown,
-            )
-
-
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Softmax over the last axis, float32."""
-    with np.errstate(invalid="ignore"):  # infinity gives NaN, which the caller looks for
-        shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True), dtype=np.float32)
-
-
-__all__ = ["Classifier", "Image", "ImageError", "Prediction", "softmax"]

@@ -47,7 +47,7 @@ def examine() -> list[Finding]:
         look_for("NVIDIA GPU", _gpus, "an NVIDIA driver; nothing that pip could bring"),
         look_for("ONNX Runtime", _onnxruntime, "pip install 'fedapt-runtime[cpu]', or '[gpu]'"),
         recommend_on_x86(look_for("OpenVINO", _openvino, "pip install 'fedapt-runtime[openvino]'")),
-        look_for("engines", _engines, "pip install 'fedapt-runtime[rtx]', or '[tensorrt]'"),
+        look_for("TensorRT", _tensorrt, "pip install 'fedapt-runtime[rtx]', or '[tensorrt]'"),
         look_for("Ray", _ray, "pip install 'fedapt-runtime[ray]'"),
         look_for("Parquet", _parquet, "pip install 'fedapt-runtime[parquet]'"),
     ]
@@ -97,7 +97,7 @@ def _openvino() -> str:
     return version("openvino")
 
 
-def _engines() -> str:
+def _tensorrt() -> str:
     found = []
     for flavour, module in MODULES.items():
         if find_spec(module) is not None:

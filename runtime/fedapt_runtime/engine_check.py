@@ -26,11 +26,12 @@ from fedapt_runtime.backends.engine_file import (
     sidecar_path,
 )
 from fedapt_runtime.backends.engine_plan import EnginePlan, import_library
-from fedapt_runtime.backends.ort import OrtBackend
+from fedapt_runtime.backends.ort_backend import OrtBackend
 from fedapt_runtime.backends.tensorrt import TensorRtBackend
 from fedapt_runtime.engine_comparison import EngineReport, compare_engine
 from fedapt_runtime.errors import InputError, ModelFileError, OutputError
 from fedapt_runtime.manifest import Manifest
+from fedapt_runtime.options import LoadOptions
 from fedapt_runtime.pipeline import decode_one, name_of
 from fedapt_runtime.sources import find_images
 
@@ -54,7 +55,7 @@ def check_engine(path: Path, model: Path, images: Sequence[str] = ()) -> EngineR
         OutputError: its description cannot be written.
         RuntimeFailure: see `TensorRtBackend`.
     """
-    reference = OrtBackend(model, "cpu")
+    reference = OrtBackend(model, LoadOptions(device="cpu"))
     sha256 = hash_file(model)
     beside = sidecar_path(path)
     fields: dict[str, Any] | None = None

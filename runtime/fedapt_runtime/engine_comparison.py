@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedapt_runtime.backends.base import Backend
-from fedapt_runtime.classifier import softmax
 from fedapt_runtime.errors import ParityError
+from fedapt_runtime.prediction import softmax
 
 # largest difference of class probabilities from ONNX Runtime, by the precision of the graph
 MAX_PROBABILITY_DIFFERENCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 5e-2, "int8": 5e-2}

@@ -1,7 +1,7 @@
 """The runtime's errors.
 
     ReportedError               a problem that the user can fix; also the root of fedapt's own tree
-    |- ParityError              exit 7: a graph or an engine does not compute what it should
+    |- ParityError              exit 7: a graph or a TensorRT engine does not compute what it should
     `- RuntimeFailure           exit 8
        |- ModelFileError        the model file is missing, damaged, or of another schema
        |- ImageError            one image cannot be read; becomes a row, never stops a batch
@@ -60,7 +60,7 @@ def _rebuild(kind: type[ReportedError], parts: dict[str, Any]) -> ReportedError:
 
 
 class ParityError(ReportedError):
-    """A graph or an engine does not compute what it should."""
+    """A graph or a TensorRT engine does not compute what it should."""
 
     exit_code = 7
 

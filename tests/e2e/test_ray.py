@@ -1,4 +1,4 @@
-"""Jobs on a local Ray cluster give the local engine's rows, whoever dies on the way."""
+"""Jobs on a local Ray cluster give the rows of one process, whoever dies on the way."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from fedapt_runtime.batch import classify_files
 from fedapt_runtime.cli import main
 from fedapt_runtime.errors import InputError, MissingDependency
 from fedapt_runtime.journal import part_path
-from fedapt_runtime.ray_engine import RaySettings, _share_cluster, predict_on_ray
+from fedapt_runtime.options import ClassifyOptions, LoadOptions
+from fedapt_runtime.ray_runner import RaySettings, _share_cluster, predict_on_ray
 from fedapt_runtime.sources import find_images
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
@@ -67,8 +68,9 @@ def run_on_ray(
     model: Path, images: Iterator[str] | list[str], **options: Any
 ) -> Iterator[dict[str, Any]]:
     preprocessing = Classifier.load(model, device="cpu").manifest.preprocessing
+    settings, load, top_k = RaySettings(2), LoadOptions(device="cpu"), options.pop("top_k", 5)
     return predict_on_ray(
-        model, images, preprocessing, RaySettings(workers=2), device="cpu", **options
+        model, images, preprocessing, settings, load, ClassifyOptions(top_k), **options
     )
 
 
@@ -80,7 +82,7 @@ def assert_same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> 
         assert a["domain_weights"] == pytest.approx(b["domain_weights"], abs=1e-6)
 
 
-def test_the_rows_are_those_of_the_local_engine(
+def test_the_rows_are_those_of_one_process(
     cluster: None, tiny_model: Path, images: list[str], slow_images: list[str]
 ) -> None:
     options: dict[str, Any] = {"batch_size": 7, "top_k": 2}
@@ -158,7 +160,7 @@ def test_a_killed_driver_loses_nothing(
     names.write_text("\n".join(slow_images))
     out = tmp_path / "rows.jsonl"
     command = [sys.executable, "-m", "fedapt_runtime", "classify", str(tiny_model), str(names)]
-    command += ["--out", str(out), "--engine", "ray", "--workers", "2", "--batch-size", "4"]
+    command += ["--out", str(out), "--ray", "--workers", "2", "--batch-size", "4"]
     environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
     with (tmp_path / "log").open("wb") as log:
         driver = subprocess.Popen(command, env=environment, stderr=log, stdout=log)
@@ -200,7 +202,7 @@ def test_the_command_takes_a_table_of_paths_and_writes_one(
     command = ["classify", str(tiny_model), str(table), "--device", "cpu", "--out"]
     here, there = tmp_path / "here.parquet", tmp_path / "there.parquet"
     assert main([*command, str(here)]) == 0
-    assert main([*command, str(there), "--engine", "ray", "--workers", "2"]) == 0
+    assert main([*command, str(there), "--ray", "--workers", "2"]) == 0
     found, expected = (parquet.read_table(path).to_pylist() for path in (there, here))
     assert [row["path"] for row in found] == names
     assert [row["label"] for row in found] == [row["label"] for row in expected]
@@ -265,11 +267,11 @@ def test_a_failed_job_keeps_its_rows(
     def stop(summary: object) -> None:
         raise KeyboardInterrupt
 
-    def engine(rest: Any) -> Iterator[dict[str, Any]]:
+    def runner(rest: Any) -> Iterator[dict[str, Any]]:
         return run_on_ray(tiny_model, rest)
 
     with pytest.raises(KeyboardInterrupt):
-        classify_files(classifier, names(), out, progress=stop, engine=engine)
+        classify_files(classifier, names(), out, progress=stop, runner=runner)
     assert part_path(out).is_file()
-    summary = classify_files(classifier, names(), out, engine=engine, resume=True)
+    summary = classify_files(classifier, names(), out, runner=runner, resume=True)
     assert (summary.images, summary.resumed) == (60, 1)

@@ -16,6 +16,7 @@ from fedapt_runtime.backends.base import Backend, Outputs
 from fedapt_runtime.backends.choose import load_backend
 from fedapt_runtime.backends.ort import PROVIDERS, import_onnxruntime
 from fedapt_runtime.errors import RuntimeFailure
+from fedapt_runtime.options import LoadOptions
 from tests.support.fusing import export_run
 
 pytestmark = [
@@ -57,7 +58,7 @@ def assert_same(found: Outputs, expected: Outputs) -> None:
 def test_an_engine_computes_what_onnx_runtime_computes(
     engine: Backend, tiny_model: Path, batch: int
 ) -> None:
-    reference = load_backend(tiny_model, device="cpu")
+    reference = load_backend(tiny_model, LoadOptions(device="cpu"))
     for seed in range(3):  # the first runs warm up, later ones may be CUDA graphs
         images = noise(batch, seed)
         assert_same(engine.run(images), reference.run(images))
@@ -95,11 +96,13 @@ def test_tensorrt_inside_onnx_runtime(tiny_model: Path, batch: int) -> None:
     if PROVIDERS["tensorrt-ep"] not in import_onnxruntime().get_available_providers():
         pytest.skip("this ONNX Runtime has no TensorRT provider")
     try:
-        backend = load_backend(tiny_model, "tensorrt-ep")
+        backend = load_backend(tiny_model, LoadOptions("tensorrt-ep"))
     except RuntimeFailure as error:  # it is listed also where TensorRT's own library is not there
         pytest.skip(f"the TensorRT provider does not start: {error.found}")
     images = noise(batch)
-    assert_same(backend.run(images), load_backend(tiny_model, device="cpu").run(images))
+    assert_same(
+        backend.run(images), load_backend(tiny_model, LoadOptions(device="cpu")).run(images)
+    )
 
 
 @pytest.mark.skipif(find_spec("tensorrt") is None, reason="needs TensorRT (the extra `gpu`)")
@@ -118,7 +121,7 @@ def test_tensorrt_builds_on_this_gpu_and_what_it_built_is_right(
         assert sidecar["verified"]["batch_sizes"] == (1, 3, 4, 8)
         assert (tmp_path / "timings").stat().st_size > 0
     rows = load_backend(out).run(noise(5))
-    assert_same(rows, load_backend(model, device="cpu").run(noise(5)))
+    assert_same(rows, load_backend(model, LoadOptions(device="cpu")).run(noise(5)))
 
 
 @needs_rtx

@@ -13,8 +13,9 @@ from fedapt_export import engine as engine_module
 from fedapt_export.engine import EngineSettings, build_engine
 from fedapt_runtime.backends.base import Outputs
 from fedapt_runtime.backends.engine_file import EngineFile
-from fedapt_runtime.backends.ort import OrtBackend
+from fedapt_runtime.backends.ort_backend import OrtBackend
 from fedapt_runtime.engine_comparison import EngineReport, compare_engine
+from fedapt_runtime.options import LoadOptions
 
 
 class Wrong:
@@ -41,7 +42,7 @@ class Wrong:
 
 @pytest.fixture(scope="module")
 def backend(tiny_model: Path) -> OrtBackend:
-    return OrtBackend(tiny_model, "cpu")
+    return OrtBackend(tiny_model, LoadOptions(device="cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +114,7 @@ def test_where_its_gpu_is_here_an_engine_is_run_before_it_is_written(
     def load(engine: EngineFile) -> Wrong:
         asked.append(engine)
         assert (engine.min_batch, engine.opt_batch, engine.max_batch) == (1, 4, 9)
-        return Wrong(OrtBackend(tiny_model, "cpu"), kind, 4)
+        return Wrong(OrtBackend(tiny_model, LoadOptions(device="cpu")), kind, 4)
 
     def build(model: Path, out: Path, settings: EngineSettings) -> dict[str, str]:
         out.write_bytes(b"plan")

@@ -30,6 +30,7 @@ from fedapt_export.int8 import FLOAT_CONVOLUTIONS, to_int8
 from fedapt_runtime import Preprocessing, machine
 from fedapt_runtime.backends.choose import load_backend
 from fedapt_runtime.backends.ort import import_onnxruntime, open_session
+from fedapt_runtime.options import LoadOptions
 from tests.support.fusing import export_run
 from tests.support.paths import PHOTOS, needs_photos
 
@@ -261,7 +262,9 @@ def test_a_processor_that_may_saturate_is_warned_of(
 
     def warned(name: str, flags: str) -> bool:
         cpuinfo.write_text(flags)
-        return told in load_backend(tmp_path / f"{name}.onnx", device="cpu").description
+        return (
+            told in load_backend(tmp_path / f"{name}.onnx", LoadOptions(device="cpu")).description
+        )
 
     avx2 = "flags : avx2"
     assert warned("whole", avx2)

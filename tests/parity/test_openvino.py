@@ -23,6 +23,7 @@ from fedapt_runtime.backends.base import Backend, Outputs
 from fedapt_runtime.backends.choose import load_backend
 from fedapt_runtime.errors import MissingDependency, ModelFileError
 from fedapt_runtime.head import read_head
+from fedapt_runtime.options import LoadOptions
 from tests.support.fusing import save_changed, save_head
 
 pytest.importorskip("openvino", reason="OpenVINO is not installed")
@@ -57,7 +58,7 @@ def assert_same(found: Outputs, expected: Outputs) -> None:
 @pytest.mark.parametrize("swapped", [False, True])
 def test_all_outputs_agree(tiny_model: Path, head: Path, batch: int, swapped: bool) -> None:
     own: list[Backend] = [
-        load_backend(tiny_model, name, head=head if swapped else None)
+        load_backend(tiny_model, LoadOptions(name, head=head if swapped else None))
         for name in ("openvino", "onnxruntime")
     ]
     found, expected = (backend.run(noise(batch)) for backend in own)
@@ -69,7 +70,7 @@ def test_all_outputs_agree(tiny_model: Path, head: Path, batch: int, swapped: bo
 
 
 def test_many_threads_get_the_same_answers(tiny_model: Path) -> None:
-    backend = load_backend(tiny_model, "openvino")
+    backend = load_backend(tiny_model, LoadOptions("openvino"))
     batches = [noise(n) for n in (1, 2, 3, 4, 5)]
     expected = [backend.run(batch) for batch in batches]
     with ThreadPoolExecutor(4) as pool:
@@ -79,7 +80,7 @@ def test_many_threads_get_the_same_answers(tiny_model: Path) -> None:
 
 
 def test_a_result_outlives_the_next_call(tiny_model: Path) -> None:
-    backend = load_backend(tiny_model, "openvino")
+    backend = load_backend(tiny_model, LoadOptions("openvino"))
     first = backend.run(noise(3))
     kept = [output.copy() for output in first]
     backend.run(255 - noise(3))
@@ -123,7 +124,7 @@ def test_foreign_models_are_refused(
     change(model)  # type: ignore[operator]
     save_changed(model, tmp_path / "other.onnx")
     with pytest.raises(ModelFileError, match=text):
-        load_backend(tmp_path / "other.onnx", "openvino")
+        load_backend(tmp_path / "other.onnx", LoadOptions("openvino"))
 
 
 @pytest.mark.parametrize("data", [b"", b"text", b"\x08\x0a" * 400])
@@ -131,9 +132,9 @@ def test_what_is_no_model_is_refused(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(data)
     with pytest.raises(ModelFileError, match=r"model\.onnx: found .+; expected a model written by"):
-        load_backend(path, "openvino")
+        load_backend(path, LoadOptions("openvino"))
     with pytest.raises(ModelFileError, match=r"none\.onnx: found no such file"):
-        load_backend(tmp_path / "none.onnx", "openvino")
+        load_backend(tmp_path / "none.onnx", LoadOptions("openvino"))
 
 
 def test_a_head_of_another_clip_is_refused(tiny_model: Path, head: Path, tmp_path: Path) -> None:
@@ -142,7 +143,7 @@ def test_a_head_of_another_clip_is_refused(tiny_model: Path, head: Path, tmp_pat
     entry.value = entry.value.replace('"sha256": "', '"sha256": "0')
     save_changed(model, tmp_path / "other.onnx")
     with pytest.raises(ModelFileError, match="found a head of a CLIP with hash"):
-        load_backend(tmp_path / "other.onnx", "openvino", head=head)
+        load_backend(tmp_path / "other.onnx", LoadOptions("openvino", head=head))
 
 
 def test_a_head_of_another_width_is_refused(tiny_model: Path, head: Path, tmp_path: Path) -> None:
@@ -152,7 +153,7 @@ def test_a_head_of_another_width_is_refused(tiny_model: Path, head: Path, tmp_pa
     save_head(tensors, read_head(head).manifest, tmp_path / "narrow.safetensors")
     for backend in ("openvino", "onnxruntime"):
         with pytest.raises(ModelFileError, match=r"found .+; expected a model"):
-            load_backend(tiny_model, backend, head=tmp_path / "narrow.safetensors")
+            load_backend(tiny_model, LoadOptions(backend, head=tmp_path / "narrow.safetensors"))
 
 
 def test_a_graph_without_a_swappable_head_is_refused(
@@ -166,7 +167,7 @@ def test_a_graph_without_a_swappable_head_is_refused(
         node.input[:] = ["scale" if name == "logit_scale" else name for name in node.input]
     save_changed(model, tmp_path / "fixed.onnx")
     with pytest.raises(ModelFileError, match="found a graph without logit_scale; expected a model"):
-        load_backend(tmp_path / "fixed.onnx", "openvino", head=head)
+        load_backend(tmp_path / "fixed.onnx", LoadOptions("openvino", head=head))
 
 
 def test_without_openvino_the_line_that_brings_it_is_told(
@@ -174,5 +175,5 @@ def test_without_openvino_the_line_that_brings_it_is_told(
 ) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingDependency, match=r"pip install 'fedapt-runtime\[openvino\]'") as it:
-        load_backend(tiny_model, "openvino")
+        load_backend(tiny_model, LoadOptions("openvino"))
     assert it.value.exit_code == 9

@@ -11,7 +11,6 @@ from fedapt_runtime.head import HeadFile
 from fedapt_runtime.manifest import Manifest
 
 DEFAULT_BATCH = 32  # images of a batch if nothing sets another size
-COMPUTE = ("fp32", "bf16")
 
 
 class Outputs(NamedTuple):
@@ -33,9 +32,9 @@ class Backend(Protocol):
 
     Attributes:
         manifest: description of the model.
-        name: one of `choose.BACKENDS`.
-        compute: one of `COMPUTE`: `fp32` multiplies in the types of the graph, `bf16` multiplies
-            in bfloat16 what the graph has in float32.
+        name: one of `options.BACKENDS`.
+        compute: one of `options.COMPUTE`: `fp32` multiplies in the types of the graph, `bf16`
+            multiplies in bfloat16 what the graph has in float32.
         description: backend, version and device in a few words, for messages; where something was
             chosen automatically, also why.
         in_flight: number of batches to compute at once, each by its own caller.

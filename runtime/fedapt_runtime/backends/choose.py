@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 from fedapt_runtime.agreement import Agreement, read_agreement
-from fedapt_runtime.backends.base import COMPUTE, Backend
+from fedapt_runtime.backends.base import Backend
 from fedapt_runtime.backends.model_checks import read_manifest
 from fedapt_runtime.backends.selection import Candidate, select
 from fedapt_runtime.errors import RuntimeFailure
 from fedapt_runtime.head import read_head
 from fedapt_runtime.machine import may_have_bfloat16
 from fedapt_runtime.manifest import Manifest
+from fedapt_runtime.options import (
+    BACKENDS,
+    COMPUTE,
+    DEVICES,
+    LOAD_DEFAULTS,
+    PERFORMANCE_HINTS,
+    LoadOptions,
+)
 
-BACKENDS = ("onnxruntime", "openvino", "tensorrt-ep", "tensorrt")
-DEVICES = ("cpu", "cuda")
-PERFORMANCE_HINTS = ("latency", "throughput")
 ENGINE_SUFFIX = ".engine"
 BACKEND_VARIABLE, COMPUTE_VARIABLE = "FEDAPT_BACKEND", "FEDAPT_COMPUTE"
 _DEVICES_OF = {
@@ -29,27 +35,16 @@ _DEVICES_OF = {
 }
 
 
-def load_backend(
-    path: str | Path,
-    backend: str = "auto",
-    device: str = "auto",
-    head: str | Path | None = None,
-    threads: int = 0,
-    performance_hint: str = "latency",
-    compute: str = "auto",
-) -> Backend:
+def load_backend(path: str | Path, options: LoadOptions = LOAD_DEFAULTS) -> Backend:
     """Load a model into a backend; imports only the libraries of possible backends.
 
     Args:
         path: an .onnx or .engine file.
-        backend: one of `BACKENDS`; `auto` takes TensorRT for an engine, ONNX Runtime where it has
-            CUDA, and on a CPU the fastest of those that are installed, see `selection`.
-        device: `cpu` or `cuda`; `auto` takes what the backend has.
-        head: a head file to use in place of the model's own head.
-        threads: threads of inference on a CPU; 0 takes every core.
-        performance_hint: one of `PERFORMANCE_HINTS`, see `Classifier.load`.
-        compute: one of `base.COMPUTE`; `auto` takes `bf16` where it is faster and the export
-            found no changed label, see `agreement`.
+        options: how to load it. `auto` for the backend takes TensorRT for a TensorRT engine, ONNX
+            Runtime where it has CUDA, and on a CPU the fastest of those that are installed, see
+            `selection`. `auto` for the device takes what the backend has. `auto` for the compute
+            precision takes `bf16` where it is faster and the export found no changed label, see
+            `agreement`.
 
     Where `backend` or `compute` is `auto`, the variable `FEDAPT_BACKEND` or `FEDAPT_COMPUTE` of the
     environment stands for it, if it is set.
@@ -58,20 +53,16 @@ def load_backend(
         RuntimeFailure: an unknown backend, compute precision or hint, or a backend that has no such
             device, precision or file; else see `Classifier.load`.
     """
-    path = Path(path)
+    path, device = Path(path), options.device
     is_engine = path.suffix == ENGINE_SUFFIX
-    if performance_hint not in PERFORMANCE_HINTS:
-        raise _unknown("performance_hint", performance_hint, " or ".join(PERFORMANCE_HINTS))
-    backend, compute = read_environment(backend, compute, is_engine)
+    if options.performance_hint not in PERFORMANCE_HINTS:
+        expected = " or ".join(PERFORMANCE_HINTS)
+        raise _unknown("performance_hint", options.performance_hint, expected)
+    backend, compute = read_environment(options.backend, options.compute, is_engine)
     if is_engine and backend == "auto":
-        backend, why = "tensorrt", " (auto: an engine)"
+        backend, why = "tensorrt", " (auto: a TensorRT engine)"
     else:
         why = ""
-
-    def load(candidate: Candidate) -> Backend:
-        throughput = performance_hint == "throughput"
-        return _load(path, candidate, device, head, threads, throughput)
-
     if backend != "auto":
         _check_choice(path, is_engine, backend, device)
     elif device not in ("auto", *DEVICES):
@@ -79,17 +70,21 @@ def load_backend(
     candidates = list_candidates(backend, device, compute)
     notes = []
     if any(candidate.compute == "bf16" for candidate in candidates) and compute == "auto":
-        candidates, note = _keep_exact(candidates, _read_manifest(path, head))
+        candidates, note = _keep_exact(candidates, _read_manifest(path, options.head))
         notes.append(note)
     if len(candidates) == 1:
         (candidate,) = candidates
         if backend == "auto" and candidate.backend == "openvino":
             notes.insert(0, "no ONNX Runtime")
-        loaded = load(candidate)
+        loaded = _load(path, candidate, options)
     else:
-        device = "cpu"  # the one on which there are several
-        determined_by = {"model": _hash_model(path), "threads": threads}
-        found = select(candidates, load, determined_by, performance_hint)
+        on_cpu = replace(options, device="cpu")  # the device on which there are several
+
+        def load(candidate: Candidate) -> Backend:
+            return _load(path, candidate, on_cpu)
+
+        determined_by = {"model": _hash_model(path), "threads": options.threads}
+        found = select(candidates, load, determined_by, options.performance_hint)
         loaded = load(found.candidate)
         loaded.default_batch = found.batch_size
         when = "as measured before" if found.from_cache else "measured now"
@@ -104,7 +99,7 @@ def read_environment(backend: str, compute: str, is_engine: bool = False) -> tup
     Raises:
         RuntimeFailure: a name that is unknown.
     """
-    if backend == "auto" and not is_engine:  # one backend alone runs an engine
+    if backend == "auto" and not is_engine:  # one backend alone runs a TensorRT engine
         backend = _check_name(BACKEND_VARIABLE, os.environ.get(BACKEND_VARIABLE), BACKENDS)
     else:
         backend = _check_name("backend", backend, BACKENDS)
@@ -134,7 +129,7 @@ def list_candidates(backend: str, device: str, compute: str) -> list[Candidate]:
     """The ways to run an .onnx or .engine file here that fit the request; at least one.
 
     Args:
-        backend, device, compute: see `load_backend`.
+        backend, device, compute: see `LoadOptions`.
 
     Raises:
         RuntimeFailure: none has such a compute precision.
@@ -209,7 +204,7 @@ def _check_choice(path: Path, is_engine: bool, backend: str, device: str) -> Non
     if is_engine != (backend == "tensorrt"):
         raise RuntimeFailure(
             where=path,
-            found=f"{'an engine' if is_engine else 'no engine'} for the backend {backend}",
+            found=f"{'a' if is_engine else 'no'} TensorRT engine for the backend {backend}",
             expected="an .engine file for tensorrt, an .onnx file for the others",
             next_step="leave `backend` out, or give the other file",
         )
@@ -222,23 +217,16 @@ def _check_choice(path: Path, is_engine: bool, backend: str, device: str) -> Non
         )
 
 
-def _load(
-    path: Path,
-    candidate: Candidate,
-    device: str,
-    head: str | Path | None,
-    threads: int,
-    throughput: bool,
-) -> Backend:
+def _load(path: Path, candidate: Candidate, options: LoadOptions) -> Backend:
+    options = replace(options, backend=candidate.backend, compute=candidate.compute)
     if candidate.backend == "openvino":
         from fedapt_runtime.backends.openvino import OpenVinoBackend
 
-        return OpenVinoBackend(path, head, threads, throughput, candidate.compute)
+        return OpenVinoBackend(path, options)
     if candidate.backend == "tensorrt":
         from fedapt_runtime.backends.tensorrt import TensorRtBackend
 
-        return TensorRtBackend(path, head)
-    from fedapt_runtime.backends.ort import OrtBackend
+        return TensorRtBackend(path, options.head)
+    from fedapt_runtime.backends.ort_backend import OrtBackend
 
-    device = "tensorrt-ep" if candidate.backend == "tensorrt-ep" else device
-    return OrtBackend(path, device, head, threads, throughput)
+    return OrtBackend(path, options)

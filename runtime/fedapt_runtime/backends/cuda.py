@@ -1,4 +1,4 @@
-"""The calls of the CUDA runtime that an engine needs; every error is checked.
+"""The calls of the CUDA runtime that a TensorRT engine needs; every error is checked.
 
 Every resource of the GPU is pushed onto an `ExitStack`, which releases resources in the opposite
 order. No resource is freed while another one uses it.
@@ -34,7 +34,7 @@ def import_cuda() -> Any:
         raise MissingDependency(
             where="cuda-bindings",
             found=f"no usable cuda-bindings ({error})",
-            expected="NVIDIA's cuda-bindings, through which engines are run",
+            expected="NVIDIA's cuda-bindings, which run TensorRT engines",
             next_step="pip install 'fedapt-runtime[rtx]', or [tensorrt]",
         ) from error
     return runtime
@@ -187,7 +187,7 @@ def _refuse(found: str) -> RuntimeFailure:
     return RuntimeFailure(
         where="CUDA",
         found=found,
-        expected="an NVIDIA GPU with its driver, which an engine needs",
+        expected="an NVIDIA GPU with its driver, which a TensorRT engine needs",
         next_step="check `nvidia-smi` and CUDA_VISIBLE_DEVICES, or run the model.onnx of the"
         " engine, also without a GPU",
     )

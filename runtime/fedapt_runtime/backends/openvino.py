@@ -25,6 +25,7 @@ from fedapt_runtime.head import Tensor, read_head
 from fedapt_runtime.machine import limit_threads
 from fedapt_runtime.manifest import METADATA_KEY, Manifest, parse_manifest
 from fedapt_runtime.onnx_file import check_content, check_one_file
+from fedapt_runtime.options import LoadOptions
 
 
 def import_openvino() -> Any:
@@ -69,10 +70,7 @@ class OpenVinoBackend:
 
     Args:
         path: the .onnx file.
-        head: a head file to use in place of the model's own head.
-        threads: threads for inference; 0 takes every core.
-        throughput: the most images per second, rather than the shortest time of one batch.
-        compute: one of `base.COMPUTE`.
+        options: `head`, `threads`, `performance_hint`, and `compute`, one of `options.COMPUTE`.
 
     Raises:
         ModelFileError: no such file, not ONNX, not a fedapt model, or a head of another CLIP.
@@ -81,19 +79,12 @@ class OpenVinoBackend:
             in float32.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        head: str | Path | None = None,
-        threads: int = 0,
-        throughput: bool = False,
-        compute: str = "fp32",
-    ) -> None:
-        path = Path(path)
+    def __init__(self, path: str | Path, options: LoadOptions) -> None:
+        path, head, threads, compute = Path(path), options.head, options.threads, options.compute
         self.name, self.compute = "openvino", compute
         check_model_file(path)
         check_one_file(path)
-        self.in_flight, self.default_batch, _ = plan_cpu_work(threads, throughput)
+        self.in_flight, self.default_batch, _ = plan_cpu_work(threads, options.throughput)
         openvino = import_openvino()
         core = openvino.Core()
         if compute == "bf16" and "BF16" not in (found := _capabilities(core)):
@@ -117,7 +108,7 @@ class OpenVinoBackend:
             _put_head(openvino, model, head_file.feeds(), path)
         try:
             model.validate_nodes_and_infer_types()  # a head may have changed sizes
-            options = {
+            settings = {
                 "INFERENCE_NUM_THREADS": limit_threads(threads),
                 "NUM_STREAMS": self.in_flight,
             }
@@ -127,7 +118,7 @@ class OpenVinoBackend:
                 tower, own_head = _split(openvino, model)
                 parts = [(tower, "bf16"), (own_head, "f32")]
             self._compiled = [
-                core.compile_model(part, "CPU", {**options, "INFERENCE_PRECISION_HINT": hint})
+                core.compile_model(part, "CPU", {**settings, "INFERENCE_PRECISION_HINT": hint})
                 for part, hint in parts
             ]
         except RuntimeFailure:

@@ -35,8 +35,8 @@ class Candidate(NamedTuple):
     """A way to run the graph.
 
     Attributes:
-        backend: one of `choose.BACKENDS`.
-        compute: one of `base.COMPUTE`.
+        backend: one of `options.BACKENDS`.
+        compute: one of `options.COMPUTE`.
     """
 
     backend: str
@@ -81,7 +81,7 @@ def select(
         candidates: the first is taken unless another is at least 5 % faster.
         load: loads one; they are loaded one after the other, so that memory holds one model.
         determined_by: inputs of the result besides the machine: the model's hash, threads.
-        hint: one of `choose.PERFORMANCE_HINTS`.
+        hint: one of `options.PERFORMANCE_HINTS`.
 
     Raises:
         ReportedError: a candidate does not load.

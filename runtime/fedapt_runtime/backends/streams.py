@@ -30,7 +30,7 @@ class BatchStream(Protocol):
 
 
 def split_sizes(n_images: int, minimum: int, maximum: int) -> Iterator[tuple[slice, int]]:
-    """Cut a batch into parts that an engine accepts: the images, and the size to run.
+    """Cut a batch into parts that a TensorRT engine accepts: the images, and the size to run.
 
     The size is larger than the part where that has fewer images than the engine takes.
     """

@@ -20,7 +20,7 @@ _STREAMS = 2
 
 
 class TensorRtBackend:
-    """An engine on the first GPU that CUDA_VISIBLE_DEVICES names.
+    """A TensorRT engine on the first GPU that CUDA_VISIBLE_DEVICES names.
 
     Batches above the engine's largest are cut; two streams with buffers of their own let copies and
     computation overlap. A CUDA graph is kept for each size of batch that comes again.
@@ -42,8 +42,8 @@ class TensorRtBackend:
         if head is not None:
             raise RuntimeFailure(
                 where=engine_file.path,
-                found="a head for an engine",
-                expected="an engine alone: its head is built in",
+                found="a head for a TensorRT engine",
+                expected="the engine without a head file: its head is built in",
                 next_step="put the head into model.onnx (fedapt swap-head) and build the engine"
                 " again, which takes seconds; or run model.onnx",
             )

@@ -94,11 +94,11 @@ async def classify(request: Request) -> Response:
         model = service.find_model(question.model)
         version, predictions = await answer_in_time(
             request,
-            service.classify(model, question.images, question.top_k, question.flag_unknown),
+            service.classify(model, question.images, question.options),
             service.limits,
         )
     request.state.log = {"model": model.name, "images": len(predictions)}
-    fields = [prediction.to_dict(question.flag_unknown) for prediction in predictions]
+    fields = [prediction.to_dict(question.options.flag_unknown) for prediction in predictions]
     rows = [{"name": row.pop("path"), **row} for row in fields]
     readable = any(prediction.error is None for prediction in predictions)
     content = {"model": model.name, "version": version.label, "predictions": rows}

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fedapt_runtime.backends.choose import BACKENDS, DEVICES
 from fedapt_runtime.classifier import Classifier
 from fedapt_runtime.errors import InputError, MissingDependency
+from fedapt_runtime.options import BACKENDS, DEVICES
 from fedapt_runtime.printable import printable
 
 _MIN_TOKEN = 16  # characters
@@ -45,7 +45,7 @@ def add_serve(commands: Any) -> None:
         "--backend",
         default="auto",
         choices=("auto", *BACKENDS),
-        help="auto selects onnxruntime, or tensorrt for an engine [auto]",
+        help="auto selects onnxruntime, or tensorrt for a TensorRT engine [auto]",
     )
     serve.add_argument("--device", default="auto", choices=("auto", *DEVICES), help="[auto]")
     serve.add_argument(

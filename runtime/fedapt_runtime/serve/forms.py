@@ -15,6 +15,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from fedapt_runtime.errors import RequestError
+from fedapt_runtime.options import ClassifyOptions
 from fedapt_runtime.serve.body import join
 from fedapt_runtime.serve.limits import MIB, Limits
 from fedapt_runtime.serve.service import Upload
@@ -29,14 +30,12 @@ class Question:
 
     Attributes:
         model: a name, or None for the first.
-        top_k: number of classes to report.
-        flag_unknown: whether to report an unknown-domain score for each image.
+        options: `top_k` and `flag_unknown`.
     """
 
     images: tuple[Upload, ...]
-    model: str | None = None
-    top_k: int = 5
-    flag_unknown: bool = False
+    model: str | None
+    options: ClassifyOptions
 
 
 async def read_question(
@@ -123,7 +122,7 @@ async def _read_form(
         fields["top_k"] = int(text) if text.isdecimal() and len(text) < 10 else text
     if (text := fields.get("flag_unknown")) is not None:
         fields["flag_unknown"] = {"true": True, "false": False}.get(text, text)
-    return Question(tuple(images), **_check_fields(fields))
+    return _question(tuple(images), fields)
 
 
 def _read_json(fields: dict[str, Any]) -> Question:
@@ -131,7 +130,7 @@ def _read_json(fields: dict[str, Any]) -> Question:
     if not isinstance(images, list):
         raise malformed("images", f"a {type(images).__name__}, no array", 422)
     uploads = tuple(_read_image(image, i) for i, image in enumerate(images))
-    return Question(uploads, **_check_fields(fields))
+    return _question(uploads, fields)
 
 
 def _read_image(image: Any, index: int) -> Upload:
@@ -148,7 +147,7 @@ def _read_image(image: Any, index: int) -> Upload:
     return Upload(parts.get("name", f"#{index}"), data)
 
 
-def _check_fields(fields: dict[str, Any]) -> dict[str, Any]:
+def _question(images: tuple[Upload, ...], fields: dict[str, Any]) -> Question:
     if unknown := sorted(set(fields) - set(FIELDS)):
         raise malformed("the body", f"unknown fields {', '.join(unknown)}", 422)
     top_k = fields.get("top_k", 1)
@@ -158,4 +157,4 @@ def _check_fields(fields: dict[str, Any]) -> dict[str, Any]:
         raise malformed("flag_unknown", f"{fields['flag_unknown']!r}, no boolean", 422)
     if not isinstance(fields.get("model", ""), str):
         raise malformed("model", f"a {type(fields['model']).__name__}, no string", 422)
-    return fields
+    return Question(images, fields.pop("model", None), ClassifyOptions(**fields))

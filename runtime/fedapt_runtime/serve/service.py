@@ -15,11 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedapt_runtime.backends.base import Outputs, SwappableBackend
-from fedapt_runtime.classifier import Classifier, Prediction
+from fedapt_runtime.classifier import Classifier
 from fedapt_runtime.errors import ImageError, ReportedError, RequestError
 from fedapt_runtime.head import parse_head
 from fedapt_runtime.machine import usable_cores
+from fedapt_runtime.options import ClassifyOptions
 from fedapt_runtime.pipeline import Decoded
+from fedapt_runtime.prediction import Prediction
 from fedapt_runtime.serve.batcher import Batcher, BatchSettings
 from fedapt_runtime.serve.limits import Limits, Quota
 from fedapt_runtime.serve.metrics import Metrics
@@ -193,7 +195,7 @@ class Service:
         return model
 
     async def classify(
-        self, model: ServedModel, uploads: Sequence[Upload], top_k: int, flag_unknown: bool
+        self, model: ServedModel, uploads: Sequence[Upload], options: ClassifyOptions
     ) -> tuple[Version, list[Prediction]]:
         """A prediction for each image, in order; one that cannot be read has an error.
 
@@ -207,7 +209,7 @@ class Service:
         self.check_count(len(uploads))
         version = model.current
         classifier = version.classifier
-        if flag_unknown and classifier.manifest.unknown is None:
+        if options.flag_unknown and classifier.manifest.unknown is None:
             raise RequestError(
                 400,
                 where="flag_unknown",
@@ -220,7 +222,7 @@ class Service:
         rows = [row for _, row in answers if row is not None]
         outputs = Outputs(*map(np.stack, zip(*rows, strict=True))) if rows else None
         decoded = [item for item, _ in answers]
-        predictions = classifier.predict(decoded, outputs, top_k, flag_unknown)
+        predictions = classifier.predict(decoded, outputs, options)
         unreadable = sum(p.error is not None for p in predictions)
         self.metrics.images.labels(model.name, "unreadable").inc(unreadable)
         self.metrics.images.labels(model.name, "classified").inc(len(predictions) - unreadable)

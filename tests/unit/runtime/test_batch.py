@@ -21,6 +21,7 @@ from fedapt_runtime.backends.base import Outputs
 from fedapt_runtime.batch import Summary, classify_files
 from fedapt_runtime.errors import InputError, OutputError
 from fedapt_runtime.journal import part_path
+from fedapt_runtime.options import ClassifyOptions
 from fedapt_runtime.output import CSV_COLUMNS
 from fedapt_runtime.sources import find_images
 from tests.support.manifests import make_manifest
@@ -150,7 +151,7 @@ def test_an_empty_summary_has_no_rate() -> None:
 
 def test_top_k_and_no_images(classifier: Classifier, tmp_path: Path) -> None:
     out = tmp_path / "rows.jsonl"
-    classify_files(classifier, [write(tmp_path / "a.png")], out, top_k=1)
+    classify_files(classifier, [write(tmp_path / "a.png")], out, ClassifyOptions(top_k=1))
     assert len(read_jsonl(out)[0]["top_k"]) == 1  # type: ignore[arg-type]
     assert classify_files(classifier, [], out).images == 0
     assert out.read_bytes() == b""

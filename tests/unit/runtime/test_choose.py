@@ -18,13 +18,14 @@ import pytest
 
 from fedapt_export.fuse import attach_manifest, read_manifest
 from fedapt_runtime import Classifier
-from fedapt_runtime.backends import choose, ort, selection
+from fedapt_runtime.backends import choose, ort, ort_backend, selection
 from fedapt_runtime.backends import openvino as backends_openvino
 from fedapt_runtime.backends.base import Outputs
-from fedapt_runtime.backends.choose import PERFORMANCE_HINTS, load_backend
+from fedapt_runtime.backends.choose import load_backend
 from fedapt_runtime.backends.selection import Selection
 from fedapt_runtime.cli import main
 from fedapt_runtime.errors import MissingDependency, ModelFileError, RuntimeFailure
+from fedapt_runtime.options import PERFORMANCE_HINTS, LoadOptions
 
 needs_openvino = pytest.mark.skipif(
     find_spec("openvino") is None, reason="OpenVINO is not installed"
@@ -64,8 +65,9 @@ def pretend_providers(monkeypatch: pytest.MonkeyPatch, *names: str, starts: Sequ
 
     compute = SimpleNamespace(options=lambda graphs: {"enable_cuda_graph": str(int(graphs))})
     monkeypatch.setattr(ort, "import_onnxruntime", lambda: fake)
-    monkeypatch.setattr(ort, "open_compute_stream", lambda: compute)
-    monkeypatch.setattr(ort, "open_streams", open_streams)
+    monkeypatch.setattr(ort_backend, "import_onnxruntime", lambda: fake)
+    monkeypatch.setattr(ort_backend, "open_compute_stream", lambda: compute)
+    monkeypatch.setattr(ort_backend, "open_streams", open_streams)
 
 
 @pytest.mark.parametrize(
@@ -91,21 +93,23 @@ def test_what_was_asked_for_needs_no_reason_and_has_no_fallback(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend_providers(monkeypatch, "cuda", "cpu", starts=("cpu",))
-    assert load_backend(tiny_model, device="cpu").description == "ONNX Runtime 9.9 on cpu"
+    assert (
+        load_backend(tiny_model, LoadOptions(device="cpu")).description == "ONNX Runtime 9.9 on cpu"
+    )
     with pytest.raises(
         RuntimeFailure,
         match="device cuda: found ONNX Runtime running on CPUExecutionProvider; expected CUDA",
     ):
-        load_backend(tiny_model, device="cuda")
+        load_backend(tiny_model, LoadOptions(device="cuda"))
     with pytest.raises(RuntimeFailure, match="device: found 'tensorrt-ep'; expected auto, cpu or"):
-        load_backend(tiny_model, "tensorrt-ep")
+        load_backend(tiny_model, LoadOptions("tensorrt-ep"))
 
 
 def test_tensorrt_inside_onnx_runtime_falls_back_to_cuda_alone(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend_providers(monkeypatch, "tensorrt-ep", "cuda", "cpu", starts=("tensorrt-ep", "cuda"))
-    backend = load_backend(tiny_model, "tensorrt-ep")
+    backend = load_backend(tiny_model, LoadOptions("tensorrt-ep"))
     assert backend.description == "ONNX Runtime 9.9 on tensorrt-ep"
     providers = backend._session.get_providers()  # type: ignore[attr-defined]
     assert providers == ["TensorrtExecutionProvider", "CUDAExecutionProvider"]
@@ -116,12 +120,12 @@ def test_tensorrt_that_does_not_start_says_which_version_it_takes(
 ) -> None:
     pretend_providers(monkeypatch, "tensorrt-ep", "cuda", "cpu", starts=("cuda",))
     with pytest.raises(RuntimeFailure, match=r"To do: pip install 'tensorrt<11', whose libnvinfer"):
-        load_backend(tiny_model, "tensorrt-ep")
+        load_backend(tiny_model, LoadOptions("tensorrt-ep"))
 
 
 def test_float32_means_float32_on_cuda(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_providers(monkeypatch, "cuda", "cpu", starts=("cuda",))
-    backend = load_backend(tiny_model, device="cuda")
+    backend = load_backend(tiny_model, LoadOptions(device="cuda"))
     options = backend._session.options["CUDAExecutionProvider"]  # type: ignore[attr-defined]
     assert (options["use_tf32"], options["enable_cuda_graph"]) == ("0", "1")
 
@@ -137,8 +141,8 @@ def test_a_model_that_no_graph_holds_runs_without_and_says_so(
             raise ModelFileError(where="model", found="nodes on the CPU", expected="", next_step="")
         return real(*arguments, cuda=cuda)
 
-    monkeypatch.setattr(ort, "open_session", refuse_graphs)
-    description = load_backend(tiny_model, device="cuda").description
+    monkeypatch.setattr(ort_backend, "open_session", refuse_graphs)
+    description = load_backend(tiny_model, LoadOptions(device="cuda")).description
     assert description == "ONNX Runtime 9.9 on cuda, without CUDA graphs"
 
 
@@ -150,11 +154,11 @@ def test_auto_without_cuda_bindings_takes_the_cpu_and_says_why(
     def missing() -> Any:
         raise MissingDependency(where="cuda-bindings", found="none", expected="", next_step="")
 
-    monkeypatch.setattr(ort, "open_compute_stream", missing)
+    monkeypatch.setattr(ort_backend, "open_compute_stream", missing)
     told = "ONNX Runtime 9.9 on cpu (auto: CUDA is there, cuda-bindings is not)"
     assert load_backend(tiny_model).description == told
     with pytest.raises(MissingDependency, match="cuda-bindings"):
-        load_backend(tiny_model, device="cuda")
+        load_backend(tiny_model, LoadOptions(device="cuda"))
 
 
 def test_a_damaged_model_is_told_as_such_where_cuda_is_there(
@@ -198,14 +202,14 @@ def test_with_neither_the_first_choice_is_asked_for(
             "auto",
             "backend: found 'abacus'; expected auto or one of onnxruntime",
         ),
-        ("m.onnx", "tensorrt", "auto", "m.onnx: found no engine for the backend tensorrt"),
+        ("m.onnx", "tensorrt", "auto", "m.onnx: found no TensorRT engine for the backend tensorrt"),
         (
             "m.engine",
             "onnxruntime",
             "auto",
-            "found an engine for the backend onnxruntime; expected",
+            "found a TensorRT engine for the backend onnxruntime; expected",
         ),
-        ("m.engine", "openvino", "cpu", "found an engine for the backend openvino"),
+        ("m.engine", "openvino", "cpu", "found a TensorRT engine for the backend openvino"),
         (
             "m.engine",
             "auto",
@@ -227,7 +231,7 @@ def test_what_does_not_go_together_is_refused(
     name: str, backend: str, device: str, text: str, tmp_path: Path
 ) -> None:
     with pytest.raises(RuntimeFailure, match=text):
-        load_backend(tmp_path / name, backend, device)
+        load_backend(tmp_path / name, LoadOptions(backend, device))
 
 
 def test_the_command_line_takes_a_backend(
@@ -246,11 +250,14 @@ def test_the_command_line_takes_a_backend(
 @pytest.mark.parametrize("backend", ["onnxruntime", pytest.param("openvino", marks=needs_openvino)])
 def test_performance_hints_on_a_cpu(tiny_model: Path, backend: str) -> None:
     latency, throughput = (
-        load_backend(tiny_model, backend, performance_hint=hint) for hint in PERFORMANCE_HINTS
+        load_backend(tiny_model, LoadOptions(backend, performance_hint=hint))
+        for hint in PERFORMANCE_HINTS
     )
     assert (latency.in_flight, latency.default_batch) == (1, 32)
     assert (throughput.in_flight, throughput.default_batch) == (os.cpu_count(), 8)
-    of_three = load_backend(tiny_model, backend, threads=3, performance_hint="throughput")
+    of_three = load_backend(
+        tiny_model, LoadOptions(backend, threads=3, performance_hint="throughput")
+    )
     assert (of_three.in_flight, of_three.default_batch) == (3, 8)
     pixels = np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), dtype=np.uint8)
     for a, b in zip(latency.run(pixels), throughput.run(pixels), strict=True):
@@ -262,7 +269,7 @@ def test_a_gpu_has_two_batches_whatever_the_hint(
 ) -> None:
     pretend_providers(monkeypatch, "cuda", "cpu", starts=("cuda",))
     for hint in PERFORMANCE_HINTS:
-        backend = load_backend(tiny_model, performance_hint=hint)
+        backend = load_backend(tiny_model, LoadOptions(performance_hint=hint))
         assert (backend.in_flight, backend.default_batch) == (2, 64)
 
 
@@ -274,9 +281,9 @@ def test_threads_of_a_session(tiny_model: Path, monkeypatch: pytest.MonkeyPatch)
         asked.append(arguments[-1])
         return real(*arguments)
 
-    monkeypatch.setattr(ort, "open_session", listen)
+    monkeypatch.setattr(ort_backend, "open_session", listen)
     for threads, hint in ((0, "latency"), (3, "latency"), (0, "throughput"), (3, "throughput")):
-        load_backend(tiny_model, device="cpu", threads=threads, performance_hint=hint)
+        load_backend(tiny_model, LoadOptions(device="cpu", threads=threads, performance_hint=hint))
     assert asked == [0, 3, 1, 1]
 
 
@@ -284,7 +291,7 @@ def test_an_unknown_performance_hint_is_refused(tiny_model: Path) -> None:
     with pytest.raises(
         RuntimeFailure, match="performance_hint: found 'speed'; expected latency or throughput"
     ):
-        load_backend(tiny_model, performance_hint="speed")
+        load_backend(tiny_model, LoadOptions(performance_hint="speed"))
 
 
 @needs_openvino
@@ -295,16 +302,19 @@ def test_auto_measures_once_and_says_so(
     monkeypatch.setenv("FEDAPT_CACHE", str(tmp_path))
     monkeypatch.setattr(selection, "SECONDS", 0.0)
     monkeypatch.setattr(choose, "may_have_bfloat16", lambda: False)
-    first = load_backend(tiny_model, performance_hint="throughput")
+    first = load_backend(tiny_model, LoadOptions(performance_hint="throughput"))
     assert first.description.endswith(" on cpu (auto: the fastest of 2 here, measured now)")
     assert first.description.count("auto") == 1
-    again = load_backend(tiny_model, device="cpu", performance_hint="throughput")
+    again = load_backend(tiny_model, LoadOptions(device="cpu", performance_hint="throughput"))
     assert again.description.endswith("(auto: the fastest of 2 here, as measured before)")
     assert (again.name, again.default_batch) == (first.name, first.default_batch)
     (file,) = (tmp_path / "backends").iterdir()
     other = {"onnxruntime": "openvino", "openvino": "onnxruntime"}[first.name]
     file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {"backend": other}))
-    assert load_backend(tiny_model, device="cpu", performance_hint="throughput").name == other
+    assert (
+        load_backend(tiny_model, LoadOptions(device="cpu", performance_hint="throughput")).name
+        == other
+    )
 
 
 @needs_openvino
@@ -313,11 +323,11 @@ def test_the_environment_stands_for_auto_and_for_nothing_else(
 ) -> None:
     monkeypatch.setenv("FEDAPT_BACKEND", "openvino")
     assert load_backend(tiny_model).name == "openvino"
-    assert load_backend(tiny_model, "onnxruntime").name == "onnxruntime"
+    assert load_backend(tiny_model, LoadOptions("onnxruntime")).name == "onnxruntime"
     monkeypatch.setenv("FEDAPT_COMPUTE", "bf16")
     with pytest.raises(RuntimeFailure, match="compute: found 'bf16' for the backend onnxruntime"):
-        load_backend(tiny_model, "onnxruntime")
-    assert load_backend(tiny_model, "onnxruntime", compute="fp32").compute == "fp32"
+        load_backend(tiny_model, LoadOptions("onnxruntime"))
+    assert load_backend(tiny_model, LoadOptions("onnxruntime", compute="fp32")).compute == "fp32"
     monkeypatch.setenv("FEDAPT_COMPUTE", "int3")
     with pytest.raises(
         RuntimeFailure, match="FEDAPT_COMPUTE: found 'int3'; expected auto or one of fp32"
@@ -334,7 +344,7 @@ def test_an_unknown_compute_precision_is_refused(tiny_model: Path) -> None:
     with pytest.raises(
         RuntimeFailure, match="compute: found 'fp64'; expected auto or one of fp32, "
     ):
-        load_backend(tiny_model, compute="fp64")
+        load_backend(tiny_model, LoadOptions(compute="fp64"))
 
 
 def agreeing(path: Path, model: Path, images: int, changed: int) -> Path:
@@ -393,8 +403,8 @@ def test_bfloat16_is_for_the_tower_and_the_head_stays_float32(
     tiny_model: Path, bfloat16: type[Bfloat16Core]
 ) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
-    expected = load_backend(tiny_model, "onnxruntime").run(pixels)
-    backend = load_backend(tiny_model, "openvino", compute="bf16")
+    expected = load_backend(tiny_model, LoadOptions("onnxruntime")).run(pixels)
+    backend = load_backend(tiny_model, LoadOptions("openvino", compute="bf16"))
     assert bfloat16.hints == ["bf16", "f32"]
     assert (backend.compute, backend.description.endswith(" on cpu in bf16")) == ("bf16", True)
     for _ in range(2):  # a request is used again
@@ -412,19 +422,23 @@ def test_auto_takes_bfloat16_where_no_label_changed_and_says_so(
         return Selection(candidates[-1], 5, from_cache=False)
 
     monkeypatch.setattr(choose, "select", take_the_last)
-    exact = load_backend(agreeing(tmp_path / "exact.onnx", tiny_model, 506, 0), device="cpu")
+    exact = load_backend(
+        agreeing(tmp_path / "exact.onnx", tiny_model, 506, 0), LoadOptions(device="cpu")
+    )
     assert (exact.compute, exact.default_batch) == ("bf16", 5)
     assert exact.description.endswith(
         "in bf16 (auto: the fastest of 3 here, measured now; bf16 changed no label of 506 images"
         " (at most 0.6 % at 95 % confidence))"
     )
-    inexact = load_backend(agreeing(tmp_path / "inexact.onnx", tiny_model, 506, 1), device="cpu")
+    inexact = load_backend(
+        agreeing(tmp_path / "inexact.onnx", tiny_model, 506, 1), LoadOptions(device="cpu")
+    )
     assert inexact.compute == "fp32"
     assert inexact.description.endswith(
         "(auto: the fastest of 2 here, measured now; not bf16, which changed 1 of 506 labels)"
     )
     plain = agreeing(tmp_path / "plain.onnx", tiny_model, 0, 1)  # an entry that nobody could write
-    assert load_backend(plain, device="cpu").description.endswith(
+    assert load_backend(plain, LoadOptions(device="cpu")).description.endswith(
         "; not bf16, which was not compared in the export)"
     )
 
@@ -435,16 +449,16 @@ def test_bfloat16_where_there_is_none_is_refused(
 ) -> None:
     monkeypatch.setattr(bfloat16, "follows", False)
     with pytest.raises(RuntimeFailure, match="found products in f32, where OpenVINO was asked for"):
-        load_backend(tiny_model, "openvino", compute="bf16")
+        load_backend(tiny_model, LoadOptions("openvino", compute="bf16"))
     monkeypatch.undo()
     import openvino
 
     if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         with pytest.raises(RuntimeFailure, match="compute: found 'bf16' on a processor for which"):
-            load_backend(tiny_model, "openvino", compute="bf16")
+            load_backend(tiny_model, LoadOptions("openvino", compute="bf16"))
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "tensorrt-ep"])
 def test_a_backend_without_bfloat16_is_refused(tiny_model: Path, backend: str) -> None:
     with pytest.raises(RuntimeFailure, match=f"compute: found 'bf16' for the backend {backend}; "):
-        load_backend(tiny_model, backend, compute="bf16")
+        load_backend(tiny_model, LoadOptions(backend, compute="bf16"))

@@ -16,9 +16,9 @@ from PIL import Image
 
 from fedapt_runtime import Classifier, Prediction, Preprocessing
 from fedapt_runtime.backends.base import Outputs
-from fedapt_runtime.classifier import softmax
 from fedapt_runtime.errors import InputError
 from fedapt_runtime.pipeline import Decoded, decode_one, split_batches
+from fedapt_runtime.prediction import softmax
 from tests.support.manifests import make_manifest
 
 PREPROCESSING = Preprocessing((2, 2), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))

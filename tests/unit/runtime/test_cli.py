@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 
 import fedapt_runtime
-from fedapt_runtime import cli
 from fedapt_runtime.backends import ort
-from fedapt_runtime.cli import main
+from fedapt_runtime.batch import Summary
+from fedapt_runtime.cli import classify, main
+from fedapt_runtime.options import ClassifyOptions
 
 FULL = Path("/dev/full")
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="no /dev/full on this system")
@@ -98,24 +99,22 @@ def test_options_reach_the_job(
 ) -> None:
     seen: dict[str, object] = {}
 
-    def classify_files(*arguments: object, **options: object) -> cli.Summary:
-        seen.update(options, paths=list(arguments[1]), out=arguments[2])  # type: ignore[call-overload]
-        return cli.Summary()
+    def classify_files(*arguments: object, **options: object) -> Summary:
+        _, images, out, answer = arguments
+        seen.update(options, paths=list(images), out=out, answer=answer)  # type: ignore[call-overload]
+        return Summary()
 
-    monkeypatch.setattr(cli, "classify_files", classify_files)
+    monkeypatch.setattr(classify, "classify_files", classify_files)
     arguments = ["classify", str(tiny_model), str(images / "a.png"), "--batch-size", "7"]
     arguments += ["--top-k", "2", "--workers", "3", "--preprocess", "fast", "--resume"]
     assert main([*arguments, "--out", "x.csv"]) == 0
     assert {k: v for k, v in seen.items() if k != "progress"} == {
         "batch_size": 7,
-        "top_k": 2,
+        "answer": ClassifyOptions(top_k=2, fast=True),
         "workers": 3,
-        "fast": True,
-        "depth": None,
         "resizer": None,
         "resume": True,
-        "engine": None,
-        "flag_unknown": False,
+        "runner": None,
         "paths": [str(images / "a.png")],
         "out": "x.csv",
     }
@@ -166,7 +165,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (
             ["classify", "m", "a", "--gpus-per-worker", "1"],
-            "--gpus-per-worker shares a cluster's GPUs: add --engine ray",
+            "--gpus-per-worker shares a cluster's GPUs: add --ray",
         ),
     ],
 )
@@ -349,7 +348,7 @@ def test_ctrl_c_is_130(
     def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "classify_files", interrupt)
+    monkeypatch.setattr(classify, "classify_files", interrupt)
     code, out, err = run(capsys, "classify", tiny_model, images)
     assert (code, out) == (130, "")
     assert err.splitlines()[-1] == "interrupted: no output file was written"

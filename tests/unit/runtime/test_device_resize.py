@@ -110,6 +110,6 @@ def test_the_command(
     assert main(command) == 8
     assert "error: resizing on the GPU: found an ONNX Runtime" in capsys.readouterr().err
     with pytest.raises(SystemExit) as caught:
-        main([*command, "--engine", "ray"])
+        main([*command, "--ray"])
     assert caught.value.code == 2
     assert "--preprocess device resizes on this machine's GPU" in capsys.readouterr().err

@@ -81,7 +81,7 @@ def test_a_right_engine_passes(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{engine} computes what {model} computes"
     assert lines[1] == "batches of 1, 3, 8, on noise"
-    assert lines[2].startswith("engine against ONNX Runtime  0.0e+00  largest difference")
+    assert lines[2].startswith("TensorRT against ONNX Runtime 0.0e+00  largest difference")
     assert (tmp_path / "model.engine.json").read_bytes() == before
 
 

@@ -18,6 +18,7 @@ from fedapt_runtime.batch import Summary, classify_files, error_kind
 from fedapt_runtime.cli import main
 from fedapt_runtime.errors import ImageError, InputError, OutputError
 from fedapt_runtime.journal import part_path, read_ran_on
+from fedapt_runtime.options import ClassifyOptions
 from fedapt_runtime.sources import find_images
 from tests.unit.runtime.test_batch import FakeBackend, write
 
@@ -181,9 +182,9 @@ def test_another_job_is_refused(classifier: Classifier, paths: list[str], tmp_pa
     out = tmp_path / "rows.jsonl"
     run_until(classifier, paths, out, 3)
     with pytest.raises(InputError, match=r"found rows of another job; expected the same model"):
-        classify_files(classifier, paths, out, resume=True, top_k=1)
+        classify_files(classifier, paths, out, ClassifyOptions(top_k=1), resume=True)
     with pytest.raises(InputError, match=r"found rows of another job"):
-        classify_files(classifier, paths, out, resume=True, fast=True)
+        classify_files(classifier, paths, out, ClassifyOptions(fast=True), resume=True)
     other = FakeBackend()
     other.manifest = type(other.manifest)(**{**vars(other.manifest), "rounds": 2})
     with pytest.raises(InputError, match=r"found rows of another job"):
@@ -233,7 +234,7 @@ def test_parquet_by_hand(classifier: Classifier, paths: list[str], tmp_path: Pat
     parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
     out = tmp_path / "rows.parquet"
     odd = write(tmp_path / "in" / "caf\udce9.png")
-    classify_files(classifier, [paths[0], paths[4], odd], out, top_k=1)
+    classify_files(classifier, [paths[0], paths[4], odd], out, ClassifyOptions(top_k=1))
     first, bad, last = parquet.read_table(out).to_pylist()
     assert first == {
         "path": paths[0],

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from PIL import Image
 
-from fedapt_runtime import cli, engine_check
+from fedapt_runtime import engine_check
 from fedapt_runtime.cli import main
 from fedapt_runtime.doctor import Finding
 
@@ -115,7 +115,9 @@ def test_describe(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(cli, "examine", lambda: [Finding("pillow", True, f"12{EVIL}", "")])
+    monkeypatch.setattr(
+        "fedapt_runtime.cli.doctor.examine", lambda: [Finding("pillow", True, f"12{EVIL}", "")]
+    )
     code, out, _ = run(capsys, "doctor")
     assert (code, out) == (0, "pillow        yes  12\\x1b]0;mine\\x07\\x9b31m\\x7f\\u202e\n")
     code, out, _ = run(capsys, "doctor", "--json")

@@ -22,6 +22,7 @@ from fedapt_runtime.cli import main
 from fedapt_runtime.errors import InputError, ModelFileError, RuntimeFailure
 from fedapt_runtime.journal import part_path
 from fedapt_runtime.manifest import parse_manifest
+from fedapt_runtime.options import ClassifyOptions
 from fedapt_runtime.unknown import (
     UnknownSignal,
     calibrate_signal,
@@ -221,7 +222,7 @@ def test_the_columns_are_there_only_where_asked_for(
     classifier = Classifier(FakeBackend(SIGNAL))
     outs = {suffix: tmp_path / f"rows.{suffix}" for suffix in ("jsonl", "csv", "parquet")}
     for out in outs.values():
-        classify_files(classifier, paths, out, flag_unknown=flagged)
+        classify_files(classifier, paths, out, ClassifyOptions(flag_unknown=flagged))
     lines = [json.loads(line) for line in outs["jsonl"].read_text().splitlines()]
     with outs["csv"].open(newline="") as stream:
         table = list(csv.DictReader(stream))
@@ -243,7 +244,7 @@ def test_rows_with_and_without_are_two_jobs(paths: list[str], tmp_path: Path) ->
 
     classifier = Classifier(FakeBackend(SIGNAL))
     with pytest.raises(KeyboardInterrupt):
-        classify_files(classifier, paths, out, flag_unknown=True, progress=stop)
+        classify_files(classifier, paths, out, ClassifyOptions(flag_unknown=True), progress=stop)
     assert part_path(out).is_file()
     with pytest.raises(InputError, match="found rows of another job"):
         classify_files(classifier, paths, out, resume=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedapt_runtime.classifier import softmax
+from fedapt_runtime.prediction import softmax
 from fedapt_runtime.unknown import calibrate_signal
 from tests.support.manifests import make_manifest
 from tests.support.node import needs_node, run_module

@@ -2,7 +2,7 @@
 
 The driver sends names and receives rows in their order. It also keeps the journal and the output.
 Ray runs the tasks of a killed worker again; `--resume` continues after a killed driver. Decoding,
-classification and rows use the same code as the local engine.
+classification and rows use the same code as in one process.
 
 Source: Ray Data, "Offline batch inference", `Dataset.map_batches` with a callable class.
 """
@@ -16,7 +16,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,11 @@ from typing import Any
 import numpy as np
 
 from fedapt_runtime.atomic import temporary_folder
+from fedapt_runtime.backends.base import DEFAULT_BATCH
+from fedapt_runtime.backends.choose import load_backend
 from fedapt_runtime.classifier import Classifier
 from fedapt_runtime.errors import ImageError, InputError, MissingDependency
+from fedapt_runtime.options import CLASSIFY_DEFAULTS, LOAD_DEFAULTS, ClassifyOptions, LoadOptions
 from fedapt_runtime.pipeline import Decoded, Image, decode_one, name_of
 from fedapt_runtime.preprocess import Preprocessing
 from fedapt_runtime.sources import Member
@@ -53,13 +56,8 @@ class _Job:
 
     files: dict[str, bytes]
     model: str
-    head: str | None
-    backend: str
-    compute: str
-    device: str
-    threads: int
-    top_k: int
-    flag_unknown: bool
+    load: LoadOptions  # with the head's file name
+    options: ClassifyOptions
 
 
 def predict_on_ray(
@@ -67,15 +65,9 @@ def predict_on_ray(
     images: Iterable[Image],
     preprocessing: Preprocessing,
     settings: RaySettings,
-    *,
-    backend: str = "auto",
-    compute: str = "auto",
-    device: str = "auto",
-    head: Path | None = None,
-    batch_size: int = 32,
-    top_k: int = 5,
-    fast: bool = False,
-    flag_unknown: bool = False,
+    load: LoadOptions = LOAD_DEFAULTS,
+    options: ClassifyOptions = CLASSIFY_DEFAULTS,
+    batch_size: int = DEFAULT_BATCH,
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of all images, in order.
 
@@ -84,8 +76,9 @@ def predict_on_ray(
         images: paths that every node can read, or URIs.
         preprocessing: preprocessing of the model.
         settings: how the job is spread; the cluster is that of RAY_ADDRESS, else this machine.
-        backend, compute, device, head: see `Classifier.load`.
-        batch_size, top_k, fast, flag_unknown: see `Classifier.stream`.
+        load: how each worker loads the model; `threads` and `performance_hint` follow `settings`.
+        options: what changes a row; `depth` is part of `preprocessing`.
+        batch_size: images of a task; small tasks cost more than they compute.
 
     Raises:
         InputError: an image in an archive, or an array.
@@ -95,17 +88,19 @@ def predict_on_ray(
     with _connected(ray):
         names = ["", ".json"] if model.suffix == ".engine" else [""]
         beside = [model.with_name(model.name + suffix) for suffix in names]
+        head = None if load.head is None else Path(load.head)
         job = ray.put(
             _Job(
                 files={p.name: p.read_bytes() for p in [*beside, *([head] if head else [])]},
                 model=model.name,
-                head=head.name if head else None,
-                backend=backend,
-                compute=compute,
-                device="cuda" if settings.gpus and device == "auto" else device,
-                threads=0 if settings.gpus else 1,
-                top_k=top_k,
-                flag_unknown=flag_unknown,
+                load=replace(
+                    load,
+                    head=head and head.name,
+                    device="cuda" if settings.gpus and load.device == "auto" else load.device,
+                    threads=0 if settings.gpus else 1,
+                    performance_hint="latency",
+                ),
+                options=options,
             )
         )
         workers, share = _share_cluster(ray.cluster_resources(), settings)
@@ -119,7 +114,7 @@ def predict_on_ray(
                 )
                 .map_batches(
                     _decode,
-                    fn_kwargs={"preprocessing": preprocessing, "fast": fast},
+                    fn_kwargs={"preprocessing": preprocessing, "fast": options.fast},
                     batch_size=None,
                 )
                 .map_batches(
@@ -165,7 +160,7 @@ def _import_ray() -> Any:
         import ray.data
     except ImportError as error:
         raise MissingDependency(
-            where="engine ray",
+            where="ray",
             found=f"no usable Ray ({error})",
             expected="Ray with Ray Data",
             next_step="pip install 'fedapt-runtime[ray]'",
@@ -200,7 +195,7 @@ def _encode_name(image: Image) -> bytes:
             where=name_of(image, 0),
             found="an image in an archive" if isinstance(image, Member) else "an array",
             expected="paths or URIs, which every worker can read",
-            next_step="unpack it, or leave the engine ray out",
+            next_step="unpack it, or classify without Ray",
         )
     return os.fsencode(image)  # Arrow's strings are UTF-8, names need not be
 
@@ -228,18 +223,13 @@ class _Worker:
         import ray
 
         told: _Job = ray.get(job[0])
-        self._told = told
+        self._options = told.options
         with temporary_folder(Path(tempfile.gettempdir())) as folder:
             for name, data in told.files.items():
                 Path(folder, name).write_bytes(data)
-            self._classifier = Classifier.load(
-                Path(folder, told.model),
-                told.backend,
-                told.device,
-                Path(folder, told.head) if told.head else None,
-                threads=told.threads,
-                compute=told.compute,
-            )
+            head = told.load.head and Path(folder, told.load.head)
+            backend = load_backend(Path(folder, told.model), replace(told.load, head=head))
+        self._classifier = Classifier(backend)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
         shape = (*self._classifier.manifest.preprocessing.size, 3)
@@ -255,9 +245,8 @@ class _Worker:
                     where=where, found=found, expected=expected, next_step=next_step
                 )
                 decoded.append(Decoded(os.fsdecode(name), error=reason))
-        flag_unknown = self._told.flag_unknown
-        predictions = self._classifier.classify(decoded, self._told.top_k, flag_unknown)
-        rows = (prediction.to_dict(flag_unknown) for prediction in predictions)
+        predictions = self._classifier.classify(decoded, self._options)
+        rows = (prediction.to_dict(self._options.flag_unknown) for prediction in predictions)
         return {
             "row": [
                 json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogateescape")

@@ -1,0 +1,17 @@
+"""Lines on stdout and stderr; names in them may be untrusted."""
+
+from __future__ import annotations
+
+import sys
+
+from fedapt_runtime.printable import printable
+
+
+def say(text: str) -> None:
+    """Print a message on stderr."""
+    print(printable(text), file=sys.stderr)
+
+
+def show(text: str) -> None:
+    """Print a line of a result on stdout."""
+    print(printable(text))
