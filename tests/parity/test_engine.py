@@ -307,7 +307,7 @@ def test_an_engine_where_there_is_no_gpu_is_8_with_a_line(
     assert len(captured.err.splitlines()) == 1
     head = tmp_path / "head.safetensors"
     assert runtime_main(["classify", str(out), image, "--head", str(head)]) == 8
-    assert "found a head for an engine" in capsys.readouterr().err
+    assert "found a head for a TensorRT engine" in capsys.readouterr().err
 
 
 @needs_rtx

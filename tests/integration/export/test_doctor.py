@@ -68,7 +68,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
         "NVIDIA GPU",
         "ONNX Runtime",
         "OpenVINO",
-        "engines",
+        "TensorRT",
         "Ray",
         "Parquet",
         "torch",
@@ -89,7 +89,7 @@ def test_the_runtimes_own_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     names = [f["name"] for f in found]
-    assert names[:4] == ["NVIDIA GPU", "ONNX Runtime", "OpenVINO", "engines"]
+    assert names[:4] == ["NVIDIA GPU", "ONNX Runtime", "OpenVINO", "TensorRT"]
     assert names[4:] == ["Ray", "Parquet"]
     assert cli.main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
