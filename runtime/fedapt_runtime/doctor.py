@@ -44,10 +44,12 @@ class Finding:
 def examine() -> list[Finding]:
     """Check everything; installs nothing, and continues after failures."""
     return [
-        look_for("NVIDIA GPU", _gpus, "an NVIDIA driver; nothing that pip could bring"),
+        look_for("NVIDIA GPU", _gpus, "install the NVIDIA driver (not available through pip)"),
         look_for("ONNX Runtime", _onnxruntime, "pip install 'fedapt-runtime[cpu]', or '[gpu]'"),
         recommend_on_x86(look_for("OpenVINO", _openvino, "pip install 'fedapt-runtime[openvino]'")),
-        look_for("TensorRT", _tensorrt, "pip install 'fedapt-runtime[rtx]', or '[tensorrt]'"),
+        look_for(
+            "TensorRT engines", _tensorrt, "pip install 'fedapt-runtime[rtx]', or '[tensorrt]'"
+        ),
         look_for("Ray", _ray, "pip install 'fedapt-runtime[ray]'"),
         look_for("Parquet", _parquet, "pip install 'fedapt-runtime[parquet]'"),
     ]
@@ -80,7 +82,7 @@ def recommend_on_x86(finding: Finding) -> Finding:
 
 def _gpus() -> str:
     if shutil.which("nvidia-smi") is None:
-        raise OSError("no nvidia-smi")
+        raise OSError("nvidia-smi not found")
     command = ["nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     return "; ".join(done.stdout.strip().splitlines())

@@ -46,7 +46,7 @@ class LoadOptions:
 
 @dataclass(frozen=True)
 class ClassifyOptions:
-    """What changes a row besides the model and the image.
+    """The options that change a row besides the model and the image.
 
     Attributes:
         top_k: number of classes to report.

@@ -28,4 +28,4 @@ def run_doctor(options: argparse.Namespace) -> None:
     for finding in findings:
         way = "" if finding.is_there else f": {finding.install}"
         here = "yes" if finding.is_there else "no"
-        show(f"{finding.name:13} {here:4} {finding.detail}{way}")
+        show(f"{finding.name:16} {here:4} {finding.detail}{way}")

@@ -48,7 +48,7 @@ def test_both_variants_of_onnxruntime_are_a_finding(monkeypatch: pytest.MonkeyPa
 
 def test_a_gpu_is_read_from_nvidia_smi(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.shutil, "which", lambda _: None)
-    assert finding("NVIDIA GPU").detail == "no nvidia-smi"
+    assert finding("NVIDIA GPU").detail == "nvidia-smi not found"
     monkeypatch.setattr(doctor.shutil, "which", lambda _: "/usr/bin/nvidia-smi")
     done = subprocess.CompletedProcess([], 0, stdout="NVIDIA L4, 8.9, 580.1\n", stderr="")
     monkeypatch.setattr(doctor.subprocess, "run", lambda *_, **__: done)
@@ -68,7 +68,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
         "NVIDIA GPU",
         "ONNX Runtime",
         "OpenVINO",
-        "TensorRT",
+        "TensorRT engines",
         "Ray",
         "Parquet",
         "torch",
@@ -89,9 +89,9 @@ def test_the_runtimes_own_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     names = [f["name"] for f in found]
-    assert names[:4] == ["NVIDIA GPU", "ONNX Runtime", "OpenVINO", "TensorRT"]
+    assert names[:4] == ["NVIDIA GPU", "ONNX Runtime", "OpenVINO", "TensorRT engines"]
     assert names[4:] == ["Ray", "Parquet"]
     assert cli.main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].startswith("ONNX Runtime  yes  ")
+    assert lines[1].startswith("ONNX Runtime     yes  ")
     assert version("onnxruntime") in lines[1]

@@ -119,7 +119,7 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
         "fedapt_runtime.cli.doctor.examine", lambda: [Finding("pillow", True, f"12{EVIL}", "")]
     )
     code, out, _ = run(capsys, "doctor")
-    assert (code, out) == (0, "pillow        yes  12\\x1b]0;mine\\x07\\x9b31m\\x7f\\u202e\n")
+    assert (code, out) == (0, "pillow           yes  12\\x1b]0;mine\\x07\\x9b31m\\x7f\\u202e\n")
     code, out, _ = run(capsys, "doctor", "--json")
     assert json.loads(out)[0]["detail"] == f"12{EVIL}"
 
