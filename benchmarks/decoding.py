@@ -1,17 +1,20 @@
-"""What scaled JPEG decoding gains and costs: Pillow's draft, and libjpeg-turbo through simplejpeg.
+"""What an image costs before the model: reading, decoding, resizing and cropping, by way of each.
 
     pip install simplejpeg && python benchmarks/decoding.py
 
-CPU milliseconds of one thread for an image, reading and preprocessing together, the best of three
-turns, and the mean difference of pixels from OpenCLIP's. 150 photos of Office-Caltech10, and three
-of them enlarged to 12 megapixels. Writes benchmarks/results/decoding.json.
+CPU milliseconds of one thread for an image, the best of three turns, and the mean difference of
+pixels from OpenCLIP's. `decode` is Pillow's decoder alone; `vector` resizes with vector_resize.ll
+and the others with Pillow; `fast` decodes at a fraction of the size (Pillow's draft, and
+libjpeg-turbo through simplejpeg). 150 photos of Office-Caltech10 as they are, as PNG and as WebP,
+and three of them enlarged to 12 megapixels. Writes benchmarks/results/decoding.json.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +23,8 @@ from numpy.typing import NDArray
 from photos import photos_root
 from PIL import Image
 
-from fedapt_runtime import Preprocessing
+from fedapt_runtime import Preprocessing, preprocess
+from fedapt_runtime.vector_resize import Resize, load_vector_code
 
 PREPROCESSING = Preprocessing((224, 224), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 Load = Callable[[str], NDArray[np.uint8]]
@@ -37,26 +41,88 @@ def load_simplejpeg(path: str) -> NDArray[np.uint8]:
     return PREPROCESSING.image_to_array(Image.fromarray(simplejpeg.decode_jpeg(data, **least)))
 
 
-LOADERS: dict[str, Load] = {
-    "exact": PREPROCESSING.load,
-    "fast (draft)": lambda path: PREPROCESSING.load(path, fast=True),
-    "simplejpeg": load_simplejpeg,
+def load_fast(path: str) -> NDArray[np.uint8]:
+    return PREPROCESSING.load(path, fast=True)
+
+
+def decode(path: str) -> NDArray[np.uint8]:
+    with Image.open(path) as image:
+        image.load()
+    return np.zeros(0, np.uint8)
+
+
+@contextmanager
+def resize_by(vector: bool) -> Iterator[None]:
+    """Resize with the vector code from the first image on, or with Pillow to the last."""
+    before = preprocess.RESIZE
+    preprocess.RESIZE = Resize.always(load_vector_code() if vector else None)
+    try:
+        yield
+    finally:
+        preprocess.RESIZE = before
+
+
+LOADERS: dict[str, tuple[Load, bool]] = {
+    "decode": (decode, False),
+    "exact": (PREPROCESSING.load, False),
+    "exact, vector": (PREPROCESSING.load, True),
+    "fast": (load_fast, False),
+    "fast, vector": (load_fast, True),
+}
+JPEG_LOADERS = LOADERS | {
+    "simplejpeg": (load_simplejpeg, False),
+    "simplejpeg, vector": (load_simplejpeg, True),
 }
 
 
-def measure(paths: list[str]) -> dict[str, dict[str, float]]:
+def measure(
+    paths: list[str], loaders: dict[str, tuple[Load, bool]] = LOADERS
+) -> dict[str, dict[str, float]]:
     """CPU time and drift of every loader."""
-    exact = [PREPROCESSING.load(path).astype(np.int64) for path in paths]
+    with resize_by(vector=False):
+        exact = [PREPROCESSING.load(path).astype(np.int64) for path in paths]
     found: dict[str, dict[str, float]] = {}
-    for name, load in LOADERS.items():
+    for name, (load, vector) in loaders.items():
         times = []
-        for _ in range(3):
-            started = time.process_time()
-            arrays = [load(path) for path in paths]
-            times.append((time.process_time() - started) / len(paths))
-        drift = np.mean([np.abs(a - b).mean() for a, b in zip(exact, arrays, strict=True)])
-        found[name] = {"cpu_ms": round(1e3 * min(times), 2), "drift": round(float(drift), 3)}
+        with resize_by(vector):
+            for _ in range(3):
+                started = time.process_time()
+                arrays = [load(path) for path in paths]
+                times.append((time.process_time() - started) / len(paths))
+        found[name] = {"cpu_ms": round(1e3 * min(times), 2)}
+        if load is not decode:
+            drift = np.mean([np.abs(a - b).mean() for a, b in zip(exact, arrays, strict=True)])
+            found[name]["drift"] = round(float(drift), 3)
     return found
+
+
+def measure_resize(paths: list[str]) -> dict[str, float]:
+    """CPU milliseconds of `image_to_array` for a decoded image."""
+    images = [Image.open(path) for path in paths]
+    for image in images:
+        image.load()
+    found = {}
+    for name, vector in (("pillow", False), ("vector", True)):
+        times = []
+        with resize_by(vector):
+            for _ in range(3):
+                started = time.process_time()
+                for image in images:
+                    PREPROCESSING.image_to_array(image)
+                times.append((time.process_time() - started) / len(paths))
+        found[name] = round(1e3 * min(times), 2)
+    return found | {"ratio": round(found["pillow"] / found["vector"], 2)}
+
+
+def save_as(paths: list[str], folder: str, suffix: str, size: tuple[int, int] | None) -> list[str]:
+    """Copies in another format or size."""
+    made = [f"{folder}/{i}-{size is None}.{suffix}" for i in range(len(paths))]
+    for path, name in zip(paths, made, strict=True):
+        photo = Image.open(path).convert("RGB")
+        if size is not None:
+            photo = photo.resize(size, Image.Resampling.BICUBIC)
+        photo.save(name, quality=92)
+    return made
 
 
 def main() -> None:
@@ -64,13 +130,16 @@ def main() -> None:
     chosen = np.random.default_rng(0).permutation(len(everything))[:150]
     paths = [everything[i] for i in chosen]
     with tempfile.TemporaryDirectory() as folder:
-        large = [f"{folder}/{i}.jpg" for i in range(3)]
-        for path, name in zip(paths, large, strict=False):
-            photo = Image.open(path).convert("RGB").resize((4000, 3000), Image.Resampling.BICUBIC)
-            photo.save(name, quality=92)
+        large = save_as(paths[:3], folder, "jpg", (4000, 3000))
         report = {
-            "photos": measure(paths),
-            "photos_of_12_megapixels": measure(large),
+            "photos": measure(paths, JPEG_LOADERS),
+            "photos_as_png": measure(save_as(paths, folder, "png", None)),
+            "photos_as_webp": measure(save_as(paths, folder, "webp", None)),
+            "photos_of_12_megapixels": measure(large, JPEG_LOADERS),
+            "resize_alone": {
+                "photos": measure_resize(paths),
+                "photos_of_12_megapixels": measure_resize(large),
+            },
         }
     publish("decoding", report)
 

@@ -18,6 +18,7 @@ from fedapt_runtime.backends.engine_plan import MODULES, import_library
 from fedapt_runtime.backends.openvino import import_openvino
 from fedapt_runtime.backends.ort import import_onnxruntime
 from fedapt_runtime.errors import ReportedError
+from fedapt_runtime.vector_resize import load_vector_code
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ def examine() -> list[Finding]:
         look_for("NVIDIA GPU", _gpus, "install the NVIDIA driver (not available through pip)"),
         look_for("ONNX Runtime", _onnxruntime, "pip install 'fedapt-runtime[cpu]', or '[gpu]'"),
         recommend_on_x86(look_for("OpenVINO", _openvino, "pip install 'fedapt-runtime[openvino]'")),
+        recommend(look_for("llvmlite", _llvmlite, ""), "resizes images, with the same pixels"),
         look_for(
             "TensorRT engines", _tensorrt, "pip install 'fedapt-runtime[rtx]', or '[tensorrt]'"
         ),
@@ -74,10 +76,16 @@ def look_for(name: str, look: Callable[[], str], install: str) -> Finding:
 
 def recommend_on_x86(finding: Finding) -> Finding:
     """A finding that is missing on x86 says why it should be there."""
-    if finding.is_there or platform.machine().lower() not in ("x86_64", "amd64"):
+    if platform.machine().lower() not in ("x86_64", "amd64"):
         return finding
-    reason = "recommended on x86, where the runtime takes the faster of both"
-    return replace(finding, install=f"{finding.install} ({reason})")
+    return recommend(finding, "on x86 the runtime takes the faster of both")
+
+
+def recommend(finding: Finding, reason: str) -> Finding:
+    """A finding that is missing says why it should be there."""
+    if finding.is_there:
+        return finding
+    return replace(finding, install=f"{finding.install} (recommended: {reason})")
 
 
 def _gpus() -> str:
@@ -97,6 +105,11 @@ def _onnxruntime() -> str:
 def _openvino() -> str:
     import_openvino()
     return version("openvino")
+
+
+def _llvmlite() -> str:
+    load_vector_code()
+    return version("llvmlite")
 
 
 def _tensorrt() -> str:

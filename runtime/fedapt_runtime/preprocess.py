@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from fedapt_runtime import vector_resize
 from fedapt_runtime.depth import scale_to_8_bits
 from fedapt_runtime.errors import ImageError, ModelFileError
 from fedapt_runtime.formats import FORMATS, optional_formats
@@ -33,6 +34,7 @@ _INTERPOLATION = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
 }
+RESIZE = vector_resize.Resize()
 _RESIZE_MODES = ("shortest", "squash")
 DEPTHS = ("scale", "openclip")
 
@@ -103,10 +105,24 @@ class Preprocessing:
         """Resize, crop and convert one decoded image: uint8 [height, width, 3], RGB."""
         height, width = self.size
         size = self.resized_size(*image.size)
+        top, left = self.crop_offset(*size)
+        box = (left, top, left + width, top + height)
+        if image.size == size or image.mode not in vector_resize.MODES:
+            return self._convert(image, size, box)
+        image.load()
+        resized = RESIZE.try_vector(image, size, box, self.interpolation)
+        if resized is None:
+            with RESIZE.count_pillow():
+                return self._convert(image, size, box)
+        return resized
+
+    def _convert(
+        self, image: Image.Image, size: tuple[int, int], box: vector_resize.Box
+    ) -> NDArray[np.uint8]:
+        height, width = self.size
         resized = image if image.size == size else image.resize(size, self._resample)
         if size != (width, height):  # of a square, nothing is left to crop
-            top, left = self.crop_offset(*size)
-            resized = resized.crop((left, top, left + width, top + height))
+            resized = resized.crop(box)
         rgb = resized if resized.mode == "RGB" else resized.convert("RGB")
         return np.asarray(rgb, dtype=np.uint8)
 

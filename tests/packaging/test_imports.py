@@ -17,6 +17,7 @@ HEAVY = (
     "matplotlib",
     "flwr",
     "ray",
+    "llvmlite",
 )
 
 

@@ -113,6 +113,7 @@ def test_the_wheel_needs_numpy_and_pillow_and_leaves_the_rest_to_extras(wheel: P
         "tensorrt": {"cuda-bindings", "tensorrt"},
         "ray": {"pyarrow", "ray[data]"},
         "parquet": {"pyarrow"},
+        "vector": {"llvmlite"},
         "serve": {"h11", "prometheus-client", "python-multipart", "starlette", "uvicorn"},
     }
     assert "# fedapt-runtime" in metadata.get_payload()

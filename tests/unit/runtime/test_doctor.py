@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from fedapt_runtime import doctor
@@ -22,5 +24,16 @@ def test_openvino_is_recommended_on_x86(
 ) -> None:
     monkeypatch.setattr(doctor.platform, "machine", lambda: machine)
     found = recommend_on_x86(Finding("OpenVINO", is_there, "none", "pip install it"))
-    reason = " (recommended on x86, where the runtime takes the faster of both)"
+    reason = " (recommended: on x86 the runtime takes the faster of both)"
     assert found.install == "pip install it" + reason * recommended
+
+
+def test_llvmlite_is_recommended_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("llvmlite", "llvmlite.binding"):
+        monkeypatch.setitem(sys.modules, module, None)
+    (found,) = (finding for finding in doctor.examine() if finding.name == "llvmlite")
+    assert not found.is_there
+    assert found.detail.startswith("no usable llvmlite")
+    assert found.install == (
+        "pip install 'fedapt-runtime[vector]' (recommended: resizes images, with the same pixels)"
+    )
