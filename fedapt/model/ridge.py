@@ -12,6 +12,9 @@ holds which images, so W_0 is the ridge solution of all images together, exactly
 regresses on which domain an image is of, every domain with the same weight. z and the number of
 images stand in A's last column: c z and c^2 n.
 
+Noise on the sums, as differential privacy adds it, makes A indefinite. `solve` then sets its
+negative eigenvalues to 0, which is the nearest A that images can have.
+
 Sums are float64 while they are added up and solved, and are sent and kept as float32 in units of
 `UNIT` images, A as its upper triangle.
 
@@ -104,7 +107,11 @@ def solve(sums: Sums, penalty: float, pull: Tensor) -> Tensor:
     """
     share = penalty / UNIT
     identity = torch.eye(len(sums.gram), dtype=torch.float64, device=sums.gram.device)
-    solution: Tensor = torch.linalg.solve(sums.gram + share * identity, sums.targets + share * pull)
+    gram = sums.gram
+    if torch.linalg.cholesky_ex(gram + share / 2 * identity).info:
+        values, vectors = torch.linalg.eigh(gram)
+        gram = (vectors * values.clamp(min=0)) @ vectors.T
+    solution: Tensor = torch.linalg.solve(gram + share * identity, sums.targets + share * pull)
     return solution
 
 

@@ -138,3 +138,22 @@ def test_features_are_read_by_their_direction_alone() -> None:
     torch.testing.assert_close(extend(FEATURES), extend(7 * FEATURES), rtol=0, atol=1e-7)
     assert extend(FEATURES)[:, -1].tolist() == [CONSTANT] * 11
     assert isinstance(sum_images(FEATURES, LABELS, C), Sums)
+
+
+def test_noise_that_makes_a_indefinite_does_not_spoil_the_solution() -> None:
+    gram = torch.diag(torch.tensor([4.0, 1.0, -0.5], dtype=torch.float64)) / UNIT
+    targets = torch.tensor([[4.0], [2.0], [3.0]], dtype=torch.float64) / UNIT
+    pull = torch.tensor([[0.0], [0.0], [7.0]], dtype=torch.float64)
+    # the negative eigenvalue counts as 0: (4 + 1)^-1 4, (1 + 1)^-1 2, (0 + 1)^-1 (3 + 7)
+    found = solve(Sums(gram, targets), 1.0, pull)
+    expected = torch.tensor([[0.8], [1.0], [10.0]], dtype=torch.float64)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def test_rounding_does_not_change_the_solution() -> None:
+    # far below the penalty: solved as it is
+    gram = torch.diag(torch.tensor([4.0, -1e-4], dtype=torch.float64)) / UNIT
+    targets = torch.tensor([[4.0], [3.0]], dtype=torch.float64) / UNIT
+    found = solve(Sums(gram, targets), 1.0, torch.zeros(2, 1, dtype=torch.float64))
+    expected = torch.tensor([[0.8], [3.0 / (1 - 1e-4)]], dtype=torch.float64)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
