@@ -79,6 +79,7 @@ bench-flower: $(READY_DEV) ## the benchmarks of federations over Flower
 	$(BIN)/python benchmarks/secure.py
 	$(BIN)/python benchmarks/many_simulated.py
 	$(BIN)/python benchmarks/idle_nodes.py
+	$(BIN)/python benchmarks/flood.py
 
 flower-versions: $(READY_DEV) ## the federation's tests on the oldest, middle and newest version of Flower
 	$(BIN)/python tests/flower_versions.py

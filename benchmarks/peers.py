@@ -127,7 +127,9 @@ def onnxruntime_peer(model: Path, backbone: Backbone) -> Peer:
 
 def openvino_peer(model: Path, backbone: Backbone) -> Peer:
     """OpenVINO's preprocessing resizes inside the graph; its queue keeps every core busy."""
-    import openvino
+    from fedapt_runtime.backends.openvino import import_openvino
+
+    openvino = import_openvino()
     from openvino import AsyncInferQueue, Core
     from openvino.preprocess import PrePostProcessor, ResizeAlgorithm
 

@@ -19,6 +19,9 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
 
 from tests.support.tiny import write_tiny_clip, write_tiny_images
 
+# OpenVINO's import tells its maker; tests import it by themselves too
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+
 # a shell that runs the tests in the background has Ctrl-C ignored, in every process that they start
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

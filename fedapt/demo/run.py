@@ -165,7 +165,8 @@ def run_demo(out: Path, reporter: Reporter) -> DemoResult:
         config, train=TrainConfig(method="adaptive-analytic", rounds=1)
     )
     for folder, settings in ((run, config), (closed, closed_config)):
-        train(settings, folder.path, resume=True, device="auto", reporter=reporter)
+        going_on = folder.config.is_file()
+        train(settings, folder.path, resume=going_on, device="auto", reporter=reporter)
     lap("train")
     model, zero_shot = out / "model.onnx", out / "zero_shot.onnx"
     exported = export_checkpoint(run.checkpoint, model, ExportSettings(data=data), reporter)

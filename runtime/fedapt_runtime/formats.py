@@ -61,9 +61,9 @@ _SYSTEM_FOLDERS = frozenset(
 )
 
 HIDDEN_FILE, HIDDEN_FOLDER = "hidden files", "hidden folders"
-APPLE_DOUBLE = "AppleDouble files of macOS (._*)"
-SYSTEM_FOLDER = "folders of the system (__MACOSX, @eaDir and the like)"
-LOOP = "links to a folder above them (loops)"
+APPLE_DOUBLE = "AppleDouble files of macOS, ._*"
+SYSTEM_FOLDER = "folders of the system, such as __MACOSX and @eaDir"
+LOOP = "links to a folder above them"
 SEEN = "links to a folder that is read under another name"
 LINK_OUT = "links that lead to no file of the archive"
 SPECIAL = "pipes, devices and the like"
@@ -83,9 +83,9 @@ class LeftOut(Counter[str]):
 
 
 def describe_left_out(left_out: Mapping[str, int]) -> str:
-    """Text such as "12 .txt files, 1 hidden folders", in descending order."""
+    """Text such as ".txt files (12), hidden folders (1)", in descending order."""
     most = sorted(left_out.items(), key=lambda item: -item[1])
-    return ", ".join(f"{count} {reason}" for reason, count in most)
+    return ", ".join(f"{reason} ({count})" for reason, count in most)
 
 
 @lru_cache(maxsize=1)

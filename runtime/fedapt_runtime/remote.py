@@ -86,7 +86,7 @@ def find_remote(uri: str) -> Iterator[str]:
     with translate(
         InputError,
         where=uri,
-        found="a place that cannot be listed",
+        found="a location that cannot be listed",
         expected=_A_PLACE,
         next_step=_NEXT_STEP,
     ):

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -27,13 +28,13 @@ for precision in ("fp32", "int8"):
 """
 
 
-def run(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Python in an empty home and without a network; a cache is elsewhere, as asked for."""
     home.mkdir()
     kept = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY" and "XDG" not in k}
     return subprocess.run(
         [sys.executable, *arguments],
-        env=kept | {"HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"},
+        env=kept | {"HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"} | environment,
         preexec_fn=forbid_network,
         capture_output=True,
         text=True,
@@ -53,9 +54,15 @@ def test_this_test_sees_a_connection(tmp_path: Path) -> None:
         assert done.returncode == -signal.SIGSYS, done.stderr
 
 
-def test_classify(tiny_model: Path, tiny_images: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_classify(tiny_model: Path, tiny_images: Path, tmp_path: Path, backend: str) -> None:
+    if backend == "openvino" and not list(distributions(name="openvino-telemetry")):
+        pytest.skip("OpenVINO's telemetry is not installed")
+    classify = ("-m", "fedapt_runtime", "classify", "--backend", backend, str(tiny_model))
+    # OpenVINO's telemetry is off in a CI job, where this test has to see it
+    environment = {"CI": "", "TF_BUILD": "", "JENKINS_URL": ""}
     images = str(tiny_images / "photo" / "stripes")
-    done = run(tmp_path / "home", "-m", "fedapt_runtime", "classify", str(tiny_model), images)
+    done = run(tmp_path / "home", *classify, images, **environment)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 10
     assert found(tmp_path / "home") == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import sys
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -29,11 +30,16 @@ from fedapt_runtime.options import LoadOptions
 
 
 def import_openvino() -> Any:
-    """Return the module `openvino`.
+    """Return the module `openvino`, imported without its telemetry.
+
+    OpenVINO's import reports itself to its maker with the package `openvino_telemetry`, which has
+    no variable that stops it. Without that package OpenVINO takes its own stub instead (source:
+    openvino/tools/ovc/telemetry_utils.py).
 
     Raises:
         MissingDependency: it is not installed.
     """
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # not importable
     try:
         import openvino
     except ImportError as error:

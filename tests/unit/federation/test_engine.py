@@ -219,7 +219,8 @@ def test_a_node_that_does_not_answer_is_waited_for_so_long_and_no_longer(
     connect(session, lambda node, reply: None if node == 10 else reply)
     (record,) = run(session).records
     assert record["replies"] == 1
-    assert record["refused"] == {"photo": "no reply within 0 s"}
+    assert record["refused"].keys() == {"photo"}
+    assert record["refused"]["photo"].startswith("no reply within")
 
 
 def test_flowers_own_errors_are_told(

@@ -82,9 +82,9 @@ def test_what_is_left_out_is_told(tmp_path: Path, root: Path, tiny_clip: Path) -
     (root / "photo" / "@eaDir").mkdir()
     _, messages = run(settings(root, tiny_clip), tmp_path / "run")
     (told,) = (m for m in messages if m.startswith("left out: "))
-    assert "1 AppleDouble files" in told
-    assert "1 .txt files" in told
-    assert "1 folders of the system" in told
+    assert "AppleDouble files of macOS, ._* (1)" in told
+    assert ".txt files (1)" in told
+    assert "__MACOSX and @eaDir (1)" in told
 
 
 def test_without_test_images_there_is_a_dash_and_a_message(

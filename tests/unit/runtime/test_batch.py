@@ -187,7 +187,7 @@ def test_a_missing_path_is_refused(tmp_path: Path) -> None:
 def test_a_folder_without_images_is_refused(tmp_path: Path, name: str | None) -> None:
     if name:
         (tmp_path / name).write_text("no image")
-    left = ", with 1 .txt files" if name else ""
+    left = r", with .txt files \(1\)" if name else ""
     with pytest.raises(InputError, match=f"found a folder without images{left}; expected files"):
         list(find_images([tmp_path]))
 

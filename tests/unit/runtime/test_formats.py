@@ -36,7 +36,7 @@ def test_images(name: str) -> None:
     ("name", "reason"),
     [
         (".a.jpg", "hidden files"),
-        ("._a.jpg", "AppleDouble files of macOS (._*)"),
+        ("._a.jpg", "AppleDouble files of macOS, ._*"),
         ("notes.TXT", ".txt files"),
         ("a.jpg.part", ".part files"),
         ("README", "files of other suffixes"),
@@ -52,7 +52,7 @@ def test_reasons(name: str, reason: str) -> None:
 
 @pytest.mark.parametrize("name", ["__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found"])
 def test_folders_of_the_system_are_not_entered(name: str) -> None:
-    reason = "folders of the system (__MACOSX, @eaDir and the like)"
+    reason = "folders of the system, such as __MACOSX and @eaDir"
     assert reason_to_skip_folder(name) == reason
     assert reason_to_skip_folder(name.lower() + "x") is None
     assert reason_to_skip_folder(f".{name}") == "hidden folders"

@@ -33,10 +33,10 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
         {
             ".txt files": 2,
             "hidden files": 1,
-            "AppleDouble files of macOS (._*)": 1,
+            "AppleDouble files of macOS, ._*": 1,
             "files of other suffixes": 1,
             "hidden folders": 1,
-            "folders of the system (__MACOSX, @eaDir and the like)": 2,
+            "folders of the system, such as __MACOSX and @eaDir": 2,
         },
     )
 
