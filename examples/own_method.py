@@ -1,4 +1,4 @@
-"""A federated method of one's own: class vectors, averaged, that start at zero-shot CLIP.
+"""A custom federated method: averaged class vectors that start at zero-shot CLIP.
 
 python examples/own_method.py ROOT
 """
@@ -15,7 +15,7 @@ from fedapt.training.methods.base import FeatureMethod, text_logits
 
 
 class ClassVectors(FeatureMethod):
-    """Learned: T float32 [C, D], the text feature of each class, moved by the images."""
+    """Learned: T float32 [C, D], a vector for each class, which starts as its text feature."""
 
     title = "class vectors"
 

@@ -1,4 +1,4 @@
-"""More rounds, or a new domain, reach a deployed model as a head of kilobytes; the tower stays.
+"""Update a deployed model with a small head after more rounds. The tower stays the same.
 
 python examples/swap_head.py ROOT
 """

@@ -12,7 +12,7 @@ namespace {
 constexpr std::int64_t kMaxPixels = 100'000'000;
 
 struct Errors {
-  jpeg_error_mgr manager;  // first: libjpeg gives its address alone
+  jpeg_error_mgr manager;  // first member: libjpeg passes only its address
   std::jmp_buf stop;
   char message[JMSG_LENGTH_MAX];
 };
@@ -28,7 +28,7 @@ void note(j_common_ptr decoder, int level) {
   if (level < 0) stop(decoder);
 }
 
-// No object with a destructor may live in here: longjmp skips them.
+// No object with a destructor in this function: longjmp skips destructors.
 bool decode(std::FILE* file, jpeg_decompress_struct& decoder, Errors& errors, Image& image) {
   if (setjmp(errors.stop)) return false;
   jpeg_create_decompress(&decoder);

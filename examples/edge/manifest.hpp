@@ -1,4 +1,4 @@
-// What a fused model says of itself: JSON in the ONNX file's metadata, under the key "fedapt".
+// The manifest of a fused model: JSON in the ONNX file's metadata, under the key "fedapt".
 #pragma once
 
 #include <string>
@@ -13,5 +13,5 @@ struct Manifest {
   bool squash = false;  // else the shorter side is resized, and the centre cropped
 };
 
-// Throws std::runtime_error where the JSON is damaged or of a newer schema.
+// Throws std::runtime_error if the JSON is damaged or of a newer schema.
 Manifest parse_manifest(const std::string& json);

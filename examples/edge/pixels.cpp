@@ -1,5 +1,5 @@
 // Pillow resamples one axis, rounds to 8 bits, and resamples the other. Its weights are integers with
-// 22 fractional bits, so the same integers here give the same pixels. Which axis comes first is as of
+// 22 fractional bits, so the same integers here give the same pixels. The order of the axes is that of
 // Pillow 13; older versions take columns first.
 //
 // Source: Pillow, src/libImaging/Resample.c (`precompute_coeffs`, `bicubic_filter` with a = -0.5,
@@ -29,7 +29,7 @@ double triangle(double x) { return std::max(1 - std::abs(x), 0.0); }
 
 std::uint8_t clip(int sum) { return static_cast<std::uint8_t>(std::clamp(sum >> kBits, 0, 255)); }
 
-// Which pixels of an axis each pixel of the result is made of.
+// The input pixels of each output pixel along one axis.
 struct Weights {
   std::vector<int> starts;
   std::vector<std::vector<int>> values;
@@ -46,7 +46,7 @@ Weights weigh(int length, int new_length, int from, int count, bool bicubic) {
   const double filter_scale = std::max(scale, 1.0);
   const double support = (bicubic ? 2.0 : 1.0) * filter_scale;
   for (int i = from; i < from + count; ++i) {
-    if (length == new_length) {  // Pillow leaves such an axis alone
+    if (length == new_length) {  // Pillow does not resample such an axis
       weights.starts.push_back(i);
       weights.values.push_back({1 << kBits});
       continue;
@@ -138,7 +138,7 @@ Image prepare(const Image& image, const Manifest& manifest) {
   }
   const Weights across = weigh(image.width, new_width, left, columns, manifest.bicubic);
   const Weights down = weigh(image.height, new_height, top, rows, manifest.bicubic);
-  // what shrinks more comes first
+  // the axis that shrinks more comes first
   if (new_height < image.height && image.height - new_height > 2 * (image.width - new_width)) {
     const Image between = resample_rows(image, across.first(), across.last(), down, 0);
     return resample_columns(between, 0, rows, across, across.first());

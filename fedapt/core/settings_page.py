@@ -20,10 +20,10 @@ PAGE, SCHEMA = "settings.md", "settings.schema.json"
 _HEAD = """\
 # Settings
 
-Every setting of a training. A TOML file (`--config`) names only what it changes, and
-`-o section.key=value` changes it once more. A name or value that is not here is refused. The run
-folder's `config.toml` has all settings as they were used. A method may change some of them, and
-says so (`fedapt methods`). `fedapt settings` shows this list.
+This page lists every setting of a training. A TOML file (`--config`) changes the settings that it
+names. `-o section.key=value` overrides the file. fedapt refuses names and values that are not on
+this page. The run folder's `config.toml` has all settings of the run. A method may change some
+settings; `fedapt methods` lists these changes. `fedapt settings` shows this list.
 
     #:schema settings.schema.json       # for editors that complete TOML
     [train]
@@ -32,9 +32,9 @@ says so (`fedapt methods`). `fedapt settings` shows this list.
     [data.class_names]
     laptop_computer = "laptop computer"
 
-Both ends of a range are allowed. Some settings have an option of their own: `--data` sets
-`data.root`, `--model` sets `model.name`, `--join` sets `federation.join`, and `--validation` sets
-`data.validation_fraction`; `--lr`, `--rounds` and the like have the setting's own name.
+A range includes both ends. Some settings have an option: `--data` sets `data.root`, `--model` sets
+`model.name`, `--join` sets `federation.join`, and `--validation` sets `data.validation_fraction`.
+Other options, such as `--lr` and `--rounds`, have the name of their setting.
 
 `make settings` writes this page and [the JSON schema](settings.schema.json) from
 `fedapt/core/settings.py`.

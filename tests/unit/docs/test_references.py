@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from functools import cache
 from pathlib import Path
 
 import pytest
 import typer
 
 from fedapt.cli.app import app
+from fedapt_runtime.cli.app import build_parser
 from tests.support.paths import ROOT
 
 PAGES = [
@@ -26,28 +30,43 @@ def find_absent_files(text: str) -> list[str]:
 
 
 def code_lines(text: str) -> list[str]:
-    """The lines of code blocks, fenced or indented; a line that ends in a backslash goes on."""
+    """Lines of code blocks, joined at a backslash, and code within lines that has a space."""
     text = re.sub(r" \\\n *", " ", text)
     fenced = "\n".join(re.findall(r"```\w*\n(.*?)```", text, flags=re.DOTALL)).splitlines()
     indented = [line for line in text.splitlines() if line.startswith("    ")]
-    return [line.strip().removeprefix("$ ") for line in [*fenced, *indented]]
+    inline = re.findall(r"`([^`\n]+ [^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    return [line.strip().removeprefix("$ ") for line in [*fenced, *indented, *inline]]
+
+
+@cache
+def runtime_options(command: str) -> frozenset[str]:
+    """Options of a command of `fedapt-runtime`, from its help; none for an unknown command."""
+    text, errors = io.StringIO(), io.StringIO()
+    with redirect_stdout(text), redirect_stderr(errors), suppress(SystemExit):
+        build_parser().parse_args([command, "--help"])
+    return frozenset(re.findall(r"(?<![\w-])--?[a-z][\w-]*", text.getvalue()))
 
 
 def find_unknown_options(text: str) -> list[str]:
-    """Commands of `fedapt` in a text that do not exist, and options that they do not have."""
+    """Commands of `fedapt` and `fedapt-runtime` in a text that do not exist, and such options."""
     found = []
     for line in code_lines(text):
-        if not line.startswith("fedapt "):
+        if not re.match(r"fedapt(-runtime)? [a-z]", line):
             continue
-        command = typer.main.get_command(app)
-        words = shlex.split(line.split("   ")[0].split(" # ")[0])[1:]
-        while words and (below := getattr(command, "commands", {}).get(words[0])):
-            command, words = below, words[1:]
-        if hasattr(command, "commands"):
+        program, *words = shlex.split(line.split("   ")[0].split(" # ")[0])
+        if program == "fedapt-runtime":
+            known = set(runtime_options(words[0]))
+            unknown = not known
+        else:
+            command = typer.main.get_command(app)
+            while words and (below := getattr(command, "commands", {}).get(words[0])):
+                command, words = below, words[1:]
+            unknown = hasattr(command, "commands") and words not in ([], ["..."])
+            known = {option for parameter in command.params for option in parameter.opts}
+        if unknown:
             found.append(line)
-            continue
-        known = {option for parameter in command.params for option in parameter.opts}
-        found += [w for w in words if w.startswith("-") and w.partition("=")[0] not in known]
+        else:
+            found += [w for w in words if w.startswith("-") and w.partition("=")[0] not in known]
     return found
 
 
@@ -62,4 +81,7 @@ def test_what_is_absent_is_found() -> None:
     assert find_absent_files("see fedapt/train/loop.py") == ["fedapt/train/loop.py"]
     assert find_unknown_options("    $ fedapt export c --out m --best") == ["--best"]
     assert find_unknown_options("```\nfedapt deploy m\n```") == ["fedapt deploy m"]
+    assert find_unknown_options("Run `fedapt-runtime classify m p --threads 2`.") == ["--threads"]
+    assert find_unknown_options("`fedapt-runtime guess m`") == ["fedapt-runtime guess m"]
+    assert find_unknown_options("`fedapt-runtime serve m --web site`") == []
     assert find_unknown_options("    fedapt train --data R \\\n    --out O --rounds 3  # c") == []
