@@ -14,7 +14,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PI
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(READY_DEV) ## make .venv with everything below in it
+setup: $(READY_DEV) ## install everything into .venv
 
 $(READY): pyproject.toml runtime/pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
@@ -26,7 +26,7 @@ $(READY_DEV): $(READY)
 	$(INSTALL) -e './runtime[cpu]' -e '.[cpu,demo,dev,flower,rtx]'
 	@touch $@
 
-demo: $(READY) ## data, train, export, classify; writes demo/report.html
+demo: $(READY) ## draw, train, export and classify; writes demo/report.html
 	$(BIN)/fedapt demo --out demo
 
 unit: $(READY_DEV) ## the quick tests, one file a core at a time
@@ -35,13 +35,13 @@ unit: $(READY_DEV) ## the quick tests, one file a core at a time
 test: $(READY_DEV) ## all tests, one file a core at a time
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
-coverage: $(READY_DEV) ## all tests, and the share of lines and branches that they run, 90 % at least
+coverage: $(READY_DEV) ## all tests, and their coverage of lines and branches (90 % or more)
 	$(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term --cov-fail-under=90
 
 compat: $(READY_DEV) ## the unit tests on Python 3.11 to 3.13, and with the lowest direct dependencies
 	$(BIN)/python tests/compat.py
 
-kills: $(READY_DEV) ## 200 jobs killed at random and begun again, ten minutes; KILLS=60 for fewer
+kills: $(READY_DEV) ## kill and restart 200 jobs at random, ten minutes; KILLS=60 for fewer
 	$(BIN)/python tests/kills.py --kills $(or $(KILLS),200)
 	$(BIN)/python tests/federation_kills.py --kills 20
 
@@ -53,7 +53,7 @@ lint: $(READY_DEV) ## style, formatting and import rules
 types: $(READY_DEV) ## strict types
 	$(BIN)/mypy
 
-fuzz: $(READY_DEV) ## ten minutes of damaged files at every border; what fails goes into tests/fuzz/corpus
+fuzz: $(READY_DEV) ## ten minutes of damaged files; failures go into tests/fuzz/corpus
 	FEDAPT_FUZZ_SECONDS=600 $(BIN)/python -m pytest -q tests/fuzz
 
 bench: $(READY_DEV) ## the benchmarks that need no GPU; they write benchmarks/results
@@ -81,20 +81,20 @@ bench-flower: $(READY_DEV) ## the benchmarks of federations over Flower
 	$(BIN)/python benchmarks/idle_nodes.py
 	$(BIN)/python benchmarks/flood.py
 
-flower-versions: $(READY_DEV) ## the federation's tests on the oldest, middle and newest version of Flower
+flower-versions: $(READY_DEV) ## the tests of federations on the lowest, a middle and the highest version of Flower
 	$(BIN)/python tests/flower_versions.py
 
-gpu: ## tests and figures that need an NVIDIA GPU, in an environment of their own
+gpu: ## tests and benchmarks that need an NVIDIA GPU, in a separate environment
 	bash benchmarks/gpu.sh
 
-docs: $(READY_DEV) ## the documentation as a site in site/, every link checked
+docs: $(READY_DEV) ## build the documentation in site/, and check every link
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
-settings: $(READY) ## docs/settings.md and its JSON schema, from the code
+settings: $(READY) ## write docs/settings.md and its JSON schema from the code
 	$(BIN)/python -m fedapt.core.settings_page docs
 
-build: $(READY) ## both wheels, into dist
+build: $(READY) ## build both wheels into dist
 	$(BIN)/python -m pip wheel --quiet --no-deps -w dist ./runtime .
 
-clean: ## remove what the targets above have made
+clean: ## remove the results of these targets
 	rm -rf $(VENV) .venv-gpu demo dist build site .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
