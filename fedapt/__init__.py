@@ -25,7 +25,7 @@ _PLACES = {
     "Config": "fedapt.core.config:Config",
     "Method": "fedapt.training.methods:Method",
     "Reporter": "fedapt.core.report:Reporter",
-    "Run": "fedapt.api:Run",
+    "Run": "fedapt.trained:Run",
     "compare": "fedapt.api:compare",
     "errors": "fedapt.core.errors:",
     "load": "fedapt.api:load",
@@ -48,10 +48,11 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from fedapt.api import Run, compare, load, train
+    from fedapt.api import compare, load, train
     from fedapt.core import errors
     from fedapt.core.config import Config
     from fedapt.core.report import Reporter
+    from fedapt.trained import Run
     from fedapt.training.methods import Method, register_method
     from fedapt_runtime import Classifier
 
