@@ -36,6 +36,9 @@ class Noise:
     preprocessing = Preprocessing((224, 224), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     fingerprint, width = "noise", WIDTH
 
+    def prepare(self) -> None:
+        """See `ImageEncoder`."""
+
     def encode(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See `ImageEncoder`."""
         return np.random.default_rng(0).standard_normal((len(images), WIDTH), dtype=np.float32)

@@ -19,7 +19,8 @@ from fedapt.core.config import read_config
 from fedapt.core.report import Reporter
 from fedapt.run.folder import RunFolder
 from fedapt.run.train import train
-from fedapt_export.export import ExportSettings, export
+from fedapt_export.export import export
+from fedapt_export.settings import ExportSettings
 
 
 def main() -> None:

@@ -177,7 +177,7 @@ class Run:
             triton: also write a Triton model repository into this folder.
             web: also write a static page that runs the model in browsers into this folder.
             onnxruntime_web: the npm package that the page needs; by default npm fetches it.
-            settings: fields of `fedapt_export.export.ExportSettings`, such as `precision="fp16"`.
+            settings: fields of `fedapt_export.settings.ExportSettings`, such as `precision="fp16"`.
 
         Raises:
             ParityError: the graph does not compute what the checkpoint computes.
@@ -191,7 +191,7 @@ class Run:
         """
         from fedapt_export.deliver import deliver
         from fedapt_export.engine import EngineSettings
-        from fedapt_export.export import ExportSettings
+        from fedapt_export.settings import ExportSettings
 
         known = [field.name for field in dataclasses.fields(ExportSettings)]
         if unknown := [name for name in settings if name not in known]:

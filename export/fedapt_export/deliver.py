@@ -11,7 +11,8 @@ from fedapt.core.errors import UsageError
 from fedapt.core.report import Reporter
 from fedapt_export.build_script import write_build_script
 from fedapt_export.engine import EngineSettings, build_engine
-from fedapt_export.export import Exported, ExportSettings, export
+from fedapt_export.export import Exported, export
+from fedapt_export.settings import ExportSettings
 from fedapt_export.triton import write_repository
 from fedapt_export.web.bundle import Bundle, write_bundle
 from fedapt_export.web.runtime_files import read_runtime_files

@@ -9,13 +9,17 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
 
-from fedapt.core.errors import ExportError, ReportedError, UsageError
+from fedapt.core.errors import ExportError, ReportedError
 from fedapt.core.files import claim_file, hash_file, write_bytes
 from fedapt.core.report import Reporter
-from fedapt.model.backbone import load_backbone
+from fedapt.model.backbone import Backbone, load_backbone
 from fedapt.model.checkpoint import Checkpoint, load_checkpoint
+from fedapt.onnx.image_encoder import image_encoder
+from fedapt.onnx.trace import OPSET
+from fedapt.training.methods.base import Fusable
 from fedapt_export.calibrate import Calibration, calibrate
 from fedapt_export.compute import ComputeReport, compare_bfloat16_products
 from fedapt_export.fuse import (
@@ -26,101 +30,29 @@ from fedapt_export.fuse import (
     read_fusable_tower,
     read_opset,
 )
-from fedapt_export.images import collect_calibration, collect_labelled_images, has_photos
-from fedapt_export.parity import Parity, measure_parity
+from fedapt_export.images import (
+    collect_calibration,
+    collect_features,
+    collect_labelled_images,
+    has_photos,
+)
+from fedapt_export.parity import Parity, measure_head, measure_parity
 from fedapt_export.precision import (
     MAX_DISAGREEMENT,
     MAX_FEATURE_DIFFERENCE,
     PrecisionReport,
-    check_precision,
     compare_with_float32,
     lower_precision,
     to_runnable,
 )
+from fedapt_export.settings import ExportSettings
 from fedapt_export.swap import write_head
 from fedapt_export.unknown import calibrate_unknown
 from fedapt_runtime import Manifest
 from fedapt_runtime.agreement import PARITY_KEY
 from fedapt_runtime.machine import usable_memory
 
-MIXINGS = ("exact", "hard")
 _MAX_MODEL_BYTES = 2_000_000_000
-
-
-@dataclass(frozen=True)
-class ExportSettings:
-    """Settings of an export.
-
-    Attributes:
-        data: images for the reports, by default those that the run folder names; without either,
-            noise.
-        parity_images: how many test images to compare; 0 takes all.
-        min_agreement: share of images whose best class must survive the mixing of text banks.
-        head_only: write the head as a .safetensors file; the whole graph is checked all the same.
-        mixing: mixing of the text banks, `exact` or `hard`.
-        precision: precision of the image tower, one of `precision.PRECISIONS`.
-        calibration: images that set the scales of int8, by default the run's training images.
-        calibration_images: how many of them; 0 takes all.
-        symmetric: int8 around zero, as TensorRT takes it; see `int8.to_int8`.
-        reduced_range: int8 weights in 7 bits, for x86 without VNNI; see `int8.to_int8`.
-        max_disagreement: share of images that a lower precision may label otherwise than float32;
-            None takes `precision.MAX_DISAGREEMENT`.
-        calibrate: fit the logit scale to the run's validation images; no label changes.
-        client: the client whose model is written, of a method that has one for each.
-        force: write a lower precision that disagrees, is slower, or does not run on this machine.
-    """
-
-    data: Path | None = None
-    parity_images: int = 128
-    min_agreement: float = 0.98
-    head_only: bool = False
-    mixing: str = "exact"
-    precision: str = "fp32"
-    calibration: Path | None = None
-    calibration_images: int = 128
-    symmetric: bool = False
-    reduced_range: bool = False
-    max_disagreement: float | None = None
-    calibrate: bool = False
-    client: str = ""
-    force: bool = False
-
-    def check_out(self, out: Path) -> None:
-        """Refuse the suffix of another kind of file: an engine of that name replaces the model.
-
-        Raises:
-            UsageError: the suffix is not that of what is written.
-        """
-        of_head = ".safetensors with `head_only`"
-        if out.suffix != (".safetensors" if self.head_only else ".onnx"):
-            raise UsageError(
-                where=f"out {out}",
-                found=f"the suffix {out.suffix!r}",
-                expected=of_head if self.head_only else f".onnx, or {of_head}",
-                next_step="rename the output",
-            )
-
-    def check(self) -> None:
-        """Refuse settings that exclude each other.
-
-        Raises:
-            UsageError: see above.
-        """
-        check_precision(self.precision, self.calibration is not None, self.reduced_range)
-        if self.mixing not in MIXINGS:
-            raise UsageError(
-                where="mixing",
-                found=repr(self.mixing),
-                expected=" or ".join(MIXINGS),
-                next_step="choose one of these",
-            )
-        if self.head_only and self.precision != "fp32":
-            raise UsageError(
-                where="head_only and precision",
-                found=f"both, with {self.precision}",
-                expected="one of them: the head is float32 in every model",
-                next_step="leave one out",
-            )
 
 
 @dataclass(frozen=True)
@@ -178,6 +110,27 @@ def export(
             ) from error
 
 
+@dataclass(frozen=True)
+class _Source:
+    """The global model that is exported."""
+
+    checkpoint: Checkpoint
+    path: Path
+    backbone: Backbone
+    fusable: Fusable
+
+
+@dataclass(frozen=True)
+class _Built:
+    """What was built and measured: a fused graph, or a head, whose `model` is None."""
+
+    parity: Parity
+    images: NDArray[np.uint8]
+    model: onnx.ModelProto | None = None
+    precision: PrecisionReport | None = None
+    bfloat16: ComputeReport | None = None
+
+
 def _export(
     checkpoint: Checkpoint,
     checkpoint_path: Path,
@@ -185,20 +138,10 @@ def _export(
     settings: ExportSettings,
     reporter: Reporter,
 ) -> Exported:
-    images, source, truth = collect_labelled_images(
-        checkpoint, checkpoint_path, settings.data, settings.parity_images
-    )
-    calibration = None
-    if settings.precision == "int8":
-        calibration, scales = collect_calibration(
-            checkpoint, checkpoint_path, settings.calibration, settings.calibration_images
-        )
-        reporter.message(f"calibrating on {scales}")
     info = checkpoint.info
     backbone = load_backbone(info.model, info.pretrained, depth=info.preprocessing.depth)
     reporter.message(f"model: {backbone.label}, {len(info.classes)} classes, {info.rounds} rounds")
-    fusable = read_fusable(checkpoint, backbone, settings.mixing, settings.client)
-    fitted = None
+    fusable, fitted = read_fusable(checkpoint, backbone, settings.mixing, settings.client), None
     if settings.calibrate:
         fusable, fitted = calibrate(fusable, checkpoint, checkpoint_path, settings.data, backbone)
         reporter.message(
@@ -206,6 +149,58 @@ def _export(
             f" {fitted.factor:.2f}, expected calibration error"
             f" {100 * fitted.error_before:.1f} -> {100 * fitted.error:.1f} %"
         )
+    # a head behind a tower of its own is measured as a whole graph
+    build = _build_head if settings.head_only and fusable.tower is None else _build_model
+    built = build(_Source(checkpoint, checkpoint_path, backbone, fusable), out, settings, reporter)
+    manifest = build_manifest(
+        checkpoint,
+        fusable,
+        hash_file(checkpoint_path),
+        report_parity(built.parity, built.precision, fitted, built.bfloat16),
+        mixing=settings.mixing,
+        precision=settings.precision,
+        opset=read_opset(built.model) if built.model else OPSET,
+    )
+    unknown = calibrate_unknown(
+        checkpoint, fusable, checkpoint_path, settings.data, backbone, reporter
+    )
+    manifest = dataclasses.replace(manifest, unknown=unknown)
+    if settings.head_only or built.model is None:
+        write_head(fusable.head, manifest, out)
+    else:
+        write_model(built.model, manifest, out)
+    return Exported(manifest, built.parity, built.precision, built.images)
+
+
+def _build_head(source: _Source, out: Path, settings: ExportSettings, reporter: Reporter) -> _Built:
+    features, origin = collect_features(
+        source.checkpoint,
+        source.path,
+        settings.data,
+        settings.parity_images,
+        image_encoder(source.backbone),
+    )
+    reporter.message(f"comparing on {origin}")
+    parity = measure_head(
+        source.fusable, torch.from_numpy(features).to(source.backbone.device), origin
+    )
+    parity.check(settings.min_agreement, out)
+    return _Built(parity, np.empty((0, *source.backbone.preprocessing.size, 3), np.uint8))
+
+
+def _build_model(
+    source: _Source, out: Path, settings: ExportSettings, reporter: Reporter
+) -> _Built:
+    images, origin, truth = collect_labelled_images(
+        source.checkpoint, source.path, settings.data, settings.parity_images
+    )
+    calibration = None
+    if settings.precision == "int8":
+        calibration, scales = collect_calibration(
+            source.checkpoint, source.path, settings.calibration, settings.calibration_images
+        )
+        reporter.message(f"calibrating on {scales}")
+    fusable, backbone = source.fusable, source.backbone
     head, tower = fusable.head, read_fusable_tower(fusable, backbone)
     reference = fuse(tower, head, backbone.label)
     _check_size(reference, backbone.label)
@@ -227,35 +222,18 @@ def _export(
             truth,
             reduced_range=settings.reduced_range,
         )
-    reporter.message(f"comparing on {source}")
+    reporter.message(f"comparing on {origin}")
     runnable = to_runnable(model, settings.precision)
-    parity = measure_parity(runnable, fusable, backbone, images, source)
+    parity = measure_parity(runnable, fusable, backbone, images, origin)
     parity.check(settings.min_agreement, out, MAX_FEATURE_DIFFERENCE[settings.precision])
     if comparison is not None:
         _check_precision(comparison, settings, out, reporter)
     bfloat16 = None
-    if settings.precision == "fp32" and has_photos(checkpoint_path, settings.data):
+    if settings.precision == "fp32" and has_photos(source.path, settings.data):
         bfloat16 = compare_bfloat16_products(reference, tower, head, images)
         if bfloat16 is not None:
             reporter.message(f"products in bfloat16: {bfloat16.agreement}")
-    manifest = build_manifest(
-        checkpoint,
-        fusable,
-        hash_file(checkpoint_path),
-        report_parity(parity, comparison, fitted, bfloat16),
-        mixing=settings.mixing,
-        precision=settings.precision,
-        opset=read_opset(model),
-    )
-    unknown = calibrate_unknown(
-        checkpoint, fusable, checkpoint_path, settings.data, backbone, reporter
-    )
-    manifest = dataclasses.replace(manifest, unknown=unknown)
-    if settings.head_only:
-        write_head(head, manifest, out)
-    else:
-        write_model(model, manifest, out)
-    return Exported(manifest, parity, comparison, images)
+    return _Built(parity, images, model, comparison, bfloat16)
 
 
 def _check_precision(

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from fedapt.core.errors import DataError
 from fedapt.core.seeds import child_seed
 from fedapt.data.collection import Collection, open_collection
+from fedapt.data.features import ImageEncoder, extract_features
+from fedapt.data.folders import Sample
 from fedapt.model.checkpoint import Checkpoint
 from fedapt.run.folder import RunFolder
 from fedapt_runtime.pipeline import decode_ahead
@@ -47,15 +49,33 @@ def collect_labelled_images(
     if data is None:
         data = root_of_run(checkpoint_path)
     if data is None:
-        generator = np.random.default_rng(child_seed(0, _PARITY))
-        shape = (min(count or 64, 64), *checkpoint.info.preprocessing.size, 3)
-        noise = generator.integers(0, 256, shape, dtype=np.uint8)
-        return noise, f"{len(noise)} images of noise", []
+        return *_make_noise(checkpoint, count), []
     images = open_images(checkpoint, data)
     if set(images.classes) <= set(checkpoint.info.classes):
         images = images.renumber(checkpoint.info.classes, "the checkpoint")
         return _collect(checkpoint, images, "test", _PARITY, count)
     return *_collect(checkpoint, images, "test", _PARITY, count)[:2], []
+
+
+def collect_features(
+    checkpoint: Checkpoint,
+    checkpoint_path: Path,
+    data: Path | None,
+    count: int,
+    encoder: ImageEncoder,
+) -> tuple[NDArray[np.float32], str]:
+    """Features of the same test images, from the cache if it has them: float32 [n, D], and a note.
+
+    See `collect_labelled_images`.
+    """
+    data = data or root_of_run(checkpoint_path)
+    if data is None:
+        noise, source = _make_noise(checkpoint, count)
+        return encoder.encode(noise), source
+    images = open_images(checkpoint, data)
+    paths = [images.root / sample.path for _, sample in _choose(images, "test", _PARITY, count)]
+    found = extract_features(paths, encoder)
+    return np.array(found.values), _describe(images, "test", len(found.kept), len(paths))
 
 
 def has_photos(checkpoint_path: Path, data: Path | None) -> bool:
@@ -98,10 +118,7 @@ def _collect(
     checkpoint: Checkpoint, images: Collection, part: str, purpose: str, count: int
 ) -> tuple[NDArray[np.uint8], str, list[tuple[str, int]]]:
     """The readable ones of `count` drawn for a purpose, which these are, and domains and labels."""
-    samples = list(images.samples(part))
-    if count and len(samples) > count:
-        chosen = np.random.default_rng(child_seed(0, purpose)).permutation(len(samples))
-        samples = [samples[i] for i in sorted(chosen[:count])]
+    samples = _choose(images, part, purpose, count)
     paths = [images.root / sample.path for _, sample in samples]
     decoded = list(decode_ahead(paths, checkpoint.info.preprocessing, workers=4, ahead=64))
     pixels = [item.pixels for item in decoded if item.pixels is not None]
@@ -110,17 +127,37 @@ def _collect(
         for (domain, sample), item in zip(samples, decoded, strict=True)
         if item.pixels is not None
     ]
-    if not pixels:
+    source = _describe(images, part, len(pixels), len(paths))
+    return np.stack(pixels), source, truth
+
+
+def _choose(images: Collection, part: str, purpose: str, count: int) -> list[tuple[str, Sample]]:
+    """At most `count` samples with their domains, drawn for a purpose; 0 takes all."""
+    samples = list(images.samples(part))
+    if count and len(samples) > count:
+        chosen = np.random.default_rng(child_seed(0, purpose)).permutation(len(samples))
+        samples = [samples[i] for i in sorted(chosen[:count])]
+    return samples
+
+
+def _describe(images: Collection, part: str, n_read: int, n_images: int) -> str:
+    if not n_read:
         raise DataError(
             where=images.root,
-            found=f"no readable image among {len(paths)}",
+            found=f"no readable image among {n_images}",
             expected="images to compare the graph on, or to calibrate it with",
             next_step="pass a folder with readable images",
         )
-    n_broken = len(paths) - len(pixels)
+    n_broken = n_images - n_read
     skipped = f", {n_broken} unreadable ones left out" if n_broken else ""
-    source = f"{len(pixels)} {_KINDS[part]} of {images.root.name}{skipped}"
-    return np.stack(pixels), source, truth
+    return f"{n_read} {_KINDS[part]} of {images.root.name}{skipped}"
+
+
+def _make_noise(checkpoint: Checkpoint, count: int) -> tuple[NDArray[np.uint8], str]:
+    generator = np.random.default_rng(child_seed(0, _PARITY))
+    shape = (min(count or 64, 64), *checkpoint.info.preprocessing.size, 3)
+    noise = generator.integers(0, 256, shape, dtype=np.uint8)
+    return noise, f"{len(noise)} images of noise"
 
 
 def root_of_run(checkpoint_path: Path) -> Path | None:

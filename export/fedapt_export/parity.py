@@ -17,8 +17,9 @@ from torch.nn.functional import normalize
 
 from fedapt.core.errors import ParityError
 from fedapt.model.backbone import Backbone
-from fedapt.model.image_tower import image_tower
+from fedapt.model.image_tower import FEATURES, image_tower
 from fedapt.training.methods.base import Fusable
+from fedapt_export.head import LOGITS, build_head
 from fedapt_runtime.backends.ort import import_onnxruntime, open_session
 
 BATCH_SIZES = (1, 2, 5, 8)
@@ -32,7 +33,8 @@ class Parity:
 
     Attributes:
         images: how many images were compared, and `source` says which.
-        feature_difference: largest absolute difference of unit features, torch against ONNX.
+        feature_difference: largest absolute difference of unit features, torch against ONNX; None
+            of a head alone.
         probability_difference: largest difference of class probabilities, torch head against ONNX.
         batch_sizes: compared torch against ONNX.
         one_hot: share of images whose largest domain weight is over 0.99.
@@ -43,7 +45,7 @@ class Parity:
     images: int
     source: str
     batch_sizes: tuple[int, ...]
-    feature_difference: float
+    feature_difference: float | None
     probability_difference: float
     one_hot: float
     agreement: float
@@ -51,8 +53,8 @@ class Parity:
     exact_probability_difference: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
+        """Plain values for JSON, without what was not measured."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     def check(
         self, min_agreement: float, where: object, max_feature_difference: float = 1e-4
@@ -71,7 +73,7 @@ class Parity:
             ("probabilities differ by", self.probability_difference, MAX_PROBABILITY_DIFFERENCE),
         ]
         for what, value, limit in limits:
-            if not value <= limit:  # NaN fails too
+            if value is not None and not value <= limit:  # NaN fails too
                 raise ParityError(
                     where=where,
                     found=f"{what} {value:.2e} between torch and ONNX",
@@ -122,14 +124,49 @@ def measure_parity(
 
     parts = [run(images[i : i + 32]) for i in range(0, len(images), 32)]
     logits, features = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return _compare_with_exact(
+        fusable, logits, features, source, max(feature_differences), max(probability_differences)
+    )
+
+
+def measure_head(fusable: Fusable, features: torch.Tensor, source: str) -> Parity:
+    """Run a head as ONNX, in torch, and the method itself on the same image features.
+
+    Args:
+        features: float32 [n, D], at least one.
+        source: origin of their images, for the report.
+    """
+    model = build_head(fusable.head).SerializeToString()
+    session = open_session(import_onnxruntime(), model, "cpu", "the head")
+
+    def run(batch: torch.Tensor) -> torch.Tensor:
+        (logits,) = session.run([LOGITS], {FEATURES: batch.cpu().numpy()})
+        return torch.from_numpy(logits).to(features.device)
+
+    differences = []
+    for start, size in zip(np.cumsum((0, *BATCH_SIZES)), BATCH_SIZES, strict=False):
+        batch = features[[row % len(features) for row in range(start, start + size)]]
+        reference = fusable.head.logits(batch).softmax(-1)
+        differences.append(_difference(run(batch).softmax(-1), reference))
+    return _compare_with_exact(fusable, run(features), features, source, None, max(differences))
+
+
+def _compare_with_exact(
+    fusable: Fusable,
+    logits: torch.Tensor,
+    features: torch.Tensor,
+    source: str,
+    feature_difference: float | None,
+    probability_difference: float,
+) -> Parity:
     exact = fusable.exact(features)
     return Parity(
-        images=len(images),
+        images=len(features),
         source=source,
         batch_sizes=BATCH_SIZES,
-        feature_difference=max(feature_differences),
-        probability_difference=max(probability_differences),
-        one_hot=float((head.weights(features).amax(-1) > ONE_HOT).double().mean()),
+        feature_difference=feature_difference,
+        probability_difference=probability_difference,
+        one_hot=float((fusable.head.weights(features).amax(-1) > ONE_HOT).double().mean()),
         agreement=float((logits.argmax(-1) == exact.argmax(-1)).double().mean()),
         exact_logit_difference=_difference(logits, exact),
         exact_probability_difference=_difference(logits.softmax(-1), exact.softmax(-1)),

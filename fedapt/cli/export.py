@@ -142,7 +142,7 @@ def export(
     with console_reporter() as reporter:
         from fedapt_export.deliver import deliver
         from fedapt_export.engine import EngineSettings
-        from fedapt_export.export import ExportSettings
+        from fedapt_export.settings import ExportSettings
 
         targets = tuple(name.strip().lower() for name in compute_capability.split(",") if name)
         settings = ExportSettings(
@@ -222,8 +222,9 @@ def _check_no_engine(context: typer.Context, triton: bool) -> None:
 def show_parity(parity: Parity) -> None:
     """The parity report as a table."""
     features = f"unit features, torch against ONNX, batches {str(parity.batch_sizes)[1:-1]}"
-    rows = [
-        [features, f"{parity.feature_difference:.1e}"],
+    tower = parity.feature_difference
+    rows = [] if tower is None else [[features, f"{tower:.1e}"]]
+    rows += [
         ["probabilities, torch against ONNX", f"{parity.probability_difference:.1e}"],
         ["images routed one-hot (max weight > 0.99), %", percent(parity.one_hot)],
         ["same class as the method, %", f"{100 * parity.agreement:.2f}"],

@@ -49,6 +49,10 @@ class ImageEncoder(Protocol):
     fingerprint: str
     width: int
 
+    def prepare(self) -> None:
+        """Load what `encode` requires; called before threads decode images."""
+        ...
+
     def encode(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 [n, height, width, 3] -> float32 [n, D], not normalised."""
         ...
@@ -177,8 +181,10 @@ class _Extraction:
         self, store: FeatureStore, missing: dict[str, list[int]], values: NDArray[np.float32]
     ) -> dict[str, ImageError]:
         """Fill in the rows of the missing images, and return the errors of unreadable ones."""
-        if missing and self.is_cache:
-            check_cache()
+        if missing:
+            if self.is_cache:
+                check_cache()
+            self.encoder.prepare()
         done = len(self.paths) - len(missing)
         self._tell_features(done)
         errors: dict[str, ImageError] = {}

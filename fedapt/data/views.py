@@ -121,4 +121,4 @@ class _ViewEncoder:
     def __init__(self, encoder: ImageEncoder, view: int) -> None:
         self.preprocessing: Preprocessing = StrongView(**vars(encoder.preprocessing), view=view)
         self.fingerprint, self.width = encoder.fingerprint, encoder.width
-        self.encode = encoder.encode
+        self.prepare, self.encode = encoder.prepare, encoder.encode

@@ -7,6 +7,8 @@ cache.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -26,11 +28,23 @@ class OrtEncoder:
         self.preprocessing = backbone.preprocessing
         self.width = backbone.joint_width
         self.fingerprint = f"onnxruntime cpu {backbone.image_sha256}"
-        tower = read_tower(backbone).SerializeToString()
-        self._session = open_session(import_onnxruntime(), tower, "cpu", backbone.label)
+        self._backbone = backbone
+        self._session: Any = None
+
+    def prepare(self) -> None:
+        """Export the tower and open it; see `ImageEncoder`.
+
+        Raises:
+            ExportError: the tower cannot be exported for ONNX Runtime.
+            MissingDependency: ONNX Runtime is not installed.
+        """
+        if self._session is None:
+            tower = read_tower(self._backbone).SerializeToString()
+            self._session = open_session(import_onnxruntime(), tower, "cpu", self._backbone.label)
 
     def encode(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 [n, height, width, 3] -> float32 [n, D]."""
+        self.prepare()
         features: NDArray[np.float32] = self._session.run([FEATURES], {INPUT: images})[0]
         return features
 
@@ -45,6 +59,9 @@ class TorchEncoder:
         self._tower = image_tower(backbone)
         self._device = backbone.device
 
+    def prepare(self) -> None:
+        """Do nothing: the backbone is in memory."""
+
     @torch.inference_mode()
     def encode(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 [n, height, width, 3] -> float32 [n, D]."""
@@ -54,12 +71,7 @@ class TorchEncoder:
 
 
 def image_encoder(backbone: Backbone) -> OrtEncoder | TorchEncoder:
-    """The encoder for the backbone's device.
-
-    Raises:
-        ExportError: the tower cannot be exported for ONNX Runtime.
-        MissingDependency: ONNX Runtime is not installed.
-    """
+    """The encoder for the backbone's device; `prepare` or `encode` loads the tower."""
     if backbone.device.type != "cpu" or _parameter_bytes(backbone) > _MAX_INLINE_BYTES:
         return TorchEncoder(backbone)
     return OrtEncoder(backbone)

@@ -14,7 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from fedapt.core.report import Reporter
 from fedapt_export import compute
 from fedapt_export.compute import emulate_bfloat16_products
-from fedapt_export.export import ExportSettings, export
+from fedapt_export.export import export
+from fedapt_export.settings import ExportSettings
 from fedapt_runtime.agreement import Agreement, read_agreement
 from fedapt_runtime.backends.model_checks import read_manifest
 from fedapt_runtime.backends.ort import import_onnxruntime

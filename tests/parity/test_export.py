@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,17 @@ import pytest
 import torch
 
 from fedapt.core.errors import CheckpointError, ExportError, ParityError
+from fedapt.core.report import Reporter
 from fedapt.model.backbone import Backbone, load_backbone
 from fedapt.model.checkpoint import load_checkpoint
 from fedapt.model.head import Head
 from fedapt.onnx.tower import read_tower
 from fedapt_export import export as export_module
+from fedapt_export import parity as parity_module
 from fedapt_export.fuse import fuse
 from fedapt_export.head import zero_shot_head
 from fedapt_export.parity import Parity, measure_parity
+from fedapt_export.settings import ExportSettings
 from fedapt_runtime import Classifier
 from fedapt_runtime.manifest import METADATA_KEY
 from tests.support.fusing import as_fusable, export_run
@@ -124,6 +128,58 @@ def test_the_runtime_computes_what_the_checkpoint_means(
     for row, prediction in zip(expected, classifier(list(images)), strict=True):
         assert prediction.label == classifier.manifest.classes[int(row.argmax())]
         assert prediction.score == pytest.approx(float(row.max()), abs=1e-4)
+
+
+def test_a_head_needs_no_image_tower_once_the_features_are_known(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    known = export_run(tiny_run, first, head_only=True).parity
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the image tower was read")
+
+    for place in (
+        "fedapt_export.export.read_fusable_tower",
+        "fedapt.onnx.image_encoder.read_tower",
+    ):
+        monkeypatch.setattr(place, refuse)
+    parity = export_run(tiny_run, second, head_only=True).parity
+    assert second.read_bytes() == first.read_bytes()
+    assert parity == known
+    assert parity.feature_difference is None  # nothing of the tower was compared
+    monkeypatch.undo()
+    expected = export_run(tiny_run, tmp_path / "model.onnx").parity
+    assert parity.probability_difference <= 1e-6
+    assert (parity.images, parity.agreement) == (expected.images, expected.agreement)
+    assert parity.exact_logit_difference == pytest.approx(expected.exact_logit_difference, abs=1e-3)
+    # the negative: the features of other images are computed, which takes the tower
+    for place in (
+        "fedapt_export.export.read_fusable_tower",
+        "fedapt.onnx.image_encoder.read_tower",
+    ):
+        monkeypatch.setattr(place, refuse)
+    checkpoint = tmp_path / "alone.safetensors"  # noise in place of images
+    checkpoint.write_bytes((tiny_run / "checkpoint.safetensors").read_bytes())
+    with pytest.raises(AssertionError, match="the image tower was read"):
+        export_module.export(
+            checkpoint, second, ExportSettings(head_only=True, min_agreement=0), Reporter()
+        )
+
+
+def test_a_head_that_computes_something_else_is_refused(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = parity_module.build_head
+
+    def wrong(head: Head) -> onnx.ModelProto:
+        return real(dataclasses.replace(head, banks=-head.banks))
+
+    monkeypatch.setattr(parity_module, "build_head", wrong)
+    out = tmp_path / "head.safetensors"
+    with pytest.raises(ParityError, match="probabilities differ by"):
+        export_run(tiny_run, out, head_only=True)
+    assert not out.exists()
 
 
 def test_one_domain_alone(tiny_backbone: Backbone, tiny_run: Path) -> None:

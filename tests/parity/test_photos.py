@@ -9,8 +9,9 @@ import pytest
 from fedapt.core.config import Config, DataConfig, TrainConfig
 from fedapt.core.report import Reporter
 from fedapt.run.train import train
-from fedapt_export.export import ExportSettings, export
+from fedapt_export.export import export
 from fedapt_export.parity import Parity
+from fedapt_export.settings import ExportSettings
 from tests.support.paths import PHOTOS, needs_photos
 
 pytestmark = needs_photos

@@ -16,9 +16,9 @@ from fedapt.core.errors import ExportError, ParityError, UsageError
 from fedapt_export import export as export_module
 from fedapt_export import precision as precision_module
 from fedapt_export.describe import describe
-from fedapt_export.export import ExportSettings
 from fedapt_export.fuse import read_manifest
 from fedapt_export.precision import MAX_FEATURE_DIFFERENCE, PrecisionReport
+from fedapt_export.settings import ExportSettings
 from fedapt_runtime.errors import ModelFileError, ReportedError
 from tests.support.fusing import save_changed
 

@@ -16,8 +16,9 @@ from safetensors.numpy import save_file
 from fedapt.core.report import Reporter
 from fedapt.model.prompted_clip import GlobalModel
 from fedapt.training.methods.base import Fusable
-from fedapt_export.export import Exported, ExportSettings, export
+from fedapt_export.export import Exported, export
 from fedapt_export.fuse import attach_manifest, read_manifest
+from fedapt_export.settings import ExportSettings
 from fedapt_runtime import Manifest
 from fedapt_runtime.integrity import list_content
 

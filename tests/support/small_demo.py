@@ -10,7 +10,7 @@ from fedapt.cli.app import main
 from fedapt.core.config import ModelConfig
 from fedapt.data import emoji
 from fedapt.demo import run
-from fedapt_export.export import ExportSettings
+from fedapt_export.settings import ExportSettings
 
 _PER_CLASS = 4
 

@@ -32,6 +32,9 @@ class MeanEncoder:
     fingerprint = "mean"
     width = 3
 
+    def prepare(self) -> None:
+        pass
+
     def encode(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         return images.mean((1, 2)).astype(np.float32)
 

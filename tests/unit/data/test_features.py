@@ -33,6 +33,9 @@ class CountingEncoder:
         self.width = 3
         self.batches: list[tuple[int, ...]] = []
 
+    def prepare(self) -> None:
+        pass
+
     def encode(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         assert images.dtype == np.uint8
         self.batches.append(images.shape)

@@ -41,6 +41,9 @@ class Encoder:
         self.fingerprint, self.n_images = fingerprint, 0
         self._matrix = np.random.default_rng(0).normal(size=(SIZE * SIZE * 3, 4))
 
+    def prepare(self) -> None:
+        pass
+
     def encode(self, images: Pixels) -> NDArray[np.float32]:
         self.n_images += len(images)
         return (images.reshape(len(images), -1) @ self._matrix / 1e3).astype(np.float32)

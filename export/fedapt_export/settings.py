@@ -1,0 +1,88 @@
+"""Settings of an export, checked before any work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedapt.core.errors import UsageError
+from fedapt_export.precision import check_precision
+
+MIXINGS = ("exact", "hard")
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """Settings of an export.
+
+    Attributes:
+        data: images for the reports, by default those that the run folder names; without either,
+            noise.
+        parity_images: how many test images to compare; 0 takes all.
+        min_agreement: share of images whose best class must survive the mixing of text banks.
+        head_only: write the head as a .safetensors file; the image tower runs only for images
+            without a cached feature.
+        mixing: mixing of the text banks, `exact` or `hard`.
+        precision: precision of the image tower, one of `precision.PRECISIONS`.
+        calibration: images that set the scales of int8, by default the run's training images.
+        calibration_images: how many of them; 0 takes all.
+        symmetric: int8 around zero, as TensorRT takes it; see `int8.to_int8`.
+        reduced_range: int8 weights in 7 bits, for x86 without VNNI; see `int8.to_int8`.
+        max_disagreement: share of images that a lower precision may label otherwise than float32;
+            None takes `precision.MAX_DISAGREEMENT`.
+        calibrate: fit the logit scale to the run's validation images; no label changes.
+        client: the client whose model is written, of a method that has one for each.
+        force: write a lower precision that disagrees, is slower, or does not run on this machine.
+    """
+
+    data: Path | None = None
+    parity_images: int = 128
+    min_agreement: float = 0.98
+    head_only: bool = False
+    mixing: str = "exact"
+    precision: str = "fp32"
+    calibration: Path | None = None
+    calibration_images: int = 128
+    symmetric: bool = False
+    reduced_range: bool = False
+    max_disagreement: float | None = None
+    calibrate: bool = False
+    client: str = ""
+    force: bool = False
+
+    def check_out(self, out: Path) -> None:
+        """Refuse the suffix of another kind of file: an engine of that name replaces the model.
+
+        Raises:
+            UsageError: the suffix is not that of what is written.
+        """
+        of_head = ".safetensors with `head_only`"
+        if out.suffix != (".safetensors" if self.head_only else ".onnx"):
+            raise UsageError(
+                where=f"out {out}",
+                found=f"the suffix {out.suffix!r}",
+                expected=of_head if self.head_only else f".onnx, or {of_head}",
+                next_step="rename the output",
+            )
+
+    def check(self) -> None:
+        """Refuse settings that exclude each other.
+
+        Raises:
+            UsageError: see above.
+        """
+        check_precision(self.precision, self.calibration is not None, self.reduced_range)
+        if self.mixing not in MIXINGS:
+            raise UsageError(
+                where="mixing",
+                found=repr(self.mixing),
+                expected=" or ".join(MIXINGS),
+                next_step="choose one of these",
+            )
+        if self.head_only and self.precision != "fp32":
+            raise UsageError(
+                where="head_only and precision",
+                found=f"both, with {self.precision}",
+                expected="one of them: the head is float32 in every model",
+                next_step="leave one out",
+            )
