@@ -122,7 +122,7 @@ class _Source:
 
 @dataclass(frozen=True)
 class _Built:
-    """What was built and measured: a fused graph, or a head, whose `model` is None."""
+    """A fused graph with its measurements; for a head alone, `model` is None."""
 
     parity: Parity
     images: NDArray[np.uint8]
