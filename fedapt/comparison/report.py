@@ -20,10 +20,10 @@ _SAYS = dict(
     zip(
         PROTOCOLS,
         (
-            "Every domain trains, and is tested on images that it kept apart.",
-            "Each domain in turn trains nothing and is the one that is tested.",
-            "Several clients share each domain, their labels drawn from a Dirichlet distribution.",
-            "A few training images of each class and domain.",
+            "Every domain trains, and is tested on its test images.",
+            "Each domain in turn is left out of training and tested.",
+            "Each domain has several clients, with labels drawn from a Dirichlet distribution.",
+            "Each class and domain has a few training images.",
         ),
         strict=True,
     )

@@ -98,12 +98,14 @@ def _head(report: RunReport) -> str:
     if not method.trains:
         return f"{text} Nothing was trained."
     by = f"{_count(len(info.clients), 'client')} in {_count(info.rounds, 'round')}"
-    return f"{text} It was trained by {by} with fedapt {fedapt.__version__}."
+    return f"{text} {by} trained it with fedapt {fedapt.__version__}."
 
 
 def _accuracy(report: RunReport) -> str:
     if not report.accuracy:
-        return "## Accuracy\n\nNo test images were at hand, so no accuracy was measured."
+        return (
+            "## Accuracy\n\nThe accuracy was not measured, because no test images were available."
+        )
     series = {report.title: report.accuracy, **report.alternatives}
     counts = report.n_images
     rows = [
@@ -125,14 +127,15 @@ def _routing(report: RunReport) -> str:
         return ""
     rows = [[escape_markdown(name), _percent(share)] for name, share in report.routed.items()]
     text = (
-        "## Routing\n\nEach image is answered with the key that has the maximum weight. The table"
-        " shows the share of a domain's test images that go to a key of their own domain, in %."
+        "## Routing\n\nEach image is routed to the key with the maximum weight. The table"
+        " shows the share of a domain's test images that are routed to a key of their own domain,"
+        " in %."
     )
     if low := [name for name, share in report.routed.items() if share < LOW_ROUTING]:
         text += (
             f" The share is below {100 * LOW_ROUTING:.0f} % for"
-            f" {', '.join(map(escape_markdown, low))}: there, `routed_to` does not say which domain"
-            " an image is of."
+            f" {', '.join(map(escape_markdown, low))}. For these domains, `routed_to` does not"
+            " show the domain of an image."
         )
     return f"{text}\n\n{_table(['domain', 'routed to its own key'], rows)}"
 
@@ -157,7 +160,7 @@ def _data(report: RunReport) -> str:
         f"- Domains that trained: {trained}",
         *([f"- Domains that were tested and did not train: {', '.join(others)}"] if others else []),
         f"- Classes: {', '.join(map(escape_markdown, info.classes))}",
-        "- Each client trained on its own images alone.",
+        "- Each client trained only on its own images.",
     ]
     last = next((r for r in reversed(report.records) if "epsilon" in r), None)
     if last is not None:
@@ -192,11 +195,7 @@ def _usage(report: RunReport) -> str:
 
 
 def _licences(report: RunReport, license_id: str) -> str:
-    trained = (
-        "not stated by those who trained it"
-        if license_id == "unknown"
-        else escape_markdown(license_id)
-    )
+    trained = "not stated" if license_id == "unknown" else escape_markdown(license_id)
     own = "Apache-2.0" if report.info.model == "lite" else "its own licence"
     tower = f"{own}, also for an exported model, which contains its image tower"
     return "\n".join(

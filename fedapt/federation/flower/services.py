@@ -67,8 +67,8 @@ def _service(name: str, command: str, folder: str) -> str:
 
 
 _COMPOSE = """\
-# One machine, every party in a container of its own; `docker compose build` needs the wheels that
-# README.md names. FEDAPT_USER is who owns this folder: "$(id -u):$(id -g)".
+# One machine, a container for each party. `docker compose build` needs the wheels that README.md
+# names. FEDAPT_USER is the owner of this folder: "$(id -u):$(id -g)".
 services:
 """
 _SERVICE = """\
@@ -95,17 +95,17 @@ def _write_readme(address: str, nodes: Mapping[str, str], classes: Sequence[str]
     return f"""\
 # A federation of {len(nodes)} nodes
 
-Every machine has the same version of fedapt, from two wheels that `make build` writes into `dist`
-in fedapt's own folder. Put them into `wheels` here; no package index has them.
+Install the same version of fedapt on every machine. `make build` writes two wheels into `dist` in
+the folder of fedapt. Copy them into `wheels` here. They are not on a package index.
 
     pip install 'wheels/{_RUNTIME_WHEEL}[cpu]' 'wheels/{_WHEEL}[flower,cpu]'
 
 On the server, `{address}`, with the folder `server`:
 
-    fedapt federation server server           # runs until it is stopped
-    fedapt federation train server            # in another terminal: trains, and shows how it goes
+    fedapt federation server server           # runs until you stop it
+    fedapt federation train server            # in another terminal: trains and shows the progress
 
-On each node, with its own folder of `nodes` and nobody else's:
+On each node, with only its own folder of `nodes`:
 
 {commands}
 
@@ -113,18 +113,19 @@ On each node, with its own folder of `nodes` and nobody else's:
 
     {", ".join(classes)}
 
-Nodes reach the server at this one port, and nothing else of it has to be reachable. Whoever may
-write to `server/state` may start training: the user that runs the server, and nobody else.
+Nodes connect to this one port of the server. No other port is needed. Only the user that runs the
+server can write to `server/state` and start training.
 
-As services: `systemd`. In containers, all on one machine: `compose.yaml`, with `Dockerfile`.
+`systemd` has services. `compose.yaml` and `Dockerfile` run all parties in containers on one
+machine:
 
     FEDAPT_USER=$(id -u):$(id -g) IMAGES_...=/path/of/images docker compose up --build --detach
     FEDAPT_USER=$(id -u):$(id -g) docker compose exec server fedapt federation train /federation
 
-Where TLS ends in a proxy on the server's machine: `nginx.conf`.
+`nginx.conf` is an example of a proxy on the server's machine that ends TLS.
 
 The certificates are for a trial and valid for a year. `server.key` and every `node.key` are secret:
-copy each to its machine and delete it here. A further node, also while training goes on:
+copy each to its machine and delete it here. This command adds a node, also during training:
 
     fedapt federation add . NAME=DOMAIN
 """
