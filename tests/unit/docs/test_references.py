@@ -22,11 +22,25 @@ PAGES = [
 ]
 SOURCE = re.compile(r"\b(?:fedapt\w*|tests|benchmarks|configs|runtime|export)/[\w./-]+\.\w+")
 FOLDERS = ("", "runtime", "export")
+VARIABLE = re.compile(r"\bFEDAPT_[A-Z_]*[A-Z]\b")
 
 
 def find_absent_files(text: str) -> list[str]:
     named = set(SOURCE.findall(text))
     return sorted(n for n in named if not any((ROOT / f / n).exists() for f in FOLDERS))
+
+
+@cache
+def known_variables() -> frozenset[str]:
+    """Environment variables that code and tests name."""
+    folders = ("fedapt", "export", "runtime", "benchmarks", "tests")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    files = [path for path in files if not path.is_relative_to(ROOT / "tests/unit/docs")]
+    return frozenset(name for path in files for name in VARIABLE.findall(path.read_text("utf-8")))
+
+
+def find_unknown_variables(text: str) -> list[str]:
+    return sorted(set(VARIABLE.findall(text)) - known_variables())
 
 
 def code_lines(text: str) -> list[str]:
@@ -71,14 +85,16 @@ def find_unknown_options(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_files_and_options_exist(path: Path) -> None:
+def test_files_options_and_variables_exist(path: Path) -> None:
     text = path.read_text("utf-8")
     assert find_absent_files(text) == []
     assert find_unknown_options(text) == []
+    assert find_unknown_variables(text) == []
 
 
 def test_what_is_absent_is_found() -> None:
     assert find_absent_files("see fedapt/train/loop.py") == ["fedapt/train/loop.py"]
+    assert find_unknown_variables("`FEDAPT_IMAGE`, `FEDAPT_CACHE`") == ["FEDAPT_IMAGE"]
     assert find_unknown_options("    $ fedapt export c --out m --best") == ["--best"]
     assert find_unknown_options("```\nfedapt deploy m\n```") == ["fedapt deploy m"]
     assert find_unknown_options("Run `fedapt-runtime classify m p --threads 2`.") == ["--threads"]
