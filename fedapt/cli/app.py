@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename is not None:
             raise
-        # no file's: stdout is left
+        # an error without a file name is one of stdout
         if (failure := fail_stdout(error)) is None:
             return 0
         print(f"error: {failure}", file=sys.stderr)
@@ -94,7 +94,7 @@ def _run(given: Sequence[str]) -> int:
         print(f"error: {_name_option(error, given)}", file=sys.stderr)
         return error.exit_code
     except Interrupted as stop:
-        lines = ("interrupted: finished files are whole", str(stop))
+        lines = ("interrupted: finished files are complete", str(stop))
         print("; ".join(filter(None, lines)), file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0

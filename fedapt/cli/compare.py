@@ -33,10 +33,10 @@ def compare(
     protocols: Annotated[
         str,
         typer.Option(
-            help="Protocols by commas: in-domain, leave-one-out, dirichlet, few-shot; or all."
+            help="Comma-separated: in-domain, leave-one-out, dirichlet, few-shot; or all."
         ),
     ] = "in-domain",
-    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, from 0.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds; they start at 0.")] = 3,
     lr: Annotated[
         str | None,
         typer.Option(
@@ -128,7 +128,7 @@ def _parse_rates(text: str) -> tuple[float, ...]:
         raise UsageError(
             where="--lr",
             found=repr(text),
-            expected="numbers above 0 by commas, such as 0.01,0.1",
-            next_step="correct them",
+            expected="numbers above 0, separated by commas, such as 0.01,0.1",
+            next_step="correct the list",
         )
     return rates

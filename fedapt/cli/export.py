@@ -23,9 +23,7 @@ def export(
     checkpoint: CheckpointArgument,
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="The .onnx file to write, or the head's .safetensors (model.onnx of --web)."
-        ),
+        typer.Option(help="The .onnx file to write, or the .safetensors file of --head-only."),
     ] = None,
     data: Annotated[
         Path | None,
@@ -88,7 +86,7 @@ def export(
     ] = None,
     onnxruntime_web: Annotated[
         Path | None,
-        typer.Option(help="Its npm package, a folder or .tgz (npm fetches it)."),
+        typer.Option(help="ONNX Runtime Web, a folder or .tgz (default: from npm)."),
     ] = None,
     trt: Annotated[
         bool, typer.Option("--trt", help="Also build a TensorRT engine.", rich_help_panel=_TRT)
@@ -133,9 +131,9 @@ def export(
     if onnxruntime_web is not None and web is None:
         raise UsageError(
             where="--onnxruntime-web",
-            found="no --web",
-            expected="--web, which writes the page that it is for",
-            next_step="add --web, or leave it out",
+            found="a command without --web",
+            expected="--web DIR, whose page uses ONNX Runtime Web",
+            next_step="add --web, or remove this option",
         )
     if not trt:
         _check_no_engine(context, triton is not None)
@@ -188,12 +186,12 @@ def _model_of_page(web: Path | None) -> Path:
     """Path of a model that only the page needs.
 
     Raises:
-        UsageError: there is no page either.
+        UsageError: no page is requested.
     """
     if web is None:
         raise UsageError(
             where="--out",
-            found="nothing",
+            found="a command without --out and --web",
             expected="--out FILE, or --web DIR, which holds the model",
             next_step="add one of them",
         )
@@ -204,7 +202,7 @@ def _check_no_engine(context: typer.Context, triton: bool) -> None:
     """Refuse engine options if no engine is built.
 
     Raises:
-        UsageError: one was given that nothing would read.
+        UsageError: such an option is given without --trt.
     """
     read = ("opt_batch", "max_batch") if triton else ()
     for option in context.command.params:
@@ -213,9 +211,9 @@ def _check_no_engine(context: typer.Context, triton: bool) -> None:
         if is_of_engine and source is not None and source.name != "DEFAULT":
             raise UsageError(
                 where=option.opts[0],
-                found="no --trt",
-                expected="--trt, which builds the engine that it is for",
-                next_step="add --trt, or leave it out",
+                found="a command without --trt",
+                expected="--trt, which builds the TensorRT engine",
+                next_step="add --trt, or remove this option",
             )
 
 

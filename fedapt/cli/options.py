@@ -27,7 +27,7 @@ CheckpointArgument = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="Device: auto, cpu or cuda.")]
 PresetOption = Annotated[
-    str, typer.Option("--preset", help="Settings to start from: recommended, or paper.")
+    str, typer.Option("--preset", help="Initial settings: recommended or paper.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 OverrideOption = Annotated[
@@ -41,10 +41,10 @@ def option_of(setting: str) -> str:
 
 
 def name_options(text: str, where: str, options: Collection[str]) -> str:
-    """A library's error with the command's options for the settings and parameters that it names.
+    """Replace settings and parameters in a library's error by the command's options.
 
-    They stand at its beginning, alone or before a value (`model ViT-B-32`, `mixing and precision`),
-    and elsewhere in backticks.
+    The error names them at its beginning, alone or before a value (`model ViT-B-32`,
+    `mixing and precision`), and elsewhere in backticks.
 
     Args:
         text: the error, which begins with `where`.

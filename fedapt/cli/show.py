@@ -17,7 +17,7 @@ from rich.table import Table
 from fedapt.core.report import Reporter
 from fedapt_runtime.printable import printable, printable_json
 
-# each of their steps is worth a line where there is no terminal; of others, one line at the end
+# without a terminal, these tasks print a line per step, and all others one line at their end
 _STEPS = ("rounds", "cells")
 
 
@@ -47,7 +47,7 @@ class ConsoleReporter(Reporter):
 class Interrupted(Exception):
     """Ctrl-C as an exception that Typer does not handle: Typer would change the exit code.
 
-    Its text is how to continue, where the command can.
+    Its text says how to continue; empty if the command cannot.
     """
 
 
@@ -86,7 +86,7 @@ def print_json(value: Any) -> None:
 def print_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, figures: bool = True
 ) -> None:
-    """A table on stdout; the first column is text, and so are the others without `figures`.
+    """A table on stdout; the first column is text, the others are text unless `figures`.
 
     A table of figures that is wider than the terminal continues below, with its first column.
     """

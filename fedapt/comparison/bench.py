@@ -59,7 +59,7 @@ class Bench:
         self._total = 0
 
     def plan(self, cells: list[Cell]) -> None:
-        """Before anything is trained: every split has images to train, choose and test with."""
+        """Check that every split has training, validation and test images."""
         self._total = len(cells)
         for cell in cells:
             self._divide(cell.configure(self._config).data)

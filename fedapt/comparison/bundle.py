@@ -2,8 +2,8 @@
 
 A comparison reads features, labels and paths, and no pixel, unless a method trains on images
 (`full`) or on augmented ones (`fedapt-unsupervised`). A bundle is a safetensors file with
-`features` float32 [n, D] and `labels` int64 [n]; its metadata names every path, the classes, and
-the CLIP that the features are of.
+`features` float32 [n, D] and `labels` int64 [n]; its metadata has every path, the classes, and
+the CLIP that computed the features.
 """
 
 from __future__ import annotations
@@ -89,9 +89,9 @@ def read_bundle(path: Path, backbone: Backbone) -> tuple[ImageFolders, ImageTabl
     if sha256 != backbone.sha256:
         raise DataError(
             where=path,
-            found=f"features of a CLIP of hash {sha256[:12]}",
+            found=f"features of the CLIP with hash {sha256[:12]}",
             expected=f"{backbone.sha256[:12]}, the CLIP of this comparison",
-            next_step="name the CLIP that they were computed with, or compute them again",
+            next_step="choose the CLIP that computed the features, or write the bundle again",
         )
     paths = tuple(path.parent / name for _, name in places)
     device = backbone.device

@@ -1,12 +1,12 @@
 """The cells of a comparison: one cell for each method, protocol, seed and learning rate.
 
-in-domain       every domain trains, as one client, and is tested on images that it kept apart
-leave-one-out   each domain in turn trains nothing and is the one that is tested
-dirichlet       several clients share a domain, labels by Dirichlet(alpha); one of each domain
-a round (federation.clients_per_domain, alpha; 5 and 0.5 unless set)
+in-domain       every domain trains, as one client, and is tested on its own test images
+leave-one-out   each domain in turn is excluded from training and is the only one tested
+dirichlet       several clients share a domain, labels by Dirichlet(alpha); a round has one
+                client of each domain (federation.clients_per_domain, alpha; 5 and 0.5 unless set)
 few-shot        k training images of each class and domain (data.shots; 8 unless set)
 
-What one protocol asks for does not reach the others.
+The settings of one protocol do not affect the others.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ IN_DOMAIN, LEAVE_ONE_OUT, DIRICHLET, FEW_SHOT = (
 )
 PROTOCOLS = (IN_DOMAIN, LEAVE_ONE_OUT, DIRICHLET, FEW_SHOT)
 _CLIENTS_PER_DOMAIN, _SHOTS = 5, 8
-# a comparison sets these itself, cell by cell
+# a comparison sets these for each cell
 _OWN = ("data.split_seed", "data.leave_out", "federation.join", "train.method", "train.seed")
-# one protocol reads these
+# settings that one protocol reads
 _OF_PROTOCOL = {
     "data.shots": FEW_SHOT,
     "federation.clients_per_domain": DIRICHLET,
@@ -44,7 +44,7 @@ class Cell:
     """One training run.
 
     Attributes:
-        fold: the domain that is left out, or nothing.
+        fold: the domain that is left out, or empty.
     """
 
     protocol: str
@@ -89,8 +89,8 @@ class Plan:
     Attributes:
         methods, protocols: names, in the order of the tables.
         seeds: each has its own split, keys, starts and batches.
-        rates: learning rates; of several, each trial takes the one with the best accuracy on its
-            own validation images.
+        rates: learning rates; each trial takes the one with the best accuracy on its own
+            validation images.
     """
 
     methods: tuple[str, ...]
@@ -140,7 +140,7 @@ def check_settings(config: Config, protocols: Sequence[str]) -> None:
 
 
 def shared_settings(config: Config) -> dict[str, Any]:
-    """Settings that all cells share, before a method's own demands: key -> value."""
+    """Settings that all cells share, before a method changes them: key -> value."""
     own = {*_OWN, "data.root", "train.lr"}
     settings = flatten(remove_paths(config))
     return {name: value for name, value in settings.items() if name not in own}
@@ -152,6 +152,6 @@ def _check_names(where: str, names: Sequence[str], known: Sequence[str]) -> None
         raise UsageError(
             where=where,
             found=repr(unknown[0]) if unknown else f"{', '.join(names) or 'nothing'}",
-            expected=f"different ones of {', '.join(known)}",
+            expected=f"different names among {', '.join(known)}",
             next_step="check the spelling",
         )

@@ -119,7 +119,7 @@ def _curves(
 
 
 def _routing(comparison: Comparison, rows: list[Row]) -> dict[str, str]:
-    """Routing of methods with keys, mean over the seeds; leave-one-out: other keys in each fold."""
+    """Routing of methods with keys, mean over the seeds; folds have different keys."""
     plots = {}
     for row in rows:
         found = [r.routing for r in _results(comparison, row) if r.routing]

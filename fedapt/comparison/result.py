@@ -1,4 +1,4 @@
-"""The result of a cell, as its file keeps it."""
+"""The result of a cell, and its file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class CellResult:
     Attributes:
         accuracy, zero_shot: test accuracy of each domain in the chosen round.
         validation: mean accuracy on validation images in that round.
-        best_round: the round that validation chose; the last of a method that reads no labels.
+        best_round: the round that validation chose; the last one for a method that reads no labels.
         parameters: values that a client trains.
         share: share of all values of the CLIP.
         bytes_sent: bytes of each round, all clients, both ways.

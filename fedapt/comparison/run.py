@@ -1,4 +1,4 @@
-"""A comparison: its cells, run one by one or side by side, and what each trial chose."""
+"""A comparison: its cells, run one by one or in parallel, and the choice of each trial."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def compare(
 ) -> Comparison:
     """Run the missing cells, and return all results.
 
-    What chooses a round and a learning rate are validation images of the domains that train, in
-    each trial its own: no trial profits from what another has seen. A method that reads no labels
-    takes `train.lr` and its last round, as labels would choose among several.
+    Validation images of the trained domains choose a round and a learning rate, in each trial
+    separately. A method that reads no labels takes `train.lr` and its last round, because a choice
+    needs labels.
 
     Args:
         config: settings that all cells share; a cell sets method, seed, split and learning rate.
@@ -64,8 +64,8 @@ def compare(
             core. A cell's result does not change, except its seconds.
 
     Raises:
-        UsageError: `out` holds a comparison with other settings, images or CLIP, or there is
-            nothing to choose by.
+        UsageError: `out` holds a comparison with other settings, images or CLIP, or several
+            learning rates have no validation images.
         ReportedError: see `core.errors`; finished cells are kept.
     """
     check_settings(config, plan.protocols)
@@ -73,7 +73,7 @@ def compare(
         raise UsageError(
             where="lrs",
             found=f"{len(plan.rates)} learning rates and no validation images",
-            expected="`validation` above 0: test images choose nothing",
+            expected="`validation` above 0, because test images must not choose a learning rate",
             next_step="set `validation` to 0.2, or one learning rate",
         )
     _check_same(out / "config.toml", config_to_toml(config), "settings", _reread_settings)
@@ -109,7 +109,7 @@ def _run_side_by_side(
     bench: Bench, config: Config, cells: list[Cell], out: Path, device: str, processes: int
 ) -> None:
     """Run missing cells in other processes; `bench` then reads their files."""
-    # seed by seed: one that is interrupted has whole tables of fewer seeds
+    # seed by seed: an interrupted comparison then has complete tables of fewer seeds
     missing = sorted((c for c in cells if not bench.is_finished(c)), key=lambda cell: cell.seed)
     context = get_context("spawn")
     with ProcessPoolExecutor(
@@ -126,7 +126,7 @@ def _run_side_by_side(
             raise
 
 
-_bench: Bench | None = None  # of a process that runs cells for another
+_bench: Bench | None = None  # in a worker process
 
 
 def _open_bench(config: Config, out: Path, device: str, started: Synchronized[int]) -> None:
@@ -135,7 +135,7 @@ def _open_bench(config: Config, out: Path, device: str, started: Synchronized[in
         number = started.value
         started.value += 1
     torch.set_num_threads(1)
-    if hasattr(os, "sched_setaffinity"):  # clients of a round then run one after another
+    if hasattr(os, "sched_setaffinity"):  # the clients of a round then run one by one
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[number % len(cores)]})
     backbone = load_backbone(config.model.name, config.model.pretrained, choose_device(device))
@@ -148,14 +148,14 @@ def _run_cell(cell: Cell) -> CellResult:
 
 
 def _choose(results: list[CellResult]) -> Cell:
-    """The first of the best on its validation images; one that diverged, if all did."""
+    """The first cell with the best validation accuracy; a diverged cell if all have diverged."""
     return max(results, key=lambda result: (not result.error, result.validation)).cell
 
 
 def _check_same(
     path: Path, text: str, what: str, read: Callable[[Path], str] = Path.read_text
 ) -> None:
-    """Keep what the cells of a folder have in common; refuse to add cells that have it not."""
+    """Store what all cells of a folder share; refuse a folder with another value."""
     is_new = not path.is_file() and not (path.parent / "cells").is_dir()
     try:
         is_same = is_new or read(path) == text
@@ -172,7 +172,7 @@ def _check_same(
 
 
 def _reread_settings(path: Path) -> str:
-    """As they would be written today: a setting that is new since has its default."""
+    """Stored settings in today's form; settings added since have their defaults."""
     return config_to_toml(read_config(path))
 
 

@@ -75,7 +75,7 @@ def _build_row(protocol: str, method: str, results: list[CellResult]) -> Row:
         for name, share in result.accuracy.items():
             if protocol != LEAVE_ONE_OUT or name == result.cell.fold:
                 by_domain.setdefault(name, {})[result.cell.seed] = share
-    # a fold that is missing would raise or lower the mean of the others
+    # a mean without one of the folds is not comparable
     seeds = sorted({r.cell.seed for r in good} - {r.cell.seed for r in results if r.error})
     means = [fmean(shares[seed] for shares in by_domain.values()) for seed in seeds]
     first = good[0] if good else results[0]

@@ -21,10 +21,10 @@ def write_comparison(
     """Compare, and write the results; finished cells are kept, see `run.compare`.
 
     Returns:
-        The comparison, its rows, and what results.json holds.
+        The comparison, its rows, and the content of results.json.
 
     Raises:
-        DependencyError: the packages of the page are not installed; nothing has run.
+        DependencyError: the packages of the page are not installed. No cell has run.
         ReportedError: see `run.compare`.
     """
     try:

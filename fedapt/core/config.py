@@ -79,7 +79,7 @@ def read_config(
     for name, value in read_preset(preset).items():
         section, _, key = name.partition(".")
         table = tables.setdefault(section, {})
-        if isinstance(table, dict):  # what is no table is refused below
+        if isinstance(table, dict):  # `_build` refuses any other value
             table.setdefault(key, value)
     for override in overrides:
         name, equals, text = override.partition("=")
@@ -87,15 +87,15 @@ def read_config(
         if not equals or len(parts) < 2:
             raise ConfigError(
                 where=override or "an empty override",
-                found="no section.key=value",
-                expected="for example train.rounds=3",
+                found="an override without a setting and a value",
+                expected="section.key=value, such as train.rounds=3",
                 next_step="use this form",
             )
         _set(tables, sources, parts, _parse_value(text.strip()), override)
     for name, value in (values or {}).items():
         if value is not None:
             _set(tables, sources, name.split("."), value, name)
-    return _build(Config, tables, str(path), sources)  # no file: all have a source
+    return _build(Config, tables, str(path), sources)  # without a file, `sources` has all names
 
 
 def read_settings(kind: type[Settings], path: Path) -> Settings:
@@ -111,9 +111,9 @@ def config_from_dict(tables: Any, where: str, *, skip_unknown: bool = False) -> 
     """Settings from nested tables, as `dataclasses.asdict` gives them; others have their defaults.
 
     Args:
-        where: the tables come from, for errors.
-        skip_unknown: leave out names that this version does not know: those of a file that a later
-            version with the same schema has written.
+        where: source of the tables, for errors.
+        skip_unknown: ignore names that this version does not know. A later version with the
+            same schema may have written them.
 
     Raises:
         ConfigError: an unknown name, a wrong type, or out of range.
@@ -144,7 +144,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 def _set(
     tables: dict[str, Any], sources: dict[str, str], parts: Sequence[str], value: Any, where: str
 ) -> None:
-    """Put a value into nested tables, and where it is from beside every name on the way to it."""
+    """Put a value into nested tables; record its source for every name on its path."""
     table = tables
     for part in parts[:-1]:
         table = table.setdefault(part, {})
@@ -163,7 +163,7 @@ def _parse_value(text: str) -> Any:
 
 @cache
 def _adapter(kind: type[Settings]) -> TypeAdapter[Settings]:
-    from pydantic import TypeAdapter  # a fifth of a second, which no import of fedapt waits for
+    from pydantic import TypeAdapter  # imported here: it takes 0.2 s
 
     return TypeAdapter(kind)
 

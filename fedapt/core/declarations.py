@@ -30,7 +30,7 @@ def setting(
         default: used where nothing else is given; REQUIRED for none.
         meaning: one phrase, the help text everywhere.
         low, high: the range of a number, both ends included.
-        choices: the words that a text may be, where the type does not list them.
+        choices: the allowed texts, if the type does not list them.
     """
     metadata: dict[str, Any] = {"description": meaning}
     if isinstance(default, bool | int | float):

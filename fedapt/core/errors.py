@@ -1,10 +1,10 @@
 """fedapt's errors; the command line alone turns one into its exit code (docs/errors.md).
 
-ReportedError (fedapt_runtime.errors): told as where, found, expected, what to do
+ReportedError (fedapt_runtime.errors): has where, found, expected and next step
 |- UsageError           2  options that do not go together
 |- ConfigError          3  a configuration file or an override is wrong
 |- DataError            4  the images or their folders are wrong
-|- ModelError           4  a CLIP model or its weights cannot be had
+|- ModelError           4  a CLIP model or its weights are not available
 |  `- ModelNotSupported    a CLIP model whose towers fedapt cannot use
 |- CheckpointError      4  a checkpoint is damaged, of another schema, or of another CLIP
 |- FileError            4  a file cannot be written or read

@@ -20,9 +20,9 @@ _CHUNK_BYTES = 1 << 20
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; its file becomes `path` if the block ends well.
+    """Yield a temporary path; its file becomes `path` if the block raises no error.
 
-    Missing folders are made.
+    Missing folders are created.
 
     Raises:
         FileError: the folder cannot be written, or the disk is full.
@@ -39,10 +39,10 @@ def replace_file(path: Path) -> Iterator[Path]:
 def claim_file(path: Path) -> Iterator[None]:
     """Be the only job that writes a file while the block runs. Creates missing folders.
 
-    What killed jobs have left in the folder is removed.
+    Temporary files of killed jobs are removed from the folder.
 
     Raises:
-        FileError: another job writes it, it is no file, or its folder cannot be written.
+        FileError: another job writes it, it is not a file, or its folder cannot be written.
     """
     if path.exists() and not path.is_file():
         raise FileError(
@@ -65,7 +65,7 @@ def claim_file(path: Path) -> Iterator[None]:
 def claim_folder(folder: Path) -> Iterator[None]:
     """Be the only job that writes into a folder while the block runs. Creates the folder.
 
-    What killed jobs have left in it is removed; so is the folder, where it is new and empty.
+    Temporary files of killed jobs are removed. A new folder that stays empty is removed too.
 
     Raises:
         FileError: another job writes into it, or it cannot be written.
@@ -77,9 +77,9 @@ def claim_folder(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def make_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `path` if the block ends well; one job at a time.
+    """Yield a temporary folder that becomes `path` if the block raises no error; one job at a time.
 
-    Missing folders above it are made.
+    Missing parent folders are created.
 
     Raises:
         FileError: there is something at `path`, another job makes it, or it cannot be written.
@@ -187,12 +187,12 @@ def hash_file(path: Path) -> str:
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A folder among the system's temporary ones, gone when the block ends.
+    """A temporary folder that is removed when the block ends.
 
-    After a kill it is gone with the next call.
+    If the process is killed, the next call removes it.
 
     Raises:
-        FileError: there is no room for temporary files.
+        FileError: the folder cannot be created.
     """
     parent = Path(tempfile.gettempdir())
     try:
@@ -210,11 +210,11 @@ def cache_folder() -> Path:
     try:
         return cache.cache_folder()
     except RuntimeError as error:
-        raise _no_cache(Path("~"), "no home folder of this user") from error
+        raise _no_cache(Path("~"), "a user without a home folder") from error
 
 
 def check_cache() -> None:
-    """Refuse a cache that cannot be written, before the work whose result it would keep.
+    """Refuse a cache that cannot be written, before the work that fills it.
 
     Raises:
         FileError: see above; the next step names the variable.

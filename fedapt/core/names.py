@@ -21,7 +21,7 @@ METHODS = {
     "adaptive-analytic": "fedapt.training.methods.analytic:AdaptiveAnalytic",
     "full": "fedapt.training.methods.full:FullFineTuning",
 }
-# those whose global model is FedAPT's, with prompts of each image's own to compare with
+# methods with FedAPT's global model; exact personalised prompts exist for comparison
 FUSED_METHODS = ("fedapt", "fedapt-unsupervised")
 
 # tensors of FedAPT, in checkpoints and in messages

@@ -24,7 +24,7 @@ def read_preset(name: str) -> Mapping[str, object]:
     """The settings of a preset that are not the defaults.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: an unknown preset.
     """
     if name not in PRESETS:
         raise ConfigError(

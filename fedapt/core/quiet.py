@@ -1,4 +1,4 @@
-"""Libraries that talk while they work, made silent."""
+"""Suppression of the messages of other libraries."""
 
 from __future__ import annotations
 

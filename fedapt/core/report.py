@@ -33,7 +33,7 @@ class Reporter:
 
 
 class PlainReporter(Reporter):
-    """Lines on stderr, for programs that collect what others write there."""
+    """Writes messages to stderr, for service managers that collect them."""
 
     def message(self, text: str) -> None:
         """Write one line."""

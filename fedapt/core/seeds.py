@@ -1,4 +1,4 @@
-"""One seed per purpose: adding a draw somewhere moves no other draw."""
+"""One seed per purpose: a new draw changes no other draw."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def child_seed(seed: int, purpose: str, *indices: int) -> int:
     Args:
         seed: the run's seed.
         purpose: name of the drawn values, such as `keys` or `batches`.
-        indices: which one of its kind, such as round and client.
+        indices: numbers that tell draws of one purpose apart, such as round and client.
 
     Returns:
         The same number on every machine and in every version.

@@ -46,15 +46,15 @@ class DataConfig(Strict):
         0.9,
     )
     shots: int = setting(0, "training images of each class and domain; 0 for all", 0, _MILLION)
-    leave_out: str = setting("", "a domain that trains nothing and is only tested on")
+    leave_out: str = setting("", "a domain that is excluded from training and only tested")
     allow_missing_classes: bool = setting(False, "let a domain lack images of a class")
     preprocess: Literal["scale", "openclip"] = setting(
         "scale",
-        "grey images with 16 bits, int32 or float: `scale` to 8 bits by the range of their mode, or"
-        " cut off at 255 as `openclip` does",
+        "conversion of 16-bit, int32 and float grey images to 8 bits: `scale` by the range of the"
+        " mode, or cut off at 255 (`openclip`)",
     )
     class_names: Mapping[str, str] = setting(
-        {}, "folder name -> name in the prompt, where the two should differ"
+        {}, "folder name -> name in the prompt, if they differ"
     )
 
 
@@ -286,7 +286,7 @@ class Config(Strict):
     unsupervised: UnsupervisedConfig = UnsupervisedConfig()
 
 
-# earlier names, for the error that tells the new one
+# earlier names; the error for one gives the new name
 RENAMED = {
     "federation.least_images": "federation.min_images",
     "federation.least_replies": "federation.min_replies",

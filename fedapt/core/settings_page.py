@@ -58,7 +58,7 @@ def to_markdown() -> str:
 
 
 def say_default(value: Any) -> str:
-    """A default in TOML's notation; 2/3 stays a fraction."""
+    """A default in TOML's notation, with 2/3 as a fraction."""
     if isinstance(value, float):
         return "2/3" if value == 2 / 3 else repr(value).replace("e-0", "e-")
     return "{}" if isinstance(value, dict) else json.dumps(value)

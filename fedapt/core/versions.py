@@ -1,4 +1,4 @@
-"""Versions of the software that decides a result."""
+"""Versions of the software that affects a result."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ from fedapt_export.swap import write_head
 from fedapt_runtime import Classifier, Manifest, Prediction
 from fedapt_runtime.batch import Summary, classify_files
 
-# changes of the defaults for a quick demo: fewer rounds with less work, and a falling rate
+# quick settings: fewer rounds with less work, and a decreasing learning rate
 ROUNDS = 20
 CONTEXT_LENGTH = 4
 ROUTER_LR = 3.0
@@ -59,7 +59,7 @@ class DemoResult:
     Attributes:
         domains, classes: names.
         fedapt, zero_shot: every test image under the fused model and under zero-shot CLIP.
-        alone: under ridge regression on the images of the party that drew it, and no other's.
+        alone: under ridge regression on the images of the image's own party.
         closed: under the method adaptive-analytic.
         records: one per round.
         parity: parity of the export.
@@ -102,7 +102,7 @@ class DemoResult:
         return sum(shares) / len(shares)
 
     def routing(self) -> dict[str, dict[str, float]]:
-        """Domain -> key -> share of the domain's images that the key's weight was largest for."""
+        """Domain -> key -> share of the domain's images that are routed to the key."""
         return {
             domain: {
                 key: _share(
@@ -122,21 +122,21 @@ def check_out(out: Path) -> None:
     """Refuse a folder that holds other files than an earlier demo, such as a ROOT of images.
 
     Raises:
-        UsageError: it does.
+        UsageError: the folder has other files.
     """
-    # its name begins with a dot: what a demo that was killed while it drew has left
+    # names with a dot: temporary folders of a killed demo
     is_empty = not out.is_dir() or all(path.name.startswith(".") for path in out.iterdir())
     if not is_empty and not (out / "data" / "ATTRIBUTION.md").is_file():
         raise UsageError(
             where=out,
-            found="a folder with other files in it",
+            found="a folder with other files",
             expected="a new folder, or that of an earlier demo",
             next_step="choose another `out`",
         )
 
 
 def run_demo(out: Path, reporter: Reporter) -> DemoResult:
-    """Run every stage below `out`; finished stages are kept, so an interrupted demo goes on.
+    """Run every stage below `out`; the next call continues an interrupted demo.
 
     Raises:
         UsageError: `out` holds something else.
@@ -243,7 +243,7 @@ def _classify(
 ) -> tuple[list[Classified], Summary]:
     classifier = Classifier.load(model, device="cpu", head=head)
     summary = classify_files(classifier, [str(image.path) for image in images], out)
-    # read back what the runtime wrote: the figures are those of the file
+    # read the runtime's file, so that the figures are those of the file
     rows = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
     return [
         Classified(image.path, image.domain, image.label, Prediction(**row))

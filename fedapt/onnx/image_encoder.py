@@ -1,4 +1,4 @@
-"""The fastest exact way to image features: ONNX Runtime on the CPU, torch on a GPU.
+"""Encoders of image features: ONNX Runtime on the CPU, torch on a GPU.
 
 On two CPU cores ONNX Runtime runs `lite`'s image tower five times faster than eager torch (181
 against 34 images/s; depthwise convolutions), ViT-B/32 1.1 times. The exported tower is kept in the

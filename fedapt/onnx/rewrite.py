@@ -18,7 +18,7 @@ from fedapt.model.open_clip_import import import_open_clip
 
 def rewrite_for_tracing(module: nn.Module) -> None:
     """Replace, in place, modules that trace to needless operators; evaluation mode only."""
-    open_clip = import_open_clip()  # which makes timm importable
+    open_clip = import_open_clip()  # makes timm importable
     from timm.utils import reparameterize_model
 
     # MobileOne's and FastViT's parallel convolutions become the one that they add up to
@@ -32,7 +32,8 @@ def rewrite_for_tracing(module: nn.Module) -> None:
 def _shorten_last_block(tower: Any) -> None:
     """Let the last block of an OpenCLIP ViT compute the class token alone, if only that is read.
 
-    It is 1/12 of ViT-B, of which the keys and values of the other tokens are a sixth.
+    The block is 1/12 of ViT-B. The keys and values of the other tokens, which are still needed,
+    are a sixth of the block.
     """
     block = tower.transformer.resblocks[-1]
     is_plain = type(block) is import_open_clip().transformer.ResidualAttentionBlock

@@ -26,7 +26,7 @@ def image_tower_to_onnx(backbone: Backbone, tower: nn.Module | None = None) -> o
     """The image tower as ONNX, input `images`, output `features`.
 
     Args:
-        tower: another in its place, from the same pixels to features of the same width.
+        tower: a module to trace instead, from the same pixels to features of the same width.
 
     Raises:
         ExportError: the tower cannot be traced.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fedapt.core.errors import ExportError
 
-# 20: has Gelu and LayerNormalization as operators of their own, and every backend reads it
+# opset 20 has Gelu and LayerNormalization as operators, and every backend reads it
 OPSET = 20
 IR_VERSION = 10  # of ONNX 1.16: the onnx package writes newer ones than runtimes can read
 BATCH = "batch"
@@ -70,7 +70,7 @@ def trace_to_onnx(
     model.ir_version = IR_VERSION
     for value in [*model.graph.input, *model.graph.output]:
         value.type.tensor_type.shape.dim[0].dim_param = BATCH
-    # traces of Python source, which name paths of the machine that exported
+    # stack traces of Python source, which contain paths of this machine
     for node in model.graph.node:
         del node.metadata_props[:]
         node.doc_string = ""
@@ -90,9 +90,9 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """softmax(s q k') v as five operators; torch's own translation takes shapes apart at run time.
+    """softmax(s q k') v as five operators; torch's own translation computes shapes at run time.
 
-    The scale goes to q, before the product, where TensorRT wants it.
+    The scale multiplies q before the product, where TensorRT expects it.
     """
     from onnxscript import opset20 as op
 
@@ -109,7 +109,7 @@ def _attention(
 def follow_input(graph: onnx.GraphProto, operators: Sequence[str]) -> list[onnx.NodeProto] | None:
     """The chain of these operators from the input; each is the only reader of its input.
 
-    Of the input itself `Shape` is no reader: it asks for the size of the batch.
+    A `Shape` node on the input is not counted as a reader: it reads only the batch size.
     """
     readers = [n for n in graph.node if graph.input[0].name in n.input and n.op_type != "Shape"]
     if len(readers) != 1 or readers[0].op_type != operators[0]:

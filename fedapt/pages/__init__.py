@@ -1,1 +1,1 @@
-"""Pages and plots: what people look at when a job is done."""
+"""HTML pages and plots of results."""

@@ -1,4 +1,4 @@
-"""One style for all plots, each an SVG to stand inside a page."""
+"""One style for all plots. Each plot is an SVG inside a page."""
 
 from __future__ import annotations
 

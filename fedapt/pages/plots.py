@@ -50,7 +50,7 @@ def plot_bars(
         if len(series) <= 2:
             axes.set_ylim(0, 105)
             axes.legend(frameon=False, loc="upper left", ncols=2)
-        else:  # many bars: cut the axis where they differ, and say so by its numbers
+        else:  # many bars: the axis begins below the smallest bar
             lowest = min(100 * share for shares in series.values() for share, _ in shares.values())
             axes.set_ylim(max(0, 10 * ((lowest - 3) // 10)), 103)
             figure.legend(frameon=False, loc="outside lower center", ncols=5, fontsize=9.5)
@@ -80,9 +80,9 @@ def plot_lines(
     """Lines of accuracy over rounds or bytes.
 
     Args:
-        lines: name -> places on the x axis, and shares.
+        lines: name -> values on the x axis, and shares.
         log: a logarithmic x axis.
-        floor: lowest % shown; where None, what the lines need.
+        floor: minimum of the y axis, %; None to fit the lines.
     """
     with new_figure(width, 3.4) as (figure, axes):
         for name, (places, shares) in lines.items():
@@ -105,7 +105,7 @@ def plot_lines(
 
 
 def plot_routing(routing: Mapping[str, Mapping[str, float]]) -> str:
-    """Matrix: share of each domain's images (row) that each key's prompt was taken for (column)."""
+    """Matrix: share of each domain's images (row) that are routed to each key (column)."""
     names = list(routing)
     keys = list(next(iter(routing.values())))
     with new_figure(5.2, 4.2) as (figure, axes):
@@ -117,7 +117,7 @@ def plot_routing(routing: Mapping[str, Mapping[str, float]]) -> str:
                 axes.text(j, i, f"{value:.0f}", ha="center", va="center", color=colour)
         axes.set_xticks(range(len(keys)), keys, rotation=25, ha="right")
         axes.set_yticks(range(len(names)), names)
-        axes.set_xlabel("key with the largest weight, % of images")
+        axes.set_xlabel("key with the maximum weight, % of images")
         axes.set_ylabel("image's domain")
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)

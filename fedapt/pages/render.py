@@ -16,8 +16,8 @@ def render(package: str, template: str, **values: Any) -> str:
     """Fill a package's template, which extends `page.html.j2` of this one.
 
     Args:
-        package: whose folder holds the template.
-        values: its names; a missing one is an error.
+        package: the package whose folder holds the template.
+        values: the template's variables; a missing one is an error.
     """
 
     def read(name: str) -> str:

@@ -62,7 +62,7 @@ def test_a_folder_of_something_else_is_left_alone(
     before = sorted(root.rglob("*"))
     assert main(["demo", "--out", str(root)]) == 2
     said = capsys.readouterr().err
-    assert f"{root}: found a folder with other files in it; expected a new folder" in said
+    assert f"{root}: found a folder with other files; expected a new folder" in said
     assert sorted(root.rglob("*")) == before
 
 

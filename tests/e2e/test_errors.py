@@ -223,7 +223,7 @@ def test_a_folder_that_is_taken(images: Path, tmp_path: Path, tiny_clip: Path, c
         (["--batch-size", "0"], "error: --batch-size: found train.batch_size = 0"),
         (["--context-length", "0"], "error: --context-length: found prompt.context_length = 0"),
         (["--temperature", "0"], "error: --temperature: found prompt.temperature = 0.0"),
-        (["-o", "rounds"], "no section.key=value"),
+        (["-o", "rounds"], "an override without a setting and a value"),
         (["-o", "train.foo=1"], "error: -o train.foo=1: found the unknown name 'train.foo'"),
         (
             ["--method", "fedavg"],

@@ -228,7 +228,7 @@ def test_a_run_that_was_stopped_and_resumed_ends_with_the_same_bytes(
     code, messages = start_and_stop(arguments, run, sign)
     assert code == (-9 if sign == signal.SIGKILL else 130), messages
     if sign == signal.SIGINT:
-        assert "interrupted: finished files are whole; `fedapt train --resume`" in messages
+        assert "interrupted: finished files are complete; `fedapt train --resume`" in messages
         assert "Traceback" not in messages
     done = len(read_records(run / "records.jsonl"))
     assert 3 <= done < 40

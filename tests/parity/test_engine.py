@@ -194,8 +194,8 @@ def test_an_option_of_an_engine_without_one_is_2(
     command = ["export", "absent.safetensors", "--out", str(tmp_path / "model.onnx")]
     assert main([*command, *options]) == 2
     assert capsys.readouterr().err == (
-        f"error: {told}: found no --trt; expected --trt, which builds the engine that it is for."
-        " To do: add --trt, or leave it out.\n"
+        f"error: {told}: found a command without --trt; expected --trt, which builds the TensorRT"
+        " engine. To do: add --trt, or remove this option.\n"
     )
 
 

@@ -13,12 +13,12 @@ from fedapt.cli.show import console_reporter
 
 def add(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of `federation init`.")],
-    node: Annotated[str, typer.Argument(metavar="DOMAIN|NAME=DOMAIN", help="The further node.")],
+    node: Annotated[str, typer.Argument(metavar="DOMAIN|NAME=DOMAIN", help="The node to add.")],
     data: Annotated[
         str, typer.Option(help="ROOT of ROOT/<domain>/<class>/<images> on the node.")
     ] = "data",
 ) -> None:
-    """Make the folder of a further node, also during training; a new domain gets a key."""
+    """Add a node to a deployment, also during training; a new domain gets its own key."""
     with console_reporter():
         from fedapt.federation.flower import require_flower
 

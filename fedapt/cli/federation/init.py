@@ -25,13 +25,13 @@ def init(
     ],
     server: Annotated[str, typer.Option(help="HOST:PORT of the server, as nodes reach it.")],
     node: Annotated[
-        list[str], typer.Option(metavar="DOMAIN|NAME=DOMAIN", help="A node; give one for each.")
+        list[str], typer.Option(metavar="DOMAIN|NAME=DOMAIN", help="A node; repeat for each node.")
     ],
     classes: Annotated[
         str,
         typer.Option(
             "--classes",
-            help="Class names by commas, in order; quoted where one has a comma itself.",
+            help="Class names in order, separated by commas; quote a name that has a comma.",
         ),
     ],
     data: Annotated[
@@ -48,9 +48,9 @@ def init(
     if folder.exists() or len(nodes) < len(node):
         raise UsageError(
             where=folder if folder.exists() else "--node",
-            found="a folder or file" if folder.exists() else "one name twice",
-            expected="a new folder" if folder.exists() else "a name for each node",
-            next_step="choose another",
+            found="a folder or file" if folder.exists() else "two nodes of the same name",
+            expected="a new folder" if folder.exists() else "a different name for each node",
+            next_step="choose another folder" if folder.exists() else "rename one of the nodes",
         )
     settings = read_config(config, override or ())
     with console_reporter():

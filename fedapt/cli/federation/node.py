@@ -22,7 +22,7 @@ def node(
     ] = 60.0,
     log_format: LogFormatOption = "text",
 ) -> None:
-    """Take part with the images of this machine until Ctrl-C."""
+    """Run a node with the images of this machine until Ctrl-C."""
     log = open_log(log_format)
     from fedapt.federation.flower import require_flower
 

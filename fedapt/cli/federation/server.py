@@ -29,7 +29,7 @@ def server(
     keep_library_logs(folder / STATE)
 
     def train(grid: MailboxGrid) -> None:
-        from fedapt.run.deployment import serve  # with torch, which nodes need not wait for
+        from fedapt.run.deployment import serve  # imports torch, which nodes do not need here
 
         serve(grid, folder, log, grid.name_nodes)
 

@@ -47,7 +47,7 @@ def train(
             raise FederationError(
                 where=f"the server {settings.address}",
                 found=f"no answer: no server of {folder} runs on this machine",
-                expected="a server that runs",
+                expected="a running server",
                 next_step=f"start it: fedapt federation server {folder}",
             )
         time.sleep(0.5)
@@ -73,8 +73,8 @@ def train(
         raise FederationError(
             where=f"the run {folder / settings.out}",
             found=federation.reason,
-            expected="a federation that trains to its end",
-            next_step="correct it, and run this command again: it continues where it stopped",
+            expected="a training that finishes",
+            next_step="remove the cause and run this command again: training continues",
         )
     print(f"written: {folder / settings.out / 'checkpoint.safetensors'}", file=sys.stderr)
 
@@ -88,12 +88,12 @@ def _watch(
     """Yield events to the end of the run, after adding each to the federation.
 
     Raises:
-        FederationError: the server is gone, or has broken off, and wrote no last line.
+        FederationError: the server has ended, or has stopped without a final event.
     """
     from fedapt.federation.flower.operator import is_at_work, is_running, withdraw_request
 
     while not federation.end:
-        is_over = not is_at_work(folder)  # before the last lines are looked for
+        is_over = not is_at_work(folder)  # asked before the last lines are read
         line = next(lines)
         if line is not None:
             federation.add(line)
@@ -103,8 +103,10 @@ def _watch(
             gone = not is_running(folder)
             raise FederationError(
                 where=f"the server {address}",
-                found="no answer: its process has ended" if gone else "a training that broke off",
-                expected="a run that says how it ended",
+                found="no answer: its process has ended"
+                if gone
+                else "a training that stopped early",
+                expected="a final event of the run",
                 next_step="start it and run this command again: it continues where it stopped"
                 if gone
                 else "see the server's log",

@@ -75,7 +75,7 @@ def test_features_of_another_clip_are_refused(bundle: Path, tiny_backbone: Backb
     fields = json.loads(header["__metadata__"]["fedapt_features"])
     fields["clip_sha256"] = "0" * 64
     save_file(tensors, bundle, {"fedapt_features": json.dumps(fields)})
-    with pytest.raises(DataError, match="found features of a CLIP of hash 000000000000"):
+    with pytest.raises(DataError, match="found features of the CLIP with hash 000000000000"):
         read_bundle(bundle, tiny_backbone)
 
 

@@ -44,7 +44,10 @@ def config(tiny_clip: Path, tiny_images: Path) -> Config:
 @pytest.mark.parametrize(
     ("names", "text"),
     [
-        ({"methods": ("fedapt", "fedap")}, r"^methods: found 'fedap'; expected different ones of"),
+        (
+            {"methods": ("fedapt", "fedap")},
+            r"^methods: found 'fedap'; expected different names among",
+        ),
         ({"methods": ()}, "^methods: found nothing"),
         ({"methods": ("fedapt", "fedapt")}, r"^methods: found fedapt, fedapt"),
         ({"protocols": ("indomain",)}, r"^protocols: found 'indomain'; expected different ones"),

@@ -212,5 +212,5 @@ def test_a_user_without_a_home_is_told_the_variable(monkeypatch: pytest.MonkeyPa
     for name in ("FEDAPT_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(Path, "home", home)
-    with pytest.raises(FileError, match=r"no home folder of this user; .*set FEDAPT_CACHE to"):
+    with pytest.raises(FileError, match=r"a user without a home folder; .*set FEDAPT_CACHE to"):
         cache_folder()

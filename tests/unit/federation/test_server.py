@@ -40,7 +40,7 @@ def test_a_mistake_of_ours_ends_the_training_and_is_told(tmp_path: Path) -> None
         assert level == "error"
         assert text.endswith("ZeroDivisionError: of ours\n")
         lines = follow(tmp_path / "live.jsonl", 0)
-        with pytest.raises(FederationError, match="found a training that broke off"):
+        with pytest.raises(FederationError, match="found a training that stopped early"):
             list(train_module._watch(tmp_path, "127.0.0.1:1", lines, Federation()))
     with pytest.raises(FederationError, match="found no answer: its process has ended"):
         list(train_module._watch(tmp_path, "127.0.0.1:1", lines_of(tmp_path), Federation()))

@@ -137,7 +137,7 @@ def test_an_interrupted_add_can_be_repeated(folder: Path, monkeypatch: pytest.Mo
 def test_two_nodes_of_one_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     again = ["--node", "amazon=dslr"]
     assert main(["federation", "init", str(tmp_path / "x"), *INIT, *again, *CLASSES]) == 2
-    assert "--node: found one name twice" in capsys.readouterr().err
+    assert "--node: found two nodes of the same name" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 
 
