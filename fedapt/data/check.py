@@ -27,7 +27,7 @@ class DataReport:
         unreadable: images that cannot be decoded, with the reason.
         missing: domain/class pairs without an image.
         few: domain/class pairs with fewer than `FEW_IMAGES`.
-        stray: files that stand where no image is looked for.
+        stray: files in places where images are not read.
         left_out: numbers of omitted files (hidden files among them) by reason.
     """
 

@@ -12,9 +12,9 @@ from fedapt.core.errors import DataError
 
 
 def class_name(folder: str) -> str:
-    """Name of a class in the prompt, by its folder: `laptop_computer` is two words.
+    """Name of a class in the prompt, from its folder: `laptop_computer` becomes two words.
 
-    Composed characters (NFC), so that a folder from macOS has the name that it has elsewhere.
+    The name has composed characters (NFC), so a folder from macOS gives the same name as others.
     """
     return unicodedata.normalize("NFC", folder.replace("_", " ").replace("-", " ").strip())
 
@@ -35,13 +35,13 @@ def split_class_names(text: str) -> tuple[str, ...]:
 
 
 def check_class_names(where: object, folders: list[str], names: list[str]) -> None:
-    """Refuse names that are empty, or that the tokenizer reads alike.
+    """Refuse names that are empty, or equal for the tokenizer.
 
     Args:
         folders: name of each class in messages.
 
     Raises:
-        DataError: the two folders, written with escapes where they look the same.
+        DataError: it names the folders, with escapes for characters outside ASCII.
     """
     seen: dict[str, str] = {}
     for folder, name in zip(folders, names, strict=True):
@@ -51,7 +51,7 @@ def check_class_names(where: object, folders: list[str], names: list[str]) -> No
                 where=where,
                 found=f"a class {folder!a} without a name",
                 expected="a word that the text encoder can read",
-                next_step="rename it, or name it under [data.class_names]",
+                next_step="rename the folder, or set the name under [data.class_names]",
             )
         if key in seen:
             raise DataError(

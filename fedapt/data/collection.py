@@ -74,10 +74,10 @@ class Collection:
 
         Args:
             classes: names in the order of the new labels.
-            whose: they are, for the error.
+            whose: owner of the classes, for the error.
 
         Raises:
-            DataError: a class here is none of them.
+            DataError: the images have a class that is not among them.
         """
         number = {name: label for label, name in enumerate(classes)}
         if unknown := [name for name in self.classes if name not in number]:
@@ -146,12 +146,12 @@ def open_collection(
     """The images of a run, or other images read with the run's settings.
 
     Args:
-        config: names the root and the classes, and splits.
+        config: root, class names and split.
         root: folder of other images than the configuration's; renamings of missing folders are
             ignored.
         domain: the only domain to read; empty for all.
         training: require every class in every domain, and the configured number of shots. If
-            false, the available images are taken.
+            false, missing ones are allowed.
 
     Raises:
         DataError: the folders are wrong, or incomplete for training.

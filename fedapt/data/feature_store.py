@@ -82,12 +82,12 @@ class FeatureStore:
     ) -> list[str | None]:
         """SHA-256 of every file, hexadecimal; None if it is not a file.
 
-        A file is read only where its path, size, times or inode are not those of its last reading,
-        or where it was too young then.
+        A file is read only if its path, size, times or inode have changed since the last
+        reading, or if it was too young then.
 
         Args:
             pool: threads that read.
-            progress: called with files known and in total.
+            progress: called with the numbers of known files and of all files.
         """
         begun = time.time_ns() - int(_SETTLED_S * 1e9)
         states = [state for part in pool.map(_read_states, _parts(paths)) for state in part]
@@ -113,7 +113,7 @@ class FeatureStore:
             if state is not None and state.newest_ns < begun and _read_state(paths[i]) == state:
                 rows.append((keys[i], state.text, digest))
             progress(done + count, len(paths))
-        with contextlib.suppress(FileError):  # what is not kept is hashed again
+        with contextlib.suppress(FileError):  # hashes that are not stored are computed again
             self._write("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", rows)
         return digests
 
@@ -174,7 +174,7 @@ class _State:
 
     Attributes:
         text: size, times and inode.
-        newest_ns: the later one of its times.
+        newest_ns: the later of its two times.
     """
 
     text: str

@@ -2,8 +2,8 @@
 
 The towers are frozen and images are not augmented. A feature therefore depends on the image's
 bytes, the image tower's weights, the preprocessing and the engine that computes it. The last three
-name a folder of the cache; the bytes name a row in it (`feature_store`). A list of images whose
-features are complete is kept as its own table, and later runs map that table into memory.
+identify a folder of the cache, and the bytes identify a row in it (`feature_store`). The cache
+also keeps a complete list of features as a table, which later runs map into memory.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fedapt_runtime import Preprocessing
 from fedapt_runtime.errors import ImageError
 from fedapt_runtime.pipeline import decode_ahead, split_batches
 
-# Every run of the tower has this many images, the last one filled up: a matrix product may round
+# Every batch has this many images, and the last one is padded. A matrix product may round
 # differently for another number of rows, and a feature must not depend on its neighbours.
 BATCH_SIZE = 32
 _VERSION = 1  # raise when anything else changes what a feature is
@@ -91,7 +91,7 @@ def extract_features(
         encoder: computes what the cache lacks.
         folder: the cache; by default `features` in `cache_folder()`.
         workers: threads that read and decode.
-        task: name of the progress, after that of `image files`, which are hashed.
+        task: name of the progress bar. The bar `image files`, for hashing, comes before it.
         reporter: receives progress and messages.
 
     Raises:
@@ -155,7 +155,7 @@ class _Extraction:
         kept = [row for row, digest in enumerate(digests) if digest not in errors]
         if errors:
             values = values[kept]
-        elif kept:  # a list with errors is read again, so that each run names them
+        elif kept:  # a list with errors gets no table, so that each run reports the errors
             _write_table(table, values)
             mapped = _map_table(table, values.shape)
             values = values if mapped is None else mapped
@@ -210,7 +210,7 @@ def _write_table(path: Path, values: NDArray[np.float32]) -> None:
         with replace_file(path) as temporary:
             save_file({"features": values}, temporary, {"sha256": digest})
     except (FileError, SafetensorError):
-        pass  # a table that cannot be written costs memory, not correctness
+        pass  # without a table, a run needs more memory, and its result is the same
 
 
 def _map_table(path: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
@@ -220,7 +220,7 @@ def _map_table(path: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None
             header_bytes = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(min(header_bytes, 1 << 20)))
         known = header["__metadata__"]["sha256"]
-        # copy on write: torch wants memory that could be written to, and nothing does
+        # copy on write: torch requires writable memory, and nothing writes to it
         values = np.memmap(path, np.float32, "c", 8 + header_bytes, shape)
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -237,7 +237,7 @@ def _cache_key(encoder: ImageEncoder) -> str:
 
 
 def _rename(error: ImageError, path: Path) -> ImageError:
-    # equal bytes share one row and so one error, which names the first file only
+    # equal files share one row and one error, which names the first file only
     return ImageError(
         where=path, found=error.found, expected=error.expected, next_step=error.next_step
     )
@@ -259,5 +259,5 @@ def _encode_missing(
             if item.error is not None:
                 yield digest, item.error
             else:
-                # a copy: a row alone, not a view that keeps the padded batch alive
+                # a copy: a view would keep the padded batch in memory
                 yield digest, next(rows).copy()

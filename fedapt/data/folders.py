@@ -1,6 +1,6 @@
 """Labelled images of several domains: `root/<domain>/<class>/*.jpg`, or the rows of a table.
 
-The folders are laid out as DomainNet, PACS, Office-Caltech10 and DomainBed are.
+DomainNet, PACS, Office-Caltech10 and DomainBed have this layout.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ImageFolders:
         class_folders: names of the class folders, sorted; a label is an index into them.
         class_names: name of each class in the prompt.
         samples: the images of each domain, sorted by path.
-        left_out: files and folders that are passed over, by reason.
+        left_out: number of ignored files and folders, by reason.
     """
 
     root: Path
@@ -68,8 +68,8 @@ def scan_folders(
     Args:
         root: a folder of domains, or a CSV or Parquet table (`tables`).
         class_names: folder name -> name in the prompt; others have `_` and `-` read as spaces.
-        domain: the only one to look at; empty for all.
-        need_named: whether every folder of `class_names` has to be there.
+        domain: the only domain to read; empty for all.
+        need_named: whether every folder of `class_names` must exist.
 
     Raises:
         DataError: no such folder, no domains, a root that is one domain, a domain without images,
@@ -119,7 +119,9 @@ def scan_folders(
 
 def _list_folders(root: Path, domain: str, left_out: LeftOut) -> dict[str, dict[str, list[str]]]:
     """Images below a root: domain -> class -> paths, relative to it."""
-    domains = _list(root, LeftOut())[1]  # beside the domains stand lists and licences
+    domains = _list(root, LeftOut())[
+        1
+    ]  # ignore files beside the domains, such as lists and licences
     if not domains:
         raise DataError(
             where=root,

@@ -1,4 +1,4 @@
-"""A split of Hugging Face `datasets` as a table of images (`tables`), which later runs find again.
+"""A split of Hugging Face `datasets` as a table of images (`tables`), kept for later runs.
 
 Images that are files stay in place. All others are written once into the cache, under a name
 derived from their bytes. The table is written there too.
@@ -31,7 +31,7 @@ def write_table(split: Any) -> Path:
         split: a `datasets.Dataset` with a column of images, `class` or `label`, and `domain`.
 
     Raises:
-        DataError: several splits, a stream, or a column is missing.
+        DataError: several splits, a stream, or a missing column.
         FileError: the cache cannot be written.
     """
     import datasets

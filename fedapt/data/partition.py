@@ -87,7 +87,7 @@ def divide_domains(
 
 
 def choose_key(domain: int, place: int, n_keys: int, n_domains: int) -> int:
-    """The key of a domain's client, of which `place` come before it; see `divide_domains`."""
+    """Index of the key of a domain's client number `place`, from 0; see `divide_domains`."""
     own_keys = range(domain % n_keys, n_keys, n_domains)
     return own_keys[place % len(own_keys)]
 
@@ -115,7 +115,7 @@ def name_keys(
     """Name of each key: its domain, the domains that share it, or a part of a domain.
 
     Args:
-        domains: their names.
+        domains: names of the domains.
     """
     users = [sorted({c.domain for c in clients if c.key == key}) for key in range(n_keys)]
     names = ["+".join(domains[d] for d in used) for used in users]
@@ -147,7 +147,7 @@ def _deal(domain: Domain, config: FederationConfig, seed: int) -> list[NDArray[n
         for share, part in zip(shares, np.split(places, cuts), strict=True):
             share.extend(part.tolist())
     while len(smallest := min(shares, key=len)) < config.min_images:
-        # the draw decides, but for the few images that a client must have
+        # move images to clients that got fewer than the minimum
         largest = max(shares, key=len)
         smallest.append(largest.pop(int(generator.integers(len(largest)))))
     return [np.array(sorted(share), dtype=np.int64) for share in shares]

@@ -1,8 +1,8 @@
 """The split of images into training and test images.
 
 DomainNet's `<domain>_train.txt` and `<domain>_test.txt` are used if they are in the root.
-Otherwise, a hash of seed and path splits each class of each domain. Added images move few of the
-others, and the order of a directory listing has no effect.
+Otherwise, a hash of seed and path splits each class of each domain. Added images change the
+part of few others. The order of a directory listing has no effect.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def split_as_configured(folders: ImageFolders, config: DataConfig) -> Split:
 def split_samples(
     samples: tuple[Sample, ...], test_fraction: float, seed: int
 ) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
-    """Keep `test_fraction` of each class apart: (rest, kept), in the given order."""
+    """Separate `test_fraction` of each class: (rest, separated), in the given order."""
     kept: set[Sample] = set()
     for ranked in _rank_classes(samples, seed).values():
         kept.update(ranked[: round(test_fraction * len(ranked))])
@@ -135,7 +135,7 @@ def rank_path(seed: int, path: str) -> bytes:
 
 
 def _read_list(path: Path, folders: ImageFolders, domain: str) -> tuple[Sample, ...]:
-    # composed characters: a list from one system names what another one decomposes
+    # composed characters (NFC): another system may have written the list with decomposed ones
     known = {_compose(sample.path): sample for sample in folders.samples[domain]}
     try:
         # not splitlines: a name may hold U+2028
@@ -153,13 +153,13 @@ def _read_list(path: Path, folders: ImageFolders, domain: str) -> tuple[Sample, 
             continue
         name = _compose(
             line.rsplit(maxsplit=1)[0]
-        )  # "path label"; the class folder says the label again
+        )  # "path label"; the class folder gives the label
         if name not in known:
             raise DataError(
                 where=f"{path}, line {number}",
                 found=repr(name),
                 expected=f"an image below {folders.root / domain}",
-                next_step="complete the images, or remove both split files to split at random",
+                next_step="add the missing images, or remove both split files to split at random",
             )
         samples.append(known[name])
     return tuple(samples)

@@ -110,7 +110,7 @@ class StrongViews:
             task=f"features of view {view + 1}",
             reporter=self._reporter,
         )
-        if found.errors:  # it could be read when its own feature was computed
+        if found.errors:  # the file was readable when its own feature was computed
             raise found.errors[0]
         return torch.from_numpy(found.values).to(self._rows.device)
 

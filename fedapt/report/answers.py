@@ -1,4 +1,4 @@
-"""The answer to each test image, and what many of them together say: calibration and confusion."""
+"""The answer to each test image, and figures of many answers: calibration and confusion."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Answer:
 
     Attributes:
         path: the image.
-        domain: that it is of.
-        label, chosen: index of its class, and of the one with the largest probability.
+        domain: the image's domain.
+        label, chosen: index of its class, and of the class with the maximum probability.
         confidence: that probability.
         routed_to: key with the largest weight; empty for a method without keys.
-        weight: 1, or 1 / models where several models answer each for itself.
+        weight: 1; 1 / models if several models answer.
     """
 
     path: Path
@@ -44,7 +44,7 @@ class Bin:
     """Answers of about the same confidence.
 
     Attributes:
-        share: of all answers.
+        share: share of all answers.
         accuracy, confidence: means over them.
     """
 
@@ -55,10 +55,10 @@ class Bin:
 
 @dataclass(frozen=True)
 class ClassResult:
-    """One class: how many test images, how many of them are right, and the usual mistake.
+    """One class: its number of test images, its accuracy and its most frequent mistake.
 
     Attributes:
-        name: of the class.
+        name: name of the class.
         n: test images.
         accuracy: share of right answers.
         mistaken_for: the class of most wrong answers; empty without any.

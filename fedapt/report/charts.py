@@ -1,4 +1,4 @@
-"""Charts as inline SVG, whose colours are the page's and follow it into the dark."""
+"""Charts as inline SVG; the page sets the colours, also in dark mode."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from html import escape
 from fedapt.report.answers import Bin
 from fedapt_runtime.printable import printable
 
-# of a chart in its own units, which a page scales to its width
+# sizes of a chart in its own units; the page scales it to its width
 _WIDTH, _HEIGHT = 360, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 30, 36
 N_COLOURS = 8
@@ -18,7 +18,7 @@ Points = Sequence[tuple[float, float]]
 
 
 class _Plane:
-    """From values to places in the chart."""
+    """Conversion of values to coordinates in the chart."""
 
     def __init__(self, x: tuple[float, float], y: tuple[float, float]) -> None:
         self._x, self._y = x, y
@@ -51,12 +51,12 @@ def line_chart(
     floor: float | None = None,
     limit: float | None = None,
 ) -> str:
-    """Lines of finite values, each with the colour of its place among them.
+    """Lines of finite values; the order of the lines gives their colours.
 
     Args:
         lines: name -> (x, y), x ascending.
-        floor: where the y axis begins; None for a round number below the values.
-        limit: the largest value that y can have, above which the axis does not go.
+        floor: minimum of the y axis; None for a round number below the values.
+        limit: maximum possible y; the axis ends there.
     """
     points = [point for line in lines.values() for point in line]
     xs, ys = [x for x, _ in points], [y for _, y in points]
@@ -79,7 +79,7 @@ def line_chart(
 
 
 def reliability_chart(bins: Sequence[Bin]) -> str:
-    """Accuracy of the answers of about one confidence; on the diagonal both are equal."""
+    """Accuracy by confidence; on the diagonal both are equal."""
     plane = _Plane((0, 100), (0, 100))
     ticks = [0.0, 20.0, 40.0, 60.0, 80.0, 100.0]
     parts = [_axes(plane, ticks, ticks, "confidence, %", "accuracy, %")]

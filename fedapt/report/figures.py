@@ -1,4 +1,4 @@
-"""All figures of one run: of its checkpoint where its test images are here, and of its records."""
+"""All figures of one run, from its records and, if its test images exist here, its checkpoint."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class RunReport:
         name: of the run folder.
         info: of the checkpoint.
         records: of the rounds behind the checkpoint.
-        evaluation: of the checkpoint; None where the test images are not here.
-        alone: accuracy of a classifier of each party's own images, where the checkpoint has it.
+        evaluation: evaluation of the checkpoint; None without test images.
+        alone: accuracy of a classifier of each party's own images, if the checkpoint has it.
         answers: to each test image.
     """
 
@@ -47,7 +47,7 @@ class RunReport:
 
     @property
     def n_images(self) -> dict[str, int]:
-        """Test images of each domain; empty where they are not here."""
+        """Number of test images of each domain; empty without test images."""
         return {n: d.n for n, d in self.evaluation.domains.items()} if self.evaluation else {}
 
     @property
@@ -59,7 +59,7 @@ class RunReport:
 
     @property
     def alternatives(self) -> dict[str, Mapping[str, float]]:
-        """Accuracy of each domain under the other classifiers that are at hand, by their names."""
+        """Accuracy of each domain under the other available classifiers, by their names."""
         found: dict[str, Mapping[str, float]] = {}
         if self.evaluation is not None and METHODS[self.info.method].trains:
             domains = self.evaluation.domains
@@ -70,7 +70,7 @@ class RunReport:
 
     @property
     def means(self) -> dict[str, float]:
-        """Mean over the tested domains, by classifier; not of one that lacks a domain."""
+        """Mean over the tested domains, by classifier; only of classifiers with every domain."""
         series = {self.title: self.accuracy, **self.alternatives}
         return {
             title: mean(dict(shares))
@@ -113,7 +113,7 @@ class RunReport:
         }
 
     def _last(self, name: str) -> dict[str, float]:
-        """A figure as the last record with it has it."""
+        """A figure from the last record that has it."""
         return dict(next((r[name] for r in reversed(self.records) if name in r), {}))
 
 
@@ -123,7 +123,7 @@ def collect_figures(
     """Measure a checkpoint, and read the records beside it.
 
     Args:
-        data: where its test images are; None for the figures of the records alone.
+        data: folder of its test images; None for the figures of the records only.
         device: `auto`, `cpu` or `cuda`.
 
     Raises:
@@ -149,11 +149,13 @@ def collect_figures(
     if not records:
         raise UsageError(
             where="data",
-            found="nothing, and no records of rounds beside the checkpoint",
+            found="neither test images nor records of rounds beside the checkpoint",
             expected="the folder with the domains",
             next_step="name the folder",
         )
-    reporter.message("the run's images are not here: the report has the figures of the records")
+    reporter.message(
+        "the run's images were not found; the report has the figures of the records only"
+    )
     return RunReport(name, loaded.info, records)
 
 

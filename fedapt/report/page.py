@@ -24,7 +24,7 @@ from fedapt.training.loop import mean
 from fedapt.training.methods.analytic import POOLED
 from fedapt_runtime.printable import printable
 
-_MATRIX_CLASSES = 12  # more of them are no matrix that can be read
+_MATRIX_CLASSES = 12  # a larger matrix cannot be read
 _LISTED_CLASSES = 30
 _SHOWN_MISTAKES = 24
 
@@ -40,10 +40,10 @@ class _Chart:
 
 @dataclass(frozen=True)
 class _Cell:
-    """A cell of a matrix: a share, and whether it is where the images should be.
+    """A cell of a matrix: a share, and whether it is on the expected place.
 
     Attributes:
-        kind: `own` where they should be, `other` where not, `pooled` for a bank of no domain.
+        kind: `own` for the expected place, `other` for another, `pooled` for a bank of no domain.
     """
 
     share: float

@@ -1,4 +1,4 @@
-"""Small pictures of test images, to stand inside the page."""
+"""Small pictures of test images inside the page."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _QUALITY = 80
 def thumbnail(path: Path, preprocessing: Preprocessing) -> str:
     """The image as the model sees it, at most 96 pixels a side, as a data URL; empty if unreadable.
 
-    Nothing but its pixels is kept: no name, place or camera.
+    The result has the pixels only, and no metadata.
     """
     try:
         picture = Image.fromarray(preprocessing.load(path))

@@ -26,14 +26,14 @@ def write_report(
     """Write the page to `out`, and model_card.md into the same folder.
 
     Args:
-        data: where the test images are; None for the figures of the records alone.
+        data: folder of the test images; None for the figures of the records only.
         pictures: show the worst mistakes, with their file names, in the page.
         license_id: of the trained values, as model hubs write it.
         device: `auto`, `cpu` or `cuda`.
 
     Raises:
         DependencyError: the packages of the page are not installed; nothing was measured.
-        UsageError: `out` is no page; or there are neither images nor records.
+        UsageError: `out` does not end in .html, or there are neither images nor records.
         FileError: a file cannot be written, or another job writes it.
         ReportedError: see `collect_figures`.
     """

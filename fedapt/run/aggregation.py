@@ -9,7 +9,7 @@ from fedapt.training.methods import METHODS, Method
 from fedapt.training.robust import count_needed
 from fedapt.training.sampling import sample_clients
 
-# a Gaussian is further out once in 10^15 draws
+# a Gaussian exceeds this once in 10^15 draws
 _WIDTHS = 8
 
 
@@ -17,7 +17,7 @@ def check_aggregation(method: Method) -> None:
     """Refuse an aggregation that would not give the requested protection.
 
     Raises:
-        ConfigError: noise that nothing bounds, or too few clients to outvote any.
+        ConfigError: noise without a bound on updates, or too few clients to outvote a faulty one.
         DependencyError: the accountant is not installed.
     """
     config, train = method.setting.config.federation, method.setting.config.train
@@ -26,8 +26,8 @@ def check_aggregation(method: Method) -> None:
         raise _exclude(
             f"federation.aggregation = {config.aggregation!r}, clip = {config.clip:g}",
             f"the method {method.title}, whose clients send sums",
-            "the mean, and sums that all clients share",
-            "leave them at their defaults, or train the method analytic",
+            "the mean, and no clip on sums of single domains",
+            "remove these settings; the method analytic accepts a clip",
         )
     if config.noise:
         if not config.clip or not shares_all or config.aggregation != "mean":
@@ -35,7 +35,7 @@ def check_aggregation(method: Method) -> None:
                 where=f"federation.noise = {config.noise:g}",
                 found=f"clip = {config.clip:g}, aggregation = {config.aggregation!r},"
                 f" weighting = {train.weighting!r}, method {method.title}",
-                expected="a clip above 0, the uniform mean, and a method whose clients share all",
+                expected="a clip above 0, the uniform mean, and a method with shared values only",
                 next_step="set federation.clip, and leave the others at their defaults",
             )
         require_flower("dp_accounting")
@@ -46,8 +46,8 @@ def check_aggregation(method: Method) -> None:
         raise _exclude(
             where,
             f"weighting = {train.weighting!r}, method {method.title}",
-            "replies that count alike, of a method whose clients share all",
-            "leave train.weighting at its default, or take the mean, which nothing defends",
+            "uniform weights, and a method with shared values only",
+            "remove train.weighting, or use the mean, which tolerates no faulty reply",
         )
     clients = sample_clients(method.setting.clients, config, train.seed, 0)
     if needed := count_needed(config, len(clients)):
@@ -55,7 +55,7 @@ def check_aggregation(method: Method) -> None:
             where,
             f"{len(clients)} clients in a round",
             f"{needed} or more, to outvote federation.faulty = {config.faulty}",
-            "sample more clients, or take the mean, which nothing defends",
+            "sample more clients, or use the mean, which tolerates no faulty reply",
         )
 
 
@@ -63,7 +63,7 @@ def check_privacy(config: Config, *, local: bool) -> None:
     """Refuse a secure sum, or noise of nodes, that would not give the requested privacy.
 
     Args:
-        local: whether this process trains all clients, so that nobody has anything to hide.
+        local: whether this process trains all clients, so that updates need no protection.
 
     Raises:
         ConfigError: settings that exclude each other, or a method that shows a client's own values.
@@ -76,8 +76,8 @@ def check_privacy(config: Config, *, local: bool) -> None:
     if local:
         raise _exclude(
             "federation.secure, node_clip, node_noise",
-            "clients that are all in this process",
-            "clients that are nodes",
+            "clients in this process",
+            "clients on nodes",
             "train with `engine` flower or `fedapt federation`",
         )
     if federation.secure:
@@ -87,8 +87,8 @@ def check_privacy(config: Config, *, local: bool) -> None:
                 "federation.secure",
                 f"the method {config.train.method}, whose {', '.join(method.owned)} belong to one"
                 " domain each",
-                "a method whose clients share all that is learned",
-                "train another method, fedapt for one",
+                "a method with shared values only",
+                "train another method, such as fedapt",
             )
         for name in ("aggregation", "clip", "noise", "max_update"):
             if (value := getattr(federation, name)) != getattr(default, name):
@@ -118,10 +118,10 @@ def check_privacy(config: Config, *, local: bool) -> None:
         if federation.secure and widest > federation.secure_range:
             raise _exclude(
                 f"federation.secure_range = {federation.secure_range:g}",
-                f"noise of width {federation.node_clip * federation.node_noise:g}, of which it"
-                " would cut off the tail",
+                f"noise of width {federation.node_clip * federation.node_noise:g}, whose"
+                " tail this range cuts off",
                 f"{widest:g} or more",
-                "raise it",
+                "raise federation.secure_range",
             )
         require_flower("dp_accounting")
 

@@ -43,7 +43,7 @@ class BaseSession:
         config: settings as the method resolves them.
         classes: names in the order of the labels.
         trained: names of the domains that train, in the order of their indices.
-        joined: a checkpoint that the run goes on from; further domains come behind its own.
+        joined: a checkpoint that the run continues; new domains come after its domains.
         images: the images, if they are in this process.
 
     Raises:

@@ -36,7 +36,7 @@ LIVE, REGISTRY = "live.jsonl", "nodes.json"
 
 
 class _Grown(Exception):
-    """A node has joined that is new to the session."""
+    """A new node has joined the session."""
 
 
 def serve(
@@ -53,7 +53,7 @@ def serve(
             nodes have no keys, as with Flower's own programs.
 
     Raises:
-        ReportedError: see `core.errors`; every file in the run folder is whole at any moment.
+        ReportedError: see `core.errors`; every file in the run folder is complete at any moment.
     """
     server = read_server(folder)
     run = RunFolder(folder / server.out)
@@ -64,7 +64,7 @@ def serve(
         except ReportedError as error:
             watch.failed(str(error))
             raise
-        except Exception as error:  # whoever waits for the end has to be told of it
+        except Exception as error:  # report the failure to the commands that wait for the end
             watch.failed(f"{type(error).__name__}: {error}; the server's log says more")
             raise
         watch.finished()
@@ -96,7 +96,7 @@ def _serve(
         lambda: [path.stem for path in keys.glob("*.pub")] if name_nodes else [],
     )
     while not _train(grid, config, plan, backbone, registry, run, watch, reporter):
-        reporter.message("a new node: it takes part from the next round on")
+        reporter.message("a new node takes part from the next round on")
 
 
 def read_deployment(folder: Path) -> tuple[ServerSettings, Config]:
@@ -104,7 +104,7 @@ def read_deployment(folder: Path) -> tuple[ServerSettings, Config]:
 
     Raises:
         ConfigError: a wrong name or value, or a setting for images on one machine.
-        UsageError: unencrypted where others can listen, or a method that sends nothing.
+        UsageError: no TLS on an address that others can reach, or a method that sends nothing.
     """
     server = read_server(folder)
     return server, resolve_deployment(read_config(folder / server.settings))
@@ -176,16 +176,16 @@ def _check_own_images(config: Config) -> None:
     """Refuse settings that need all images on one machine.
 
     Raises:
-        ConfigError: images to be dealt out, a domain to be left out, or a federation to be joined.
+        ConfigError: a setting that divides images, leaves out a domain or joins a federation.
     """
     defaults = flatten(Config())
     for name in ("federation.clients_per_domain", "federation.join", "data.leave_out"):
         if (value := flatten(config)[name]) != defaults[name]:
             raise ConfigError(
                 where=f"{name} = {value!r}",
-                found="a setting for images that are all on one machine",
-                expected=f"{defaults[name]!r}: every node has its own",
-                next_step="leave it out; nodes join and leave on their own",
+                found="a setting that needs all images on one machine",
+                expected=f"the default {defaults[name]!r}, because every node has its own images",
+                next_step="remove the setting",
             )
 
 

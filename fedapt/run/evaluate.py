@@ -1,4 +1,4 @@
-"""A checkpoint on a folder of images: the split of its training, its classes, its CLIP."""
+"""Evaluation of a checkpoint on a folder of images, with its split, classes and CLIP."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fedapt.training.methods import Learned, Method
 
 @dataclass(frozen=True)
 class Trained:
-    """A checkpoint's method, and the test images that it is asked about.
+    """A checkpoint's method, and the test images.
 
     Attributes:
         domains: domains of the images, each with its test images only.
@@ -35,11 +35,11 @@ class Trained:
 
     @property
     def bank_names(self) -> tuple[str, ...]:
-        """Names of what the method routes images to."""
+        """Names of the banks that the method routes images to."""
         return self.method.bank_names(self.checkpoint.info.keys)
 
     def evaluate(self, reporter: Reporter, *, exact: bool = False) -> Evaluation:
-        """Measure every domain; says where there is no test image, and where routing is low.
+        """Measure every domain; report domains without test images or with low routing.
 
         Args:
             exact: encode every image's own prompts instead of mixing text banks.
@@ -90,7 +90,7 @@ def evaluate_checkpoint(
     Raises:
         CheckpointError: damaged, or of another CLIP.
         DataError: the folders are wrong, or hold a class that the checkpoint does not know.
-        UsageError: exact prompts of a method that has no others.
+        UsageError: `exact` for a method without mixed prompts.
     """
     checkpoint = load_checkpoint(path)
     method = checkpoint.info.method
@@ -98,7 +98,7 @@ def evaluate_checkpoint(
         raise UsageError(
             where="exact",
             found=f"a checkpoint of {method}",
-            expected=f"one of {', '.join(FUSED_METHODS)}, whose prompts may be mixed or exact",
+            expected=f"one of {', '.join(FUSED_METHODS)}, which have mixed and exact prompts",
             next_step="leave `exact` out",
         )
     return open_trained(checkpoint, data, device, reporter).evaluate(reporter, exact=exact)

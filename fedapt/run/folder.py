@@ -10,7 +10,7 @@ from fedapt.core.errors import UsageError
 from fedapt.core.files import write_text
 from fedapt.core.versions import software_versions
 
-# settings that an operator may change during a federation: they affect no valid reply
+# settings that an operator may change during a run: they do not affect a valid reply
 _OPERATION = ("min_replies", "round_seconds", "max_update")
 
 
@@ -46,7 +46,7 @@ class RunFolder:
         return self.path / "images.sha256"
 
     def keep_images(self, digest: str, going_on: bool) -> bool:
-        """Write the hash of a new run's images; for a resumed run, whether it is the same.
+        """Write the hash of a new run's images. For a resumed run, return whether it is the same.
 
         Raises:
             FileError: the folder cannot be written.
@@ -73,7 +73,7 @@ class RunFolder:
         Raises:
             UsageError: the folder holds a run already, or one with other settings.
         """
-        # a folder where no round was finished holds nothing that could be lost
+        # a folder without a finished round may be overwritten
         if self.records.is_file() or self.checkpoint.is_file():
             if not resume:
                 raise UsageError(
@@ -97,7 +97,7 @@ class RunFolder:
     def _check_same(self, config: Config) -> None:
         before, now = flatten(read_config(self.config)), flatten(config)
         may_change = ""
-        if config.train.schedule == "constant":  # another number of rounds changes none of them
+        if config.train.schedule == "constant":  # the number of rounds then changes no round
             before["train.rounds"] = now["train.rounds"]
             may_change = " (train.rounds alone may change)"
         free = {f"federation.{name}" for name in _OPERATION}
@@ -107,5 +107,5 @@ class RunFolder:
                 where=self.config,
                 found=f"another value of {', '.join(changed)}",
                 expected=f"the settings that the run began with{may_change}",
-                next_step="leave that setting out, or choose another `out`",
+                next_step="remove that setting, or choose another `out`",
             )

@@ -16,7 +16,7 @@ def rebuild_method(
     """The method of a checkpoint and its learned tensors, on the backbone's device.
 
     Args:
-        table: images that will be asked about; None where features are.
+        table: the images to predict; None if predictions start from features.
 
     Raises:
         CheckpointError: it was trained on another CLIP.

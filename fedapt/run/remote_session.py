@@ -26,7 +26,7 @@ class RemoteSession(BaseSession):
         config: settings as the method resolves them.
         classes: names in the order of the labels.
         domains: domains that train, in the order of their indices.
-        known: the run's checkpoint, if there is one; further domains come behind its own.
+        known: the run's checkpoint, if there is one; new domains come after its domains.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class RemoteSession(BaseSession):
         Raises:
             CheckpointError: it is of another CLIP, or of other classes.
         """
-        assert self._joined is not None  # the caller has loaded it
+        assert self._joined is not None  # the caller has loaded the checkpoint
         rounds = self._joined.info.rounds
         records = read_records(run.records)[:rounds]
         return Progress(self.begin().learned, rounds, tuple(records))
@@ -72,7 +72,7 @@ class RemoteSession(BaseSession):
     def pool(self, scores: Mapping[int, Score]) -> tuple[dict[str, float], dict[str, float]]:
         """Test and validation accuracy of every domain, from the nodes' reports.
 
-        A round can be chosen only where every domain's validation images have had their say.
+        A round can be chosen only if every domain has reported validation accuracy.
 
         Args:
             scores: client's index -> score.

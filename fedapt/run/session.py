@@ -31,8 +31,7 @@ class Session(BaseSession):
 
     Args:
         config: settings as the method resolves them.
-        joined: a federation's checkpoint that these domains go on from, each new one with a key of
-            its own.
+        joined: checkpoint of a federation to continue; each new domain gets its own key.
 
     Raises:
         ReportedError: the settings, the images and the checkpoint do not go together.
@@ -82,7 +81,7 @@ class Session(BaseSession):
                 next_step="resume with the same data, or train into another folder",
             )
         learned = self.fit(checkpoint)
-        # a record may be one round ahead of the checkpoint: that round is trained again
+        # a record may be one round ahead of the checkpoint; that round is trained again
         records = read_records(run.records)[: info.rounds]
         return Progress(learned, info.rounds, tuple(records))
 

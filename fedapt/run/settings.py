@@ -47,7 +47,7 @@ def read_run_settings(
     values |= {_SHORT.get(name, name): value for name, value in named.items() if value is not None}
     if data is not None:
         values["data.root"] = str(find_images(data).resolve())
-    # a folder or file by its full path, so that the checkpoint finds it from anywhere
+    # the full path, so that the checkpoint finds the images from any folder
     for name in ("model.name", "model.pretrained"):
         if is_path(str(values.get(name, ""))) and Path(values[name]).exists():
             values[name] = str(Path(values[name]).resolve())
@@ -60,8 +60,8 @@ def find_images(data: Images) -> Path:
     """The folder or table of images; a split of `datasets` is written as a table into the cache.
 
     Raises:
-        DataError: a split without the columns that are needed.
-        UsageError: none of these.
+        DataError: a split without the required columns.
+        UsageError: another type.
         FileError: the cache cannot be written.
     """
     if is_split(data):
@@ -77,7 +77,7 @@ def find_images(data: Images) -> Path:
 
 
 def _short_names() -> dict[str, str]:
-    """Short name -> setting: the key alone where one section has it, and a few of their own."""
+    """Short name -> setting: keys that only one section has, and the names of options."""
     short: dict[str, str] = {}
     seen: set[str] = set()
     for name in flatten(Config()):

@@ -71,7 +71,7 @@ def open_engine(
         nodes = sorted(grid.get_node_ids())
 
         def find_nodes(clients: Sequence[ClientInfo]) -> Mapping[int, int]:
-            # a simulated node plays whichever client it is asked for
+            # a simulated node trains the client that the message names
             return {client.index: nodes[i] for i, client in enumerate(clients)}
 
         plan = Plan(

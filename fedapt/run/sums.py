@@ -60,7 +60,7 @@ def leave(federation: Checkpoint, domain: str) -> Checkpoint:
 
     Raises:
         CheckpointError: the method is another one.
-        DataError: there is no such domain, or no other.
+        DataError: an unknown domain, or the only one.
     """
     _check_method(federation)
     info = federation.info
@@ -128,7 +128,7 @@ def add_class(federation: Checkpoint, name: str) -> Checkpoint:
 
     Raises:
         CheckpointError: the method is another one.
-        DataError: the class is there.
+        DataError: the class exists.
     """
     _check_method(federation)
     info = federation.info
@@ -140,7 +140,7 @@ def add_class(federation: Checkpoint, name: str) -> Checkpoint:
             next_step="check the name",
         )
     targets, gram = federation.learned[_TARGETS], federation.learned[_GRAM]
-    # of an upper triangle, row by row, the last of each row is the last column
+    # in an upper triangle, row by row, the last value of each row is in the last column
     width = targets.shape[1]
     ends = torch.arange(width, 0, -1).cumsum(0) - 1
     column = -gram[:, ends].double() / CONSTANT

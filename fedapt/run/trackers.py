@@ -1,7 +1,7 @@
 """Experiment trackers, each through its own library and with that library's own settings.
 
 No tracker is active by default. A tracker gets the records of `records.jsonl`, after they are
-written, and the settings without paths. A failed tracker loses no result.
+written, and the settings without paths. A failed tracker does not affect the results.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _mlflow(folder: Path, config: Config) -> Iterator[Log]:
         mlflow.log_params(flatten(remove_paths(config)))
 
         def log(step: int, values: dict[str, float]) -> None:
-            # names may have letters, digits and a few signs, and a folder's may have others
+            # MLflow allows letters, digits and a few signs; names of folders may have others
             allowed = {re.sub(r"[^\w\-. :/]", "_", name): value for name, value in values.items()}
             mlflow.log_metrics(allowed, step=step)
 
@@ -103,11 +103,11 @@ def track(
 ) -> Iterator[Callable[[Record], None]]:
     """Open these trackers while the block runs, and yield a function that logs a record.
 
-    A tracker that fails later is told of once and left out: training goes on without it.
+    A tracker that fails later is reported once and disabled. Training continues.
 
     Raises:
         DependencyError: a library is not installed.
-        UsageError: a tracker cannot begin, such as without its server.
+        UsageError: a tracker cannot start, such as without its server.
     """
     with ExitStack() as stack:
         logs = {name: _open(stack, name, folder, config) for name in names}
@@ -118,7 +118,7 @@ def track(
                     one(record["round"], scalars(record))
                 except Exception as error:  # each library has its own tree
                     del logs[name]
-                    reporter.message(f"{name} has failed and is left out: {_say(error)}")
+                    reporter.message(f"{name} has failed and is disabled: {_say(error)}")
 
         yield log
 
@@ -132,8 +132,8 @@ def _open(stack: ExitStack, name: str, folder: Path, config: Config) -> Log:
         raise UsageError(
             where=f"tracker {name}",
             found=_say(error),
-            expected="a tracker that can begin",
-            next_step=f"set {name} up as its documentation describes, or leave it out",
+            expected="a tracker that starts",
+            next_step=f"configure {name} as its documentation describes, or leave it out",
         ) from error
 
 

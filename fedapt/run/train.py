@@ -38,14 +38,14 @@ def train(
     Args:
         config: all settings; `data.root` names the images.
         out: the run folder.
-        resume: go on from the checkpoint in `out`; the result has the same bytes as an
+        resume: continue from the checkpoint in `out`; the result has the same bytes as an
             uninterrupted run.
         device: `auto`, `cpu` or `cuda`.
         trackers: names of experiment trackers that are sent every record, see `run.trackers`.
         engine: `local`, or `flower` for Flower's simulation runtime; the result is the same.
 
     Raises:
-        ReportedError: see `core.errors`; every file in `out` is whole at any moment.
+        ReportedError: see `core.errors`; every file in `out` is complete at any moment.
     """
     run = RunFolder(out)
     if not config.data.root:
@@ -77,7 +77,7 @@ def _train(
     trackers: tuple[str, ...],
     engine: str,
 ) -> Evaluation:
-    # images and CLIP are checked before the run folder is touched: a typo in them leaves nothing
+    # check images and CLIP before the run folder is created
     collection = open_collection(config.data)
     join = config.federation.join
     joined = load_checkpoint(Path(join)) if join else None
@@ -86,7 +86,7 @@ def _train(
         reporter.message(f"{config.train.method}: {change}")
     run.check(resolved, resume)
     depth: str = config.data.preprocess
-    if run.checkpoint.is_file():  # a run from before there was this setting goes on as it began
+    if run.checkpoint.is_file():  # an older run without this setting continues unchanged
         depth = load_checkpoint(run.checkpoint).info.preprocessing.depth
     backbone = load_backbone(config.model.name, config.model.pretrained, device, depth)
     going_on = run.begin(resolved)
@@ -114,7 +114,7 @@ def _train(
             log(progress.records[-1])
 
         done = session.run(start, save, reporter, opened)
-    if not done.records:  # zero-shot: nothing was trained, and there is a result all the same
+    if not done.records:  # zero-shot: a result without training
         write(done)
     if (best := done.best_round) is not None:
         reporter.message(f"best round on validation: {best} ({run.best})")

@@ -236,7 +236,9 @@ def test_a_method_without_training_is_compared_with_nothing(figures: RunReport) 
 
 def test_nothing_to_report_is_an_error(run: Path) -> None:
     (run / "records.jsonl").unlink()
-    with pytest.raises(UsageError, match="no records of rounds beside the checkpoint"):
+    with pytest.raises(
+        UsageError, match="neither test images nor records of rounds beside the checkpoint"
+    ):
         collect_figures(run / "checkpoint.safetensors", None, "cpu", Reporter())
 
 

@@ -51,7 +51,7 @@ def test_a_vote_counts_replies_alike(
     setting: str, tiny_images: Path, tiny_backbone: Backbone
 ) -> None:
     session = run_session(tiny_images, tiny_backbone, "federation.aggregation=median", setting)
-    with pytest.raises(ConfigError, match="expected replies that count alike, of a method whose"):
+    with pytest.raises(ConfigError, match="expected uniform weights, and a method with shared"):
         session.run(session.begin(), lambda progress: None, Reporter())
 
 
@@ -99,7 +99,7 @@ SECURE, NOISE = "federation.secure=true", ("federation.node_clip=1.0", "federati
         ((SECURE, "federation.clip=1.0", "federation.noise=1.0"), "clip = 1.0, for which"),
         ((SECURE, "federation.max_update=5.0"), "max_update = 5.0, for which the server"),
         ((SECURE, *NOISE, "train.weighting=samples"), "weighting = 'samples' in a secure sum"),
-        ((SECURE, *NOISE, "federation.secure_range=8.9"), "found noise of width 1, of which"),
+        ((SECURE, *NOISE, "federation.secure_range=8.9"), "found noise of width 1, whose tail"),
         (
             ("federation.node_noise=1.0",),
             "node_clip = 0, clip = 0, noise = 0; expected a node_clip",
@@ -139,7 +139,7 @@ def test_what_goes_with_it(settings: tuple[str, ...]) -> None:
 def test_one_process_has_nothing_to_hide(
     setting: str, tiny_images: Path, tiny_backbone: Backbone
 ) -> None:
-    expected = "clients that are all in this process; expected clients that are nodes"
+    expected = "clients in this process; expected clients on nodes"
     with pytest.raises(ConfigError, match=expected):
         check_engine("local", read_config(None, [setting]))
     session = run_session(tiny_images, tiny_backbone, setting)

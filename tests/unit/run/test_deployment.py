@@ -218,7 +218,7 @@ def test_a_damaged_registry(tmp_path: Path, images: Path, tiny_clip: Path) -> No
 )
 def test_settings_for_one_machine(tmp_path: Path, tiny_clip: Path, setting: str) -> None:
     server = write_server(tmp_path / "d", tiny_clip, 1, 1, setting)
-    with pytest.raises(ConfigError, match="every node has its own") as caught:
+    with pytest.raises(ConfigError, match="because every node has its own images") as caught:
         serve(DirectGrid({}), server, Reporter())
     assert caught.value.where.startswith(setting.partition("=")[0])
     assert [path.name for path in (server / "run").iterdir()] == ["live.jsonl"]

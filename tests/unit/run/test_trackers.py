@@ -266,7 +266,7 @@ def test_a_tracker_that_fails_later_is_left_out(
             log(record)
     assert seen == [1]
     assert reporter.lines == [
-        "mlflow has failed and is left out: RuntimeError: the server has gone"
+        "mlflow has failed and is disabled: RuntimeError: the server has gone"
     ]
     assert read_tensorboard(tmp_path)["loss"] == [(1, 1.5), (2, 0.75)]
 
