@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedapt.core.seeds import child_seed
 
-# below this spread all scores count as equal; it also keeps 0 / 0 away
+# scores with a smaller spread count as equal, which avoids 0 / 0
 MIN_STD = 1e-12
 
 

@@ -28,11 +28,11 @@ class Backbone:
 
     Attributes:
         name: OpenCLIP model name, `lite`, a folder, or `hf-hub:organisation/repository`.
-        pretrained: tag or weights file; empty where the name says it all.
+        pretrained: tag or weights file; empty if the name alone identifies the weights.
         clip: the OpenCLIP model; `encode_image` maps normalised images to features.
         text_tower: embeddings -> features.
         tokenizer: OpenCLIP's tokenizer of the model.
-        prompts: the same tokenizer taken apart, for prompts with a learned context.
+        prompts: the parts of that tokenizer, for prompts with a learned context.
         preprocessing: image file -> uint8 array, and the normalisation that follows.
     """
 
@@ -96,9 +96,9 @@ def hash_tensors(tensors: Iterable[tuple[str, Tensor]], more: bytes = b"") -> st
 
 
 def _hash_clip(clip: nn.Module, prefix: str = "") -> str:
-    """Hash of a module below a prefix: its weights, and QuickGELU, which leaves no trace in them.
+    """Hash of a module below a prefix: its weights, and whether it uses QuickGELU.
 
-    The same file of weights loads with and without it, and gives other features.
+    The same weights load with and without QuickGELU, and then give different features.
     """
     state = [item for item in clip.state_dict().items() if item[0].startswith(prefix)]
     kinds = {type(m).__name__ for n, m in clip.named_modules() if n.startswith(prefix)}
@@ -108,7 +108,7 @@ def _hash_clip(clip: nn.Module, prefix: str = "") -> str:
 def load_backbone(
     name: str, pretrained: str = "", device: str = "cpu", depth: str = "scale"
 ) -> Backbone:
-    """Load a CLIP; its weights are random only under the name `random`.
+    """Load a CLIP. Its weights are random only if `pretrained` is `random`.
 
     Args:
         name: `lite`, an OpenCLIP model name, a folder with `open_clip_config.json` and weights, or
@@ -127,8 +127,8 @@ def load_backbone(
             raise ModelError(
                 where="pretrained",
                 found=repr(pretrained),
-                expected="nothing: lite has one set of weights",
-                next_step="leave `pretrained` out, or name another model",
+                expected="no tag, because lite has one set of weights",
+                next_step="leave `pretrained` out, or choose another model",
             )
         clip = build_lite()
         tokenizer = import_open_clip().SimpleTokenizer()
@@ -172,7 +172,7 @@ def _read_preprocessing(clip: nn.Module, name: str) -> Preprocessing:
             interpolation=fields["interpolation"],
             resize_mode=fields["resize_mode"],
         )
-    except ModelFileError as error:  # the runtime speaks of a model file here
+    except ModelFileError as error:  # the runtime's error names a model file
         raise ModelNotSupported(
             where=f"model {name}",
             found=f"preprocessing with {error.found}",

@@ -1,8 +1,8 @@
-"""The checkpoint: one .safetensors file with what was learned and how to use it (docs/artifact.md).
+"""The checkpoint: one .safetensors file with learned tensors and metadata (docs/artifact.md).
 
-Tensors: what the method learned, by its names, and `keys` [N, M, W] where it has keys, float32; of
-FedAPT, `meta_prompt` [C, M, W] or [M, W] and `adaptive_network` [N, D]. Metadata: one JSON object
-under the key `fedapt`. The same run gives the same bytes.
+Tensors, float32: the learned tensors under the method's names, and `keys` [N, M, W] of a method
+with keys. FedAPT has `meta_prompt` [C, M, W] or [M, W] and `adaptive_network` [N, D].
+Metadata: one JSON object under the key `fedapt`. The same run gives the same bytes.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class CheckpointInfo:
     """Description of a checkpoint.
 
     Attributes:
-        model, pretrained, clip_sha256: the CLIP, by name and by hash of its weights; a folder or
-            file by its path, since the checkpoint is used with it.
+        model, pretrained, clip_sha256: name of the CLIP and hash of its weights. A folder or file
+            is stored with its path, from which later commands load it.
         classes: names in the order of the labels.
         domains: trained domains, in the order of their indices.
         keys: name of each key.
         clients: index of each client's domain.
-        rounds: rounds of training behind the tensors.
+        rounds: number of rounds that trained the tensors.
         config: the run's settings, without the folder of its images and a joined checkpoint's path.
         preprocessing: preprocessing of the images that it was trained on.
         versions: versions of the software that trained it.
@@ -97,7 +97,7 @@ class Checkpoint:
         """The server's model of FedAPT, on the backbone's device.
 
         Raises:
-            CheckpointError: the method differs, or the CLIP of the training.
+            CheckpointError: another method, or another CLIP than that of the training.
         """
         self.check_backbone(backbone)
         info, device = self.info, backbone.device
@@ -159,7 +159,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
         for name in ("classes", "domains", "keys", "clients"):
             fields[name] = tuple(fields[name]) if isinstance(fields[name], list) else None
-        # a later version adds fields and settings without a new schema: they are left out
+        # a later version may add fields and settings without a new schema; they are ignored
         known = {field.name for field in dataclasses.fields(CheckpointInfo)}
         fields = {name: value for name, value in fields.items() if name in known}
         fields["config"] = config_from_dict(fields["config"], str(path), skip_unknown=True)
@@ -223,7 +223,7 @@ def _check_tensors(path: Path, checkpoint: Checkpoint) -> None:
     info, keys = checkpoint.info, checkpoint.keys
     n_classes, n_keys = len(info.classes), len(info.keys)
     fits = n_classes > 0 and (keys is None or (keys.dim() == 3 and len(keys) == n_keys > 0))
-    if info.method in FUSED_METHODS:  # others are checked when they are put together
+    if info.method in FUSED_METHODS:  # the others are checked when the method is rebuilt
         prompt, network = checkpoint.learned[META_PROMPT], checkpoint.learned[ADAPTIVE_NETWORK]
         fits = (
             fits

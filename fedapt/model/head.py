@@ -1,4 +1,4 @@
-"""The head behind the image tower: one form for every method whose classes are fixed vectors.
+"""The head after the image tower: one form for every method whose classes are fixed vectors.
 
     z = Q r + q0                        r = f, or f / |f|
     w = softmax(z~ / tau)               z~ = z standardised over the N banks, or z itself
@@ -27,14 +27,14 @@ MIN_NORM = 1e-12
 
 @dataclass(frozen=True)
 class Head:
-    """The graph behind the image tower: N banks of C class vectors, and their router.
+    """The graph after the image tower: N banks of C class vectors, and their router.
 
     Attributes:
         banks: T, float32 [N, C, D].
         adaptive_network: Q, float32 [N, D].
         temperature: tau.
         logit_scale: exp(s).
-        mixing: `exact`, or `hard`: the one bank with the largest weight.
+        mixing: `exact`, or `hard`, which uses the bank with the maximum weight.
         bank_bias: b, float32 [N, C]; None for zeros.
         router_bias: q0, float32 [N]; None for zeros.
         renormalised: whether the mixture has unit length (text features), or is linear.

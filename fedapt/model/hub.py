@@ -21,7 +21,7 @@ from fedapt.core.errors import ModelError
 from fedapt.core.files import hash_file
 
 _ANSWER_S = 5.0
-_RESOLVE_S = 3.0  # in addition: a name server that is silent knows no limit of ours
+_RESOLVE_S = 3.0  # in addition, for name servers, whose time cannot be limited
 _SHA256 = re.compile(r"[0-9a-f]{64}")  # files in git have another hash, of 40 digits
 
 
@@ -30,12 +30,12 @@ def ask_hub_once() -> Iterator[str]:
     """Allow downloads inside the block, or only the cache if the hub does not answer.
 
     Yields:
-        Why the hub does not answer; empty where it does.
+        The reason why the hub does not answer; empty if it does.
 
     Raises:
-        ModelError: a file that was downloaded in the block is not the hub's; it is removed.
+        ModelError: a downloaded file has another hash than the hub's; it is removed.
     """
-    # not public: the client reads it for each request, and has no other switch after its import
+    # not public: the only switch of the client that works after its import
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
@@ -63,11 +63,11 @@ def _check_downloads(cache: Path, begun: float) -> None:
         if not _SHA256.fullmatch(blob.name) or blob.stat().st_mtime < begun - 1:
             continue
         if (found := hash_file(blob)) != blob.name:
-            blob.unlink()  # what leads to it is downloaded again
+            blob.unlink()  # the client downloads it again
             raise ModelError(
                 where=blob.parent.parent,
                 found=f"a download of hash {found[:12]}, which was removed",
-                expected=f"{blob.name[:12]}, the hash of the hub",
+                expected=f"the hub's hash {blob.name[:12]}",
                 next_step="run again; if it fails again, a proxy or the hub changes the file",
             )
 
@@ -79,9 +79,9 @@ def _find_silence(endpoint: str) -> str:
 
     def ask() -> None:
         try:
-            get_session().head(endpoint, timeout=_ANSWER_S)  # any answer is one
+            get_session().head(endpoint, timeout=_ANSWER_S)  # every status counts as an answer
             found.append("")
-        except Exception as error:  # the client's library is not ours: any failure is no answer
+        except Exception as error:  # the client raises many types; each means no answer
             reason = " ".join(str(error).split())[:200]
             found.append(f"{endpoint} does not answer ({reason or type(error).__name__})")
 

@@ -16,8 +16,8 @@ INPUT, FEATURES = "images", "features"
 class ImageTower(nn.Module):
     """uint8 [batch, height, width, 3] -> image features f, float32 [batch, D], not normalised.
 
-    Normalisation happens here, as one multiplication and one addition per value, so that a quarter
-    of the bytes has to reach the device.
+    Normalisation is one multiplication and one addition per value on the device, so only a quarter
+    of the bytes is sent there.
     """
 
     def __init__(self, clip: nn.Module, preprocessing: Preprocessing) -> None:

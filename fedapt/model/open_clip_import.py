@@ -43,7 +43,7 @@ def import_open_clip() -> ModuleType:
     Raises:
         ImportError: open_clip_torch, timm or torchvision is not installed.
     """
-    # the hub's client reads it when it is imported: a download tells no versions of other packages
+    # the hub's client reads it at import; downloads then send no versions of other packages
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     _import_torchvision()
     return importlib.import_module("open_clip")

@@ -22,7 +22,7 @@ from fedapt.model.unfilled import Unfilled, is_filled
 from fedapt.model.weights import as_open_clip_file, as_open_clip_folder
 
 LITE = "lite"
-RANDOM = "random"  # the one name under which weights may be random
+RANDOM = "random"  # the only value that gives random weights
 _RANDOM_SEED = 0
 _HUB, _FOLDER = "hf-hub:", "local-dir:"  # as OpenCLIP writes them
 _MAX_NAMED = 3
@@ -47,21 +47,21 @@ def build_open_clip(name: str, pretrained: str) -> tuple[nn.Module, Any]:
             raise ModelError(
                 where="pretrained",
                 found=repr(pretrained),
-                expected=f"nothing: {name} brings its own weights",
+                expected=f"no tag, because {name} has its own weights",
                 next_step="leave `pretrained` out",
             )
         weights = pretrained
         if pretrained and Path(pretrained).is_file():
             weights = str(stack.enter_context(as_open_clip_file(Path(pretrained))))
-        # a folder, a file and random weights take no hub; a tokenizer may all the same
+        # folders, files and random weights need no hub; their tokenizer may need it
         silent = stack.enter_context(ask_hub_once()) if _takes_hub(source, weights) else ""
-        # its logs and warnings repeat the errors below
+        # OpenCLIP's logs and warnings repeat the errors below
         stack.enter_context(quiet(logging.CRITICAL))
         where = f"model {name}" + (f", pretrained {pretrained}" if pretrained else "")
         clip = _load_towers(source, weights, where, silent)
         try:
             return clip, import_open_clip().get_tokenizer(source)
-        except Exception as error:  # as below; a tokenizer of Hugging Face's takes transformers too
+        except Exception as error:  # as below; Hugging Face's tokenizers also need transformers
             raise ModelError(
                 where=f"model {name}",
                 found=f"no usable tokenizer ({_say(error, silent)})",
@@ -88,7 +88,7 @@ def _load_towers(source: str, weights: str, where: str, silent: str) -> nn.Modul
             return clip
         return create(source, pretrained=weights or None, require_pretrained=True)
     except Exception as error:
-        # the hub, the file system, torch and OpenCLIP raise a dozen kinds here: all mean no weights
+        # the hub, the file system, torch and OpenCLIP raise many types; all mean no weights
         offline = f"; the hub is {describe_cache()}" if silent else ""
         raise ModelError(
             where=where,
@@ -107,10 +107,12 @@ def _create_unfilled(
         with Unfilled():
             clip = create(source, pretrained=weights or None, require_pretrained=True)
     except Exception as error:
-        if "meta" in str(error):  # the device of parameters without values: a computation with one
+        if "meta" in str(
+            error
+        ):  # an operation on a parameter without values, which has the device `meta`
             return None
         raise
-    return clip if is_filled(clip) else None  # OpenCLIP initialises what a file lacks
+    return clip if is_filled(clip) else None  # OpenCLIP initialises the tensors that a file lacks
 
 
 def _say(error: Exception, silent: str = "") -> str:

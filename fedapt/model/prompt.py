@@ -33,14 +33,14 @@ def draw_keys(
 ) -> Tensor:
     """Frozen random keys: float32 [N, M, W].
 
-    Every key has a seed of its own, so a domain that joins later moves no other key.
+    Every key has its own seed, so a domain that joins later changes no other key.
 
     Args:
-        known: the first of them, of a federation that others join.
+        known: the first keys, those of a federation that is joined.
         kind: `uniform` around 1/2, `normal` of mean 0, `signs`, either of two values, or
             `orthogonal`, normal keys made orthogonal to the ones before them.
-        std: standard deviation of a key's values; 0 for that of the kind: 1 / sqrt(12) where
-            uniform, as in [0, 1), and 1 else.
+        std: standard deviation of a key's values; 0 for the default of the kind: 1 / sqrt(12) for
+            `uniform`, which gives [0, 1), and 1 for the others.
     """
     std = std or (UNIFORM_STD if kind == "uniform" else 1.0)
     keys: list[Tensor] = [] if known is None else [*known]
@@ -48,7 +48,7 @@ def draw_keys(
         generator = torch.Generator().manual_seed(child_seed(seed, "key", index))
         if kind == "uniform":
             key = torch.rand(context_length, width, generator=generator)
-            # the drawn values without scaling, and so without rounding, by default
+            # by default the drawn values are not scaled, and so not rounded
             keys.append(key if std == UNIFORM_STD else 0.5 + (key - 0.5) * (std / UNIFORM_STD))
             continue
         key = torch.randn(context_length, width, generator=generator, dtype=torch.float64)
@@ -60,7 +60,7 @@ def draw_keys(
                     expected=f"at most {context_length * width}, the values of a key",
                     next_step="lower prompt.n_keys, or choose prompt.keys=normal",
                 )
-            for _ in range(2):  # twice: once leaves rounding errors of the size of the projection
+            for _ in range(2):  # twice, because one pass leaves rounding errors
                 for other in keys:
                     other = other.double()
                     key = key - other * (key * other).sum() / other.square().sum()

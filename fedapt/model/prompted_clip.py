@@ -3,8 +3,8 @@
     t_c(w)  = normalise(text_encoder([SOS; P_c(w); tokens("{name}."); EOS]))
     logits  = exp(s) f^ . t_c(w)
 
-The exact model encodes C prompts for every image. Where w is one-hot these are the text banks
-T_n = t(one-hot n), and where it is not, the banks' renormalised mixture stands for them:
+The exact model encodes C prompts for every image. With a one-hot w these are the text banks
+T_n = t(one-hot n). Otherwise the renormalised mixture of the banks approximates them:
 
     S_nc = f^ . T_nc,  G_c = T_.c T_.c',  logits_c = exp(s) (w . S_.c) / sqrt(w' G_c w)
 
@@ -33,8 +33,8 @@ ZERO_SHOT_TEMPLATE = "a photo of a {}."
 class PromptedText(nn.Module):
     """Context vectors -> unit text features of every class.
 
-    Everything but the context is frozen: the embeddings around it are looked up once, and in a
-    causal tower what stands before it (SOS, which sees nothing but itself) is encoded once.
+    Everything except the context is frozen. The embeddings around it are looked up once. A causal
+    tower encodes the token before it (SOS, which sees only itself) once.
     """
 
     before: Tensor
@@ -61,13 +61,13 @@ class PromptedText(nn.Module):
 
     @property
     def n_after(self) -> int:
-        """Tokens behind the context."""
+        """Number of tokens after the context."""
         return self.after.shape[1]
 
     def forward(self, context: Tensor) -> Tensor:
         """Encode every class under one context or a batch of them.
 
-        A context that all classes share is encoded once for all of them, in a causal tower.
+        A causal tower encodes a shared context once for all classes.
 
         Args:
             context: personalised prompts, float32 [C, M, W], [M, W] (shared by all classes),
@@ -131,7 +131,7 @@ def zero_shot_features(backbone: Backbone, class_names: tuple[str, ...]) -> Tens
 
 @dataclass(frozen=True)
 class GlobalModel:
-    """The server's model: what training learned, with the frozen parts it needs.
+    """The server's model: the learned tensors and the frozen parts.
 
     Attributes:
         text: the text side of the classes.
@@ -166,7 +166,7 @@ class GlobalModel:
     def text_banks(self) -> Tensor:
         """T, unit text features of all classes under each key alone: float32 [N, C, D].
 
-        Encoded once for a model: with hundreds of classes that is most of an export.
+        They are encoded once: with hundreds of classes this takes most of the time of an export.
         """
         each = torch.eye(self.n_domains, device=self.keys.device)
         return torch.stack([self.text(personalise(self.context, self.keys, w)) for w in each])

@@ -1,4 +1,4 @@
-"""Closed-form classifiers of sums over images: what clients add up, and what the server solves.
+"""Closed-form classifiers: clients compute sums over images, and the server solves for weights.
 
     x = [f^; c]                     the unit feature and a constant, [D + 1]
     A = sum x x',  B = sum x y'     over a client's images, y = +1 for the image's class, else -1
@@ -7,16 +7,16 @@
     domain     W_d = (A_d + mu I)^-1 (B_d + mu W_0)
     router     R   = (sum_d A_d n / n_d + rho I)^-1 [z_d n / n_d]_d,   z_d = sum x,  n = mean n_d
 
-P is the text encoder's own answer, its class vectors less their mean. Sums do not depend on who
-holds which images, so W_0 is the ridge solution of all images together, exactly. The router
-regresses on which domain an image is of, every domain with the same weight. z and the number of
-images stand in A's last column: c z and c^2 n.
+P holds the text encoder's class vectors minus their mean. Sums do not depend on the distribution of
+images over clients, so W_0 is exactly the ridge solution of all images together. The router
+regresses on the domain of an image, and every domain has the same weight. A's last column contains
+z and the number of images: c z and c^2 n.
 
 Noise on the sums, as differential privacy adds it, makes A indefinite. `solve` then sets its
 negative eigenvalues to 0, which is the nearest A that images can have.
 
-Sums are float64 while they are added up and solved, and are sent and kept as float32 in units of
-`UNIT` images, A as its upper triangle.
+Sums are float64 in computations. They are sent and stored as float32 in units of `UNIT` images,
+and A as its upper triangle.
 
 Source: AFL (arXiv 2405.16240) for the pooled part; domains and router are fedapt's own.
 """
@@ -31,8 +31,8 @@ from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 CONSTANT = 0.3
-# a power of two, so that nothing is rounded; it keeps sums in the range of trained values, for
-# which limits on an update and secure sums are made
+# a power of two, so that nothing is rounded. It brings sums into the range of trained values, for
+# which the limits on updates and secure sums are chosen
 UNIT = 1024
 
 
@@ -102,8 +102,8 @@ def solve(sums: Sums, penalty: float, pull: Tensor) -> Tensor:
     """(A + lambda I)^-1 (B + lambda P): float64 [D + 1, C].
 
     Args:
-        penalty: lambda, of sums that count every image once.
-        pull: P, float64 [D + 1, C], what the solution is near where images say little.
+        penalty: lambda, for sums in units of one image.
+        pull: P, float64 [D + 1, C]; the solution is near P if the images give little information.
     """
     share = penalty / UNIT
     identity = torch.eye(len(sums.gram), dtype=torch.float64, device=sums.gram.device)

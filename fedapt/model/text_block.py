@@ -1,11 +1,13 @@
 """One block of CLIP's text transformer, computed only where its result is needed.
 
-The same numbers as OpenCLIP's own block, with five savings that its interface does not offer:
-tokens that stand before all others and never change (SOS, or a context shared by all classes) are
-encoded once and enter as keys and values; the last block is computed at the pooled position alone;
-where the weights keep two halves of the channels apart, as in `lite`, their zeros are not
-multiplied; QuickGELU leaves its factors to the layers around it; and the matrix products may run in
-half precision, while residuals, LayerNorm and softmax stay in float32.
+The block computes the same numbers as OpenCLIP's block, with five savings:
+
+- Tokens that come first and never change (SOS, or a context shared by all classes) are encoded
+  once. The block gets their keys and values.
+- The last block computes the pooled position only.
+- If the weights separate two halves of the channels, as in `lite`, their zeros are not multiplied.
+- The layers around QuickGELU absorb its factors.
+- Matrix products may run in half precision. Residuals, LayerNorm and softmax stay in float32.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ class KeysValues:
     values: Tensor
 
     def repeat(self, times: int) -> KeysValues:
-        """Each row `times` times in a row."""
+        """Each row repeated `times` times."""
         if times == 1:
             return self
         return KeysValues(
@@ -37,7 +39,7 @@ class KeysValues:
         )
 
     def before(self, later: KeysValues) -> KeysValues:
-        """These tokens, then `later`; a single row stands before every one of them."""
+        """These tokens, then `later`; a single row is put before each of its rows."""
         n = len(later.keys)
         return KeysValues(
             *(
@@ -53,7 +55,7 @@ class KeysValues:
 
 
 class TextBlock(nn.Module):
-    """An OpenCLIP `ResidualAttentionBlock`, entered with keys and values of earlier tokens.
+    """An OpenCLIP `ResidualAttentionBlock` that gets keys and values of earlier tokens.
 
     Source: open_clip.transformer.ResidualAttentionBlock.
     """
@@ -69,7 +71,7 @@ class TextBlock(nn.Module):
             self._absorb_quick_gelu()
         self.dtype = dtype
         self.is_halved = self._is_halved()
-        if dtype != torch.float32:  # copies: the CLIP itself keeps its weights
+        if dtype != torch.float32:  # copies, so that the CLIP keeps its weights
             self.attn, self.fc, self.proj = (
                 copy.deepcopy(part).to(dtype) for part in (self.attn, self.fc, self.proj)
             )
@@ -82,10 +84,10 @@ class TextBlock(nn.Module):
         Args:
             x: float32 [n, tokens, W].
             mask: added to the attention scores, float32, broadcast to
-                [n, heads, tokens, tokens of the prefix + tokens]; of the positions `at` where
-                those are given. None where every token sees every other.
+                [n, heads, tokens, tokens of the prefix + tokens]; of the positions `at` if
+                given. None if every token sees every other.
             prefix: prefix of tokens before these.
-            at: int64 [n], the one position of each row that is needed; all where None.
+            at: int64 [n], the only required position of each row; None for all positions.
 
         Returns:
             float32 [n, tokens or 1, W], and these tokens' keys and values.
@@ -111,7 +113,7 @@ class TextBlock(nn.Module):
         return x + self.ls_2(self._linear(hidden, self.proj.weight, self.proj.bias)), own
 
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor, layers: int = 1) -> Tensor:
-        """The product and bias of one layer, or of several of the same input, one below another."""
+        """Product and bias of one layer, or of several stacked layers with the same input."""
         y = x.to(self.dtype)
         if not self.is_halved:
             return linear(y, weight, bias).to(x.dtype)
@@ -123,8 +125,8 @@ class TextBlock(nn.Module):
     def _absorb_quick_gelu(self) -> None:
         """The layers before and behind x sigmoid(a x) = silu(a x) / a take a and 1 / a.
 
-        One pass over the widest tensors is left where there were three, and of five in the
-        gradient one. The layers are copies: the CLIP itself keeps its weights.
+        One pass over the widest tensors remains of three, and one of five in the gradient.
+        The layers are copies, so that the CLIP keeps its weights.
         """
         self.fc, self.proj = copy.deepcopy(self.fc), copy.deepcopy(self.proj)
         with torch.no_grad():
@@ -134,7 +136,7 @@ class TextBlock(nn.Module):
         self.activation = nn.SiLU()
 
     def _is_halved(self) -> bool:
-        """Whether nothing goes from one half of the channels to the other, in frozen weights."""
+        """Whether the frozen weights connect no channel to the other half of the channels."""
         attn = self.attn
         single = (attn.out_proj.weight, self.fc.weight, self.proj.weight)
         weights = [(attn.in_proj_weight, 3), *((weight, 1) for weight in single)]
@@ -144,7 +146,7 @@ class TextBlock(nn.Module):
     def _split_heads(self, x: Tensor) -> Tensor:
         n, length, width = x.shape
         heads: int = self.attn.num_heads
-        # no -1: there may be no rows
+        # not -1, because there may be no rows
         return x.view(n, length, heads, width // heads).transpose(1, 2)
 
 

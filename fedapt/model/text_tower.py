@@ -1,9 +1,9 @@
 """The text tower of an OpenCLIP model, run on embeddings instead of token ids.
 
-Prompt tuning feeds vectors that no token id has, so the tower is entered behind its embedding
-table. Most towers are causal and pool at EOS, hence a sequence cut behind the longest EOS gives the
-same features for a fraction of the work, and tokens that stand before all others can be encoded
-once, as a prefix. Towers that look in both directions (SigLIP, MobileCLIP) get whole rows.
+Prompt tuning needs vectors that no token id has, so the tower starts after its embedding table.
+Most towers are causal and pool at EOS. A sequence that is cut after the longest EOS then gives the
+same features for a fraction of the work, and the first tokens can be encoded once, as a prefix.
+Towers with attention in both directions (SigLIP, MobileCLIP) get whole rows.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Prefix:
         return self.blocks[0].keys.shape[2]
 
     def repeat(self, times: int) -> Prefix:
-        """Each row `times` times in a row, as for the classes that follow one context."""
+        """Each row repeated `times` times, for the classes that follow one context."""
         return Prefix(tuple(block.repeat(times) for block in self.blocks))
 
 
@@ -81,11 +81,11 @@ class TextTower(nn.Module):
 
     @property
     def is_causal(self) -> bool:
-        """Whether a token sees only those before it, so that these can be encoded once."""
+        """Whether a token sees only the tokens before it, which can then be encoded once."""
         return self.attn_mask is not None
 
     def encode_prefix(self, embeddings: Tensor) -> Prefix:
-        """Encode the tokens that stand before all others, float32 [n, length, width].
+        """Encode the first tokens, float32 [n, length, width].
 
         Only for a causal tower.
         """
@@ -100,8 +100,8 @@ class TextTower(nn.Module):
         """Encode; see the class.
 
         Args:
-            pooled: positions among `embeddings` whose output is the feature; where the tower has
-                a class token, of EOS, which tells that token what to see.
+            pooled: positions among `embeddings` whose output is the feature. For a tower with a
+                class token they are those of EOS, which limit what that token sees.
             prefix: tokens before them, with n rows or one row for all.
         """
         start = 0 if prefix is None else len(prefix)
@@ -134,10 +134,10 @@ class TextTower(nn.Module):
     def _append_class_token(
         self, x: Tensor, mask: Tensor | None, eos: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """CoCa's class token behind all others, at the last position of the tower.
+        """CoCa's class token after all others, at the last position of the tower.
 
-        CoCa masks padding one place too far: the class token sees the text, one token of padding
-        and not itself; itself, where no padding is left. Its weights were trained so.
+        CoCa shifts its padding mask by one place. The class token sees the text and one token of
+        padding, but not itself. Without padding it sees itself. The weights were trained this way.
         """
         if self.class_token is None or mask is None:
             raise AssertionError("a class token stands in causal towers only")
@@ -154,7 +154,7 @@ def check_tokens(tower: nn.Module, tokenizer: PromptTokenizer, name: str) -> Non
     """Refuse a tower that pools at a token that the tokenizer does not append to a text.
 
     Raises:
-        ModelNotSupported: it would pool somewhere inside a learned context.
+        ModelNotSupported: the tower would pool inside a learned context.
     """
     inner: Any = tower.text if hasattr(tower, "text") else tower
     if _pool(inner) == "eos" and (eos := _eos_token(inner)) not in tokenizer.behind:
@@ -192,5 +192,5 @@ def _refuse(name: str, found: str) -> ModelNotSupported:
 
 
 def _eos_token(tower: nn.Module) -> object:
-    # CLIP and CustomTextCLIP call it differently
+    # CLIP and CustomTextCLIP have different names for it
     return getattr(tower, "text_eos_id", getattr(tower, "eos_id", None))

@@ -1,7 +1,7 @@
 """Class names -> token ids of prompts with room for the learned context.
 
-[SOS] [X] * M [tokens of "{class name}."] [EOS], and padding as the text tower wants it. Tokenizers
-differ in what stands before and behind a text: CLIP's has one token each, SigLIP's none before.
+[SOS] [X] * M [tokens of "{class name}."] [EOS], and padding as the text tower requires. Tokenizers
+differ in the tokens around a text: CLIP's adds one on each side, SigLIP's adds none before it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from fedapt.core.errors import DataError, ModelNotSupported
 
 @dataclass(frozen=True)
 class PromptTokenizer:
-    """The parts of a tokenizer, between whose tokens learned vectors are inserted.
+    """The parts of a tokenizer; learned vectors go between their tokens.
 
     Attributes:
-        encode: a text's own tokens.
-        before, behind: special tokens around every text.
+        encode: text -> its tokens without special tokens.
+        before, behind: special tokens before and after every text.
         padding: the token that fills a row.
     """
 
@@ -34,12 +34,12 @@ class PromptTokenizer:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a text tower reads a row of tokens.
+    """The rows of tokens that a text tower reads.
 
     Attributes:
-        most: the most tokens of a row.
-        whole: every row has that many, since padding is seen: a tower that is not causal.
-        seen_padding: tokens of padding that are seen behind EOS, where there is room.
+        most: maximum number of tokens of a row.
+        whole: every row has that many tokens, because a tower that is not causal sees padding.
+        seen_padding: tokens of padding after EOS that the tower sees, if the row has room.
         pooled: the position whose output is the feature.
     """
 
@@ -57,7 +57,7 @@ class PromptTokens:
         ids: int64 [C, length].
         pooled: int64 [C], the position of each prompt's EOS, or of its last token of padding.
         n_before: special tokens before the context.
-        context_length: M, tokens behind those whose embeddings are replaced.
+        context_length: M, tokens after these, whose embeddings are replaced.
     """
 
     ids: Tensor
@@ -67,7 +67,7 @@ class PromptTokens:
 
 
 def to_prompt_tokenizer(tokenizer: Any, name: str) -> PromptTokenizer:
-    """OpenCLIP's own byte-pair tokenizer, or one of Hugging Face's behind OpenCLIP's.
+    """OpenCLIP's byte-pair tokenizer, or a Hugging Face tokenizer inside OpenCLIP's.
 
     Args:
         name: name of the model, for errors.
@@ -138,7 +138,7 @@ def _arrange(
                 where=f"class {name!r}",
                 found=f"a prompt of {len(row)} tokens",
                 expected=f"at most {layout.most}, with {context_length} context tokens",
-                next_step="shorten the class name or the context (-o prompt.context_length=16)",
+                next_step="shorten the class name, or set `prompt.context_length = 16`",
             )
     longest = max((len(row) for row in rows), default=0)
     length = layout.most if layout.whole else min(layout.most, longest + layout.seen_padding)

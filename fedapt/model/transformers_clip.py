@@ -18,7 +18,7 @@ from fedapt.core.errors import ModelError, ModelNotSupported
 
 State = dict[str, Tensor]
 
-_VOCABULARY = 49408  # of the one tokenizer that CLIPModel and OpenCLIP share
+_VOCABULARY = 49408  # of the tokenizer that CLIPModel and OpenCLIP share
 # defaults of transformers' CLIPConfig, which a configuration leaves out
 _VISION = {
     "hidden_size": 768,
@@ -99,9 +99,9 @@ def convert_config(folder: Path) -> dict[str, Any]:
     if kind != "clip":
         raise ModelNotSupported(
             where=folder,
-            found=f"a model of transformers' of the type {kind!r}",
-            expected="the type 'clip' (CLIPModel), or a folder of OpenCLIP's",
-            next_step="use the same model of OpenCLIP's, where there is one",
+            found=f"a transformers model of type {kind!r}",
+            expected="the type 'clip' (CLIPModel), or a folder in OpenCLIP's format",
+            next_step="use OpenCLIP's version of the model, if it exists",
         )
     vision = _VISION | (config.get("vision_config") or {})
     text = _TEXT | (config.get("text_config") or {})
@@ -137,7 +137,9 @@ def convert_config(folder: Path) -> dict[str, Any]:
 
 def _convert_preprocessing(folder: Path, size: int) -> dict[str, Any]:
     path = folder / "preprocessor_config.json"
-    if not path.is_file():  # a fine-tuned model is often saved without: CLIP's own
+    if (
+        not path.is_file()
+    ):  # fine-tuned models are often saved without it; CLIP's preprocessing applies
         return {"size": size, "interpolation": "bicubic", "resize_mode": "shortest"}
     found = _read_json(path)
     resampling = _RESAMPLING.get(found.get("resample", 3))
@@ -171,7 +173,7 @@ def _unusual(folder: Path, found: str) -> ModelNotSupported:
     return ModelNotSupported(
         where=folder,
         found=f"a CLIPModel with {found}",
-        expected="what OpenCLIP's CLIP has: GELU or QuickGELU in both towers, CLIP's tokenizer",
+        expected="a CLIP that OpenCLIP can hold: GELU or QuickGELU in both towers, its tokenizer",
         next_step="use another model",
     )
 

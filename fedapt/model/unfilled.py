@@ -25,7 +25,7 @@ from torch.utils import swap_tensors
 class Unfilled(TorchFunctionMode):
     """Inside, new parameters have no values, and a copy into one makes it the copied tensor.
 
-    Buffers are built as ever: some are computed and in no file.
+    Buffers are built as usual, because some are computed and in no file.
     """
 
     def __enter__(self) -> Self:
@@ -55,7 +55,7 @@ class Unfilled(TorchFunctionMode):
         """See `torch.overrides`."""
         target = args[0] if args else None
         if isinstance(target, Tensor) and target.is_meta:
-            if function is Tensor.to:  # there is nothing to move
+            if function is Tensor.to:  # without values, nothing is moved
                 return target
             if function is Tensor.copy_ and isinstance(target, nn.Parameter):
                 return _replace(target, args[1])

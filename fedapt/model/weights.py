@@ -34,7 +34,7 @@ _INDEX = ".safetensors.index.json"
 _WEIGHTS = ("model.safetensors", f"model{_INDEX}", "pytorch_model.bin")
 # entries of a training checkpoint that hold the tensors: Lightning and OpenCLIP, then others
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "ema")
-_SCALE = "logit_scale"  # of every CLIP: where it stands, the model's names begin
+_SCALE = "logit_scale"  # every CLIP has it; its prefix is the prefix of the model's names
 _MAX_WRAPPED = 3
 
 
@@ -62,8 +62,8 @@ def as_open_clip_folder(folder: Path) -> Iterator[Path]:
     """A folder that OpenCLIP reads: the same folder, or one converted from transformers.
 
     Raises:
-        ModelError: it is none of either, or its weights cannot be read.
-        ModelNotSupported: a model of transformers' that OpenCLIP has not.
+        ModelError: the folder has neither format, or its weights cannot be read.
+        ModelNotSupported: a transformers model that OpenCLIP cannot hold.
     """
     if (folder / "open_clip_config.json").is_file():
         yield folder
@@ -110,10 +110,10 @@ def read_state(path: Path) -> State:
             where=path,
             found=f"a pickled file that holds more than tensors{what}, or a damaged one",
             expected="only tensors: any other object in a pickled file could run code",
-            next_step="where the file comes from, write safetensors.torch.save_file("
+            next_step="on the machine that wrote it, write safetensors.torch.save_file("
             "model.state_dict(), ...) and use that file",
-        ) from None  # torch's message advises to read it without that protection
-    except Exception as error:  # torch's reader raises whatever it comes across
+        ) from None  # torch's message recommends to disable this protection
+    except Exception as error:  # torch's reader raises many types
         raise refuse_weights(path, f"a file that cannot be read ({first_words(error)})") from error
     for _ in range(_MAX_WRAPPED):
         inside = [content[w] for w in _WRAPPERS if isinstance(content, dict) and w in content]
@@ -132,7 +132,7 @@ def _read_shards(index: Path) -> State:
     names = json.loads(index.read_text("utf-8"))["weight_map"]
     state: State = {}
     for shard in sorted(set(names.values())):
-        if Path(shard).name != shard:  # a path in the index leads wherever it says
+        if Path(shard).name != shard:  # a path in the index could lead outside the folder
             raise ValueError(f"the shard {shard!r}")
         state |= load_file(index.with_name(shard))
     if missing := names.keys() - state.keys():
@@ -149,7 +149,7 @@ def find_model(state: Mapping[str, Tensor]) -> State:
     scales = [name for name in state if name == _SCALE or name.endswith(f".{_SCALE}")]
     if not scales:
         return dict(state)
-    # with several prefixes, such as an average beside the model, the shortest is the model's
+    # with several prefixes, such as a model and its average, the shortest one is the model's
     prefix = min(scales, key=len).removesuffix(_SCALE)
     found = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     if not any(name.startswith(("text_model.", "vision_model.")) for name in found):
@@ -157,13 +157,13 @@ def find_model(state: Mapping[str, Tensor]) -> State:
     if "text_model.head.weight" in found or "vision_model.head.probe" in found:
         raise ModelNotSupported(
             where="the weights",
-            found="those of transformers' SiglipModel",
-            expected="those of a CLIPModel of transformers', or OpenCLIP's",
+            found="weights of transformers' SiglipModel",
+            expected="weights of transformers' CLIPModel or of OpenCLIP",
             next_step="use OpenCLIP's SigLIP of the same name, such as ViT-B-16-SigLIP",
         )
     return convert_names(found)
 
 
 def _save(state: Mapping[str, Tensor], path: Path) -> None:
-    # tensors that share memory are written apart: safetensors refuses them
+    # copy tensors that share memory, which safetensors refuses
     save_file({name: tensor.detach().clone().contiguous() for name, tensor in state.items()}, path)

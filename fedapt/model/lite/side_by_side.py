@@ -46,7 +46,7 @@ def _diagonal(x: Tensor) -> Tensor:
 
 
 def choose_apart(projection: Tensor, seed: int) -> Tensor:
-    """R: a random orthogonal basis of what P does not reach, its rows as long as P's.
+    """R: a random orthogonal basis of the complement of P's row space; its rows are as long as P's.
 
     Args:
         projection: P, float32 [W, D], D at least 2 W.

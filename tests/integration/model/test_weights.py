@@ -273,5 +273,5 @@ def test_a_folder_without_weights_or_configuration_is_told(tmp_path: Path) -> No
 def test_weights_of_siglip_are_refused_by_name(tmp_path: Path) -> None:
     state = {"logit_scale": torch.zeros(1), "vision_model.head.probe": torch.zeros(1, 1, 4)}
     save_file(state, tmp_path / "model.safetensors")
-    with pytest.raises(ModelNotSupported, match="those of transformers' SiglipModel"):
+    with pytest.raises(ModelNotSupported, match="weights of transformers' SiglipModel"):
         load_backbone(NAME, str(tmp_path / "model.safetensors"))

@@ -60,7 +60,7 @@ def test_a_prompt_that_just_fits_is_taken_and_one_more_token_refused(
     with pytest.raises(
         DataError,
         match=r"class 'red square': found a prompt of 77 tokens; expected at most 76, "
-        r"with 72 context tokens\. To do: shorten the class name or the context",
+        r"with 72 context tokens\. To do: shorten the class name, or set",
     ):
         tokenize_prompts(tokenizer, ("mug", "red square"), 72, Layout(76))
 
