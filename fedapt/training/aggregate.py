@@ -2,20 +2,20 @@
 
     mean       x <- mean over the round's clients, uniform or weighted by their images
     sum        x <- x + sum over the round's clients, of a method whose replies add up
-    clip       updates longer than C are scaled down to C, before any aggregate
+    clip       updates longer than C are scaled down to C before aggregation
     noise      x <- x + (sum of updates of length C at most + N(0, (z C)^2)) / n
 
-A tensor that belongs to keys or clients is averaged over those that own a slice of it; a slice that
-no client of the round owns stays as it is. Replies are added up one by one as they come, so memory
-does not grow with the number of clients.
+A tensor with a slice for each key or client is averaged over the owners of each slice. A slice that
+no client of the round owns does not change. Replies are added as they arrive, so memory does not
+grow with the number of clients.
 
-With noise n is the number of clients that were drawn for the round, which is public and does not
-depend on who replies: one client's update, or zero in its place, moves the sum by C at most, and
-the noise multiplier is z. Replies that add up are not divided: their n is 1.
+With noise, n is the number of clients that were drawn for the round. It is public and does not
+depend on the replies. One client's update, or zero in its place, changes the sum by C at most, so
+the noise multiplier is z. Sums are not divided: their n is 1.
 
 Source: FedAPT (arXiv 2211.07864), FedAvg (arXiv 1602.05629); a fixed denominator after DP-FedAvg
-(arXiv 1710.06963), zero in place of an update after DP-FTRL (arXiv 2103.00039). `train.robust` has
-the aggregates that outvote.
+(arXiv 1710.06963), zero in place of an update after DP-FTRL (arXiv 2103.00039).
+`training.robust` has the robust aggregates.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Aggregated:
 
     Attributes:
         learned: the aggregate.
-        loss: mean over the images.
+        loss: mean loss over the images.
         n_images, n_replies: numbers of images and replies of all clients.
         noise_multiplier: deviation of the noise over the sensitivity; None without noise.
     """
@@ -188,7 +188,7 @@ class Average:
         """Take one reply."""
         weight = float(update.n_samples) if self.weighting == "samples" else 1.0
         for name, tensor in update.learned.items():
-            # whole counts times float32 values add up almost exactly in float64
+            # integer weights times float32 values have almost exact sums in float64
             value = tensor.double() * weight
             slot = (name, slots.get(name))
             if (known := self._sums.get(slot)) is None:

@@ -31,7 +31,7 @@ def calibration_error(logits: Tensor, labels: Tensor) -> float:
 def fit_scale(logits: Tensor, labels: Tensor) -> float:
     """The factor on logits [n, C] with the minimum loss on labels int64 [n]; n > 0.
 
-    The loss is convex in the factor, so that ever smaller thirds of its range hold the minimum.
+    The loss is convex in the factor, so a ternary search finds the minimum.
     """
     values = logits.double()
 

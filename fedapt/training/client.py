@@ -30,7 +30,7 @@ class ClientUpdate:
     Attributes:
         client: its index.
         learned: the trained values after the local steps.
-        n_samples: images it has, which its weight in an average may be.
+        n_samples: number of its images, which may weight its reply in the average.
         loss: mean loss over the images of its steps.
     """
 
@@ -43,8 +43,8 @@ class ClientUpdate:
 def draw_batches(data: ImageSet, config: TrainConfig, seed: int) -> Iterator[Labelled]:
     """The batches of a client's local epochs, shuffled in each.
 
-    Sizes differ by one at most with `even_batches`. A last batch of what is left can have a few
-    images, and its step is as large as that of a full batch, which costs accuracy.
+    With `even_batches`, sizes differ by one at most. Otherwise the last batch can be small, and its
+    step is as large as that of a full batch, which reduces accuracy.
     """
     generator = torch.Generator().manual_seed(seed)
     left = config.images_per_round or config.local_epochs * len(data)
@@ -88,7 +88,7 @@ def train_client(
         name: name of the client, for errors.
 
     Raises:
-        FederationError: the loss, or what was learned, is not finite.
+        FederationError: the loss, or a learned value, is not finite.
     """
     learned = {name: tensor.clone().requires_grad_() for name, tensor in start.items()}
     router = [tensor for name, tensor in learned.items() if name == ADAPTIVE_NETWORK]
@@ -137,7 +137,7 @@ def train_round(
         share: the client's part of the aggregate (`Method.share`); not changed.
 
     Raises:
-        FederationError: the loss, or what was learned, is not finite.
+        FederationError: the loss, or a learned value, is not finite.
     """
     if method.adds_up:
         return ClientUpdate(client.index, method.add_up(client), len(client.data), 0.0)

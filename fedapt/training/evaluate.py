@@ -1,4 +1,4 @@
-"""Accuracy of the global model per domain, zero-shot CLIP beside it, and the routing."""
+"""Accuracy of the global model and of zero-shot CLIP by domain, and the routing."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Evaluation:
     def routed(self) -> dict[str, float]:
         """Share of each trained domain's test images that are routed to its own key.
 
-        Of the images that any domain's key takes: a pooled bank takes some for no domain.
+        Images that a pooled bank takes do not count.
         """
         return find_routed({n: s for n, s in self.routing.items() if self.domains[n].n})
 
@@ -138,9 +138,9 @@ def name_owners(key: str) -> list[str]:
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Share of rows of float32 [n, C] whose maximum logit is the label's; 0 without rows.
+    """Share of rows of float32 [n, C] whose maximum logit is that of the label; 0 without rows.
 
-    Of [models, n, C], the mean over the models.
+    For [models, n, C], the mean over the models.
     """
     return float((logits.argmax(-1) == labels).double().mean()) if len(labels) else 0.0
 
@@ -158,7 +158,7 @@ def measure(
         route: routes images; the routing of test images is measured.
     """
     test = {d.name: d.test for d in domains}
-    # a domain that was left out has no say in the choice of a round
+    # a domain that is left out must not affect the choice of a round
     validation = {d.name: d.validation for d in domains if d.name in trained}
     logits = predict_parts(predict, test, trained)
     return Measured(
@@ -239,7 +239,7 @@ def evaluate(
     Args:
         trained: domains that have clients, in the order of their indices.
         key_names: name of each key, in order.
-        predict: instead of the method's own predictor, such as exact prompts.
+        predict: used instead of the method's own predictor, such as exact prompts.
         known: test accuracies that were measured before, with their `calibration`.
     """
     if known is None:

@@ -22,9 +22,9 @@ class RoundResult:
 
     Attributes:
         learned: the aggregate of the clients' replies.
-        loss: mean over their images.
+        loss: mean loss over their images.
         n_images: number of images of all clients.
-        n_bytes: to the clients and back.
+        n_bytes: bytes sent to the clients and back.
         refused: client -> why its reply was not used.
         noise_multiplier: deviation of the round's noise over the sensitivity of what was released;
             None without noise.
@@ -41,7 +41,7 @@ class RoundResult:
 
 
 class Engine(Protocol):
-    """Runs the clients of a round, in this process or others, and aggregates their replies."""
+    """Runs the clients of a round, in this process or in others, and aggregates their replies."""
 
     def run_round(
         self, start: Learned, clients: Sequence[ClientInfo], round_number: int
@@ -88,7 +88,7 @@ class Measured:
     """Accuracy of each domain, on test images and, if there are any, validation images.
 
     Attributes:
-        n_bytes: to nodes that measure and back.
+        n_bytes: bytes sent to the nodes that measure, and back.
         refused: client -> why its report was not used.
         routed: share of each trained domain's test images that are routed to it, of a method with
             keys whose images are here.
@@ -116,7 +116,7 @@ class Measured:
         return fields
 
 
-# (what is learned, the round from 0) -> accuracies
+# (learned tensors, number of the round from 0) -> accuracies
 Measure = Callable[[Learned, int], Measured]
 
 
@@ -138,8 +138,8 @@ def run_rounds(
 
     Args:
         measure: called every `train.evaluate_every` rounds and after the last. Validation images
-            may stop training and choose a round; test accuracy is recorded, and chooses nothing.
-        save: called after every round; what it has written is what a resumed run starts from.
+            may stop training and choose a round. Test accuracy is only recorded.
+        save: called after every round; a resumed run starts from the files that it wrote.
 
     Raises:
         FederationError: a reply or an aggregate that cannot be used; what was saved before stays.

@@ -1,6 +1,6 @@
 """Aggregations that are robust against wrong replies, malicious or not.
 
-    median         of each value: n >= 2 f + 1 replies keep it among those of the honest
+    median         of each value; it lies between honest values if n >= 2 f + 1
     trimmed-mean   of each value, without the b largest and b smallest, b = floor(beta n) >= f
     krum           the reply with the smallest score, the sum of its squared distances to the
                    n - f - 2 replies nearest to it: n >= 2 f + 3
@@ -10,8 +10,8 @@ f is `federation.faulty`, beta `federation.trimmed`. With fewer replies, an
 aggregation gives no protection, and the round fails.
 
 Source: Yin, Chen, Ramchandran, Bartlett (ICML 2018, arXiv 1803.01498), definitions 1 and 2;
-Blanchard, El Mhamdi, Guerraoui, Stainer (NeurIPS 2017, arXiv 1703.02757), section 4, and for the
-number of replies that multi-krum averages El Mhamdi, Guerraoui, Rouault (arXiv 1802.07927).
+Blanchard, El Mhamdi, Guerraoui, Stainer (NeurIPS 2017, arXiv 1703.02757), section 4;
+El Mhamdi, Guerraoui, Rouault (arXiv 1802.07927) for the number of replies that multi-krum averages.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from fedapt.training.methods.base import Learned
 
 
 class Vote:
-    """A round's aggregate of replies that are all kept. See `train.aggregate.Aggregation`.
+    """A round's aggregate that keeps all replies until the end. See `aggregate.Aggregation`.
 
     Args:
         start: the aggregate of the round before.
-        config: which aggregate, and against how many wrong replies.
+        config: kind of the aggregate, and number of wrong replies that it tolerates.
     """
 
     def __init__(self, start: Learned, config: FederationConfig) -> None:
@@ -41,7 +41,7 @@ class Vote:
         self._replies: list[Learned] = []
 
     def add(self, update: ClientUpdate, slots: Mapping[str, int]) -> None:
-        """Take one reply, of which all tensors are shared."""
+        """Take one reply, whose tensors are all shared."""
         self._replies.append(update.learned)
 
     def result(self) -> Learned:
@@ -75,7 +75,7 @@ class Vote:
 
 
 def count_needed(config: FederationConfig, n: int) -> int:
-    """Replies that the aggregate needs where `n` are too few; 0 where they are enough."""
+    """Number of replies that the aggregate needs; 0 if `n` are enough."""
     faulty = config.faulty
     if config.aggregation == "median":
         needed = 2 * faulty + 1
@@ -87,12 +87,12 @@ def count_needed(config: FederationConfig, n: int) -> int:
 
 
 def count_trimmed(share: float, n: int) -> int:
-    """Replies that the trimmed mean of `n` leaves out at either end."""
+    """Number of replies that the trimmed mean of `n` drops at each end."""
     return math.floor(share * n + 1e-9)
 
 
 def find_median(values: Tensor) -> Tensor:
-    """Median over the first axis; of an even number, the mean of the middle two."""
+    """Median over the first axis; the mean of the middle two for an even number."""
     ordered, n = values.sort(dim=0).values, len(values)
     return (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
 

@@ -13,10 +13,10 @@ from fedapt.data.partition import ClientInfo
 
 
 def check_sampling(config: FederationConfig, n_clients: int) -> None:
-    """Refuse a draw that cannot be made.
+    """Refuse settings that draw more clients than there are.
 
     Raises:
-        ConfigError: more clients a round than there are, or two rules at once.
+        ConfigError: more clients in a round than there are, or both settings at once.
     """
     for name, sampled, there in (
         ("sampled", config.sampled, n_clients),
@@ -34,14 +34,14 @@ def check_sampling(config: FederationConfig, n_clients: int) -> None:
             where="federation",
             found="both sampled and sampled_per_domain",
             expected="one of them",
-            next_step="leave the other at 0",
+            next_step="set one of them to 0",
         )
 
 
 def sample_clients(
     clients: Sequence[ClientInfo], config: FederationConfig, seed: int, round_number: int
 ) -> list[ClientInfo]:
-    """The clients of a round, in their order; the same for a round however often it is run."""
+    """The clients of a round, in their order; the same in every run of the round."""
     if not config.sampled and not config.sampled_per_domain:
         return list(clients)
     generator = np.random.default_rng(child_seed(seed, "clients of the round", round_number))

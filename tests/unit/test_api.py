@@ -147,5 +147,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path, tiny_run: Path) -> None:
 
 
 def test_a_method_of_this_process_cannot_take_a_name_that_is_taken() -> None:
-    with pytest.raises(UsageError, match="the method 'fedapt': found a method of this name"):
+    with pytest.raises(
+        UsageError, match="the method 'fedapt': found an existing method of this name"
+    ):
         fedapt.register_method("fedapt", fedapt.Method)

@@ -1,4 +1,4 @@
-"""The federated methods, one a file, behind one interface (`base.Method`)."""
+"""The federated methods, one per file, with one interface (`base.Method`)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
 def register_method(name: str, method: type[Method]) -> None:
     """Register a method as `train.method = NAME` in this process.
 
-    A checkpoint of the method is read where it is registered as well.
+    A process can read checkpoints of the method only after the registration.
 
     Raises:
         UsageError: the name is taken.
@@ -43,7 +43,7 @@ def register_method(name: str, method: type[Method]) -> None:
     if name in METHODS:
         raise UsageError(
             where=f"the method {name!r}",
-            found="a method of this name",
+            found="an existing method of this name",
             expected="a new name",
             next_step="choose another name",
         )

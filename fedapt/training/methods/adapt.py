@@ -1,11 +1,11 @@
-"""ADAPT-style domain prompts: each domain owns a context, put side by side rather than averaged.
+"""ADAPT-style domain prompts: each domain owns a context, and contexts are not averaged.
 
     client n   logits = exp(s) f^ . t(V_n);   loss = CE(logits, class) + CE(Q f, n)
     server     w = softmax(standardised Q f / tau);  logits through the mixed banks t(V_n)
 
-The adaptive network is averaged, and routes as in FedAPT: what differs is that no context is
-shared. ADAPT itself learns the weights through visual prompts inside the image tower, which a
-frozen tower with features computed once does not have.
+The adaptive network is averaged, and routes as in FedAPT. The difference is that no context is
+shared. ADAPT itself learns the weights with visual prompts inside the image tower. A frozen tower
+with cached features has no such prompts.
 
 Source: ADAPT (arXiv 2310.03103).
 """

@@ -4,15 +4,15 @@
     analytic   logits = s x' W_0
     adaptive   w = softmax([x' R, theta] / T),  logits = s x' (sum_d w_d W_d + w_pooled W_0)
 
-One round, no learning rate, and a result that does not depend on how images are spread over
-clients. The adaptive form gates a ridge solution of each domain as FedAPT gates its prompts; the
-pooled solution is one more bank, with the constant score theta: it answers images for which no
-domain's score is higher. Both ask for one round in which every client takes part.
+Training takes one round and has no learning rate. The result does not depend on the distribution of
+images over clients. The adaptive form weights the ridge solutions of the domains as FedAPT weights
+its prompts. The pooled solution is one more bank with the constant score theta. It answers images
+for which no domain's score is higher. Every client takes part in the round.
 
-What an upload shows: second moments of a client's features, from which single images cannot be
-read off but of which a client of few images shows nearly all. Secure aggregation hides them among
-the others' (the pooled form: a sum per domain is what the adaptive form is made of), noise of the
-nodes hides them in any case.
+An upload reveals the second moments of a client's features. They reveal little about a single image
+among many, and nearly everything if the client has few images. Secure aggregation hides the sums of
+single clients (pooled form only, because the adaptive form needs a sum for each domain). Noise of
+the nodes hides the sums in both forms.
 
 Source: AFL (arXiv 2405.16240); the gated form is fedapt's own.
 """
@@ -49,9 +49,9 @@ from fedapt.training.methods.base import (
 GRAM, TARGETS = "gram", "targets"
 POOLED = "pooled"  # the name of the bank that answers images of no known domain
 
-# chosen on validation images of two sets, in-domain and with a domain left out
+# chosen on validation images of two data sets, in-domain and with a domain left out
 PENALTY, DOMAIN_PENALTY, ROUTER_PENALTY = 2.0, 0.5, 0.3
-PRIOR = 3.0  # the pull is this many times the text encoder's own class vectors
+PRIOR = 3.0  # factor of the text encoder's class vectors in P
 TEMPERATURE, POOLED_SCORE = 0.1, 0.8
 LOGIT_SCALE = 8.0
 
@@ -65,7 +65,7 @@ class Analytic(Method):
 
     @classmethod
     def resolve(cls, config: Config) -> Config:
-        """One round of every client, each counted as often as it has images."""
+        """One round of every client, weighted by its number of images."""
         federation = dataclasses.replace(config.federation, sampled=0, sampled_per_domain=0)
         config = dataclasses.replace(config, federation=federation)
         return replace_train(config, rounds=1, weighting="uniform", schedule="constant")
@@ -85,7 +85,7 @@ class Analytic(Method):
         return write_sums(sum_images(images.features, images.labels, len(self.setting.class_names)))
 
     def objective(self, start: Learned, client: Client, round_number: int) -> Objective:
-        """None: nothing is trained by steps."""
+        """Not supported: no step trains anything."""
         raise NotImplementedError
 
     @property
@@ -103,7 +103,7 @@ class Analytic(Method):
         return ALL_DOMAINS
 
     def fuse(self, learned: Learned, keys: tuple[str, ...], client: int | None = None) -> Fusable:
-        """Solutions as banks of vectors that have no unit length."""
+        """Solutions as banks of vectors without unit length."""
         head = self.head(learned)
         return Fusable(head, self.bank_names(keys), head.logits)
 
@@ -144,7 +144,7 @@ class AdaptiveAnalytic(Analytic):
         return self.head(learned).weights(features)
 
     def bank_names(self, keys: tuple[str, ...]) -> tuple[str, ...]:
-        """The keys', and the pooled one."""
+        """Names of the keys, and that of the pooled bank."""
         return (*keys, POOLED)
 
     def read_sums(self, learned: Learned) -> list[Sums]:
@@ -153,7 +153,7 @@ class AdaptiveAnalytic(Analytic):
 
     @torch.inference_mode()
     def head(self, learned: Learned) -> Head:
-        """A bank for each key's solution, and the pooled one behind them."""
+        """A bank for each key's solution, then the pooled one."""
         sums = self.read_sums(learned)
         pooled = self._solve_pooled(sums)
         solutions = [solve(part, DOMAIN_PENALTY, pooled) for part in sums]
@@ -179,7 +179,7 @@ class AdaptiveAnalytic(Analytic):
 
 
 def write_sums(sums: Sums) -> Learned:
-    """Sums as what is sent and kept, float32."""
+    """Sums as they are sent and stored, float32."""
     return {GRAM: pack(sums.gram).float(), TARGETS: sums.targets.float()}
 
 

@@ -1,7 +1,8 @@
 """Interface of a federated method: what is learned, a client's loss, the global prediction.
 
-One budget for all: rounds, optimiser, batches, splits and seeds come from the run's configuration;
-what a method's paper demands otherwise, it asks for in `resolve` and says so in its docstring.
+All methods have one budget: rounds, optimiser, batches, splits and seeds come from the run's
+configuration. A method changes settings that its paper requires in `resolve`, and lists them in its
+docstring.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ Predictor = Callable[[Labelled, int | None], Tensor]
 # strongly augmented views: images, number of the view -> features float32 [n, D]
 Views = Callable[[ImageSet, int], Tensor]
 
-# kept for the backward pass of one block, for each token and each of the W values of its width
+# values that one block keeps for the backward pass, per token and unit of its width W
 _BYTES_PER_VALUE = 80
 
 _DTYPES = {
@@ -51,13 +52,13 @@ class Setting:
     """Inputs of every method of a run.
 
     Attributes:
-        config: the run's, as `Method.resolve` leaves it.
+        config: the run's settings after `Method.resolve`.
         backbone: the frozen CLIP.
         class_names: in the order of the labels.
         n_keys: N.
         clients: all of them.
         known_keys: keys of a federation that this one continues; further keys are drawn.
-        table: every image that is here; None where there is none.
+        table: all images on this machine; None without images.
         views: features of augmented images, computed on request; None where no client trains.
     """
 
@@ -107,8 +108,8 @@ class Setting:
     @cached_property
     def zero_shot(self) -> Tensor:
         """Unit text features of "a photo of a {name}.", float32 [C, D]."""
-        # the same whoever asks first: a client's step, whose threads are not a prediction's, or a
-        # prediction, whose tensors of inference mode could not enter a client's loss
+        # The result must not depend on the first caller: steps and predictions use other numbers of
+        # threads, and tensors of inference mode cannot enter a client's loss.
         with torch.inference_mode(False), torch_threads(1):
             return zero_shot_features(self.backbone, self.class_names).clone()
 
@@ -128,7 +129,7 @@ class Fusable:
         head: the head behind the tower.
         names: names of the head's banks.
         exact: features float32 [n, D] -> logits float32 [n, C] as the method itself defines them.
-        tower: uint8 [n, height, width, 3] -> features, where it is not the CLIP's own.
+        tower: uint8 [n, height, width, 3] -> features; None for the CLIP's own tower.
     """
 
     head: Head
@@ -137,7 +138,7 @@ class Fusable:
     tower: nn.Module | None = None
 
 
-# the one bank of a model that does not tell domains apart
+# name of the only bank of a model that does not distinguish domains
 ALL_DOMAINS = ("all",)
 
 
@@ -146,15 +147,15 @@ class Method(ABC):
 
     Attributes:
         title: its name in tables.
-        owned: tensors with a slice for each `key` or `client`, of which a client has its own.
+        owned: tensors with one slice for each `key` or `client`; a client trains its own slice.
         sends: whether what clients learn reaches the server.
         trains: whether there is anything to train.
         adds_up: whether a client's reply is sums over its images (`add_up`), which the server adds
             to those that it has, instead of values trained by steps, which it averages.
-        reads_labels: whether training does; where not, labels must not choose anything either.
+        reads_labels: whether training reads labels; if not, labels must not choose a round either.
         side_by_side: whether clients of this process may train at the same time.
         source: the paper.
-        not_fused: why its global model is no tower and head; empty where it is.
+        not_fused: why its global model has no fused graph; empty if it has one.
 
     Examples:
         >>> from fedapt.training.methods import METHODS
@@ -218,7 +219,7 @@ class Method(ABC):
 
         Args:
             keys: name of each key.
-            client: whose model, of a method that has one for each client.
+            client: the client whose model is fused, if a method has one for each client.
         """
         raise NotImplementedError(self.not_fused)
 

@@ -2,12 +2,12 @@
 
     logits_i = exp(s) f^_i . t(V + h(f^_i));   h = W2 relu(W1 f^ + b1) + b2,  D -> D/16 -> W
 
-Every image has its own prompts, so a step encodes C prompts an image: the context is encoded once
-for all classes of an image, and the classes behind it.
+Every image has its own prompts, so a step encodes C prompts for each image. The context of an image
+is encoded once for all classes.
 
-The paper demands a context that all classes share, begun with "a photo of a", and steps of few
-images (of one, for memory). For its price a client takes one step of 32 images a round here, unless
-`train.images_per_round` says otherwise.
+The paper requires a context that all classes share, initialised with "a photo of a", and steps with
+one image, because of memory. A step is expensive, so a client takes one step of 32 images in a
+round here. `train.images_per_round` changes this.
 
 Source: CoCoOp (arXiv 2203.05557).
 """
@@ -46,7 +46,7 @@ class CoCoOp(Method):
 
     title = "CoCoOp"
     source = "arXiv 2203.05557"
-    not_fused = "every image has prompts of its own, so no bank of text features stands for them"
+    not_fused = "every image has its own prompts, so no bank of text features replaces them"
 
     @classmethod
     def resolve(cls, config: Config) -> Config:
@@ -63,7 +63,7 @@ class CoCoOp(Method):
 
     @property
     def step_bytes(self) -> int:
-        """Images of as many prompts as are encoded at a time."""
+        """Memory of the images whose prompts are encoded together."""
         return self.setting.prompts_bytes * self._images_at_once
 
     @property
@@ -105,7 +105,7 @@ class CoCoOp(Method):
         """float32 [n, C], a few images at a time."""
         parts = torch.split(features, self._images_at_once)
         if len(parts) > 1 and torch.is_grad_enabled():
-            # encoded once more in the backward pass, instead of keeping all prompts in memory
+            # encoded again in the backward pass, which saves the memory of all prompts
             rows = [checkpoint(self._part, text, learned, p, use_reentrant=False) for p in parts]
         else:
             rows = [self._part(text, learned, part) for part in parts]

@@ -1,12 +1,12 @@
-"""DiPrompT-style: a context that all share beside one of each domain's own, answering together.
+"""DiPrompT-style: a shared context and one for each domain, whose logits are averaged.
 
     client n   loss = CE(exp(s) f^ . t(V), class) + CE(exp(s) f^ . t(V_n), class) + CE(Q f, n)
     server     w = softmax(standardised Q f / tau)
                logits = exp(s) f^ . (t(V) + sum_n w_n t(V_n)) / 2
 
 V is averaged. The domains' contexts and Q are those of ADAPT-style. DiPrompT itself finds an
-image's domain by a learned query prompt, as its clients do not know their domains. Here they know
-them, and the adaptive network of FedAPT takes the query's place.
+image's domain by a learned query prompt, because its clients do not know their domains. Here
+clients know their domains, and FedAPT's adaptive network replaces the query.
 
 Source: DiPrompT (arXiv 2403.08506).
 """
@@ -33,12 +33,12 @@ class DiPrompt(Adapt):
     source = "arXiv 2403.08506"
 
     def begin(self) -> Learned:
-        """The same context for all domains and for what they share, and Q."""
+        """The same initial values for all contexts, and Q."""
         return {CONTEXT: begin_context(self.setting), **super().begin()}
 
     @property
     def step_bytes(self) -> int:
-        """Two prompts a class."""
+        """Memory of two prompts for each class."""
         return 2 * self.setting.prompts_bytes
 
     def objective(self, start: Learned, client: Client, round_number: int) -> Objective:
@@ -52,7 +52,7 @@ class DiPrompt(Adapt):
 
     @torch.inference_mode()
     def head(self, learned: Learned) -> Head:
-        """A bank for each domain, of which the shared text features are one half."""
+        """A bank for each domain: half its own text features, half the shared ones."""
         head = super().head(learned)
         banks = (self.setting.text(learned[CONTEXT]) + head.banks) / 2
         return dataclasses.replace(head, banks=banks, renormalised=False)

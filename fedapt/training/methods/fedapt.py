@@ -1,4 +1,4 @@
-"""FedAPT: a meta prompt and an adaptive network, every domain under its own frozen random key.
+"""FedAPT: a meta prompt, an adaptive network, and a frozen random key for each domain.
 
     client n   logits = exp(s) f^ . t(one-hot n);   loss = CE(logits, class) + CE(Q f, n)
     server     w = softmax(standardised Q f / tau);  logits = exp(s) f^ . t(w)
@@ -42,7 +42,7 @@ class FedAPT(Method):
         return {META_PROMPT: begin_context(s), ADAPTIVE_NETWORK: network.to(s.backbone.device)}
 
     def objective(self, start: Learned, client: Client, round_number: int) -> Objective:
-        """CE of the class under the client's key, CE of its domain, and what a mean key costs."""
+        """CE of the class under the client's key, CE of its domain, and CE under the mean key."""
         share = self.setting.config.prompt.mean_key_loss
 
         def loss(learned: Learned, batch: Labelled) -> Tensor:
@@ -95,7 +95,7 @@ class FedAPT(Method):
 
 
 def network_loss(network: Tensor, key: int, features: Tensor) -> Tensor:
-    """CE(Q f, n), a scalar: Q float32 [N, D] should tell that these features are of key n."""
+    """CE(Q f, n), a scalar: Q, float32 [N, D], should assign these features to key n."""
     scores = features @ network.T
     return cross_entropy(scores, torch.full((len(features),), key, device=features.device))
 

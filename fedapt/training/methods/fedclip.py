@@ -4,7 +4,7 @@
 
 The gate g starts nearly equal in all dimensions, so the first model is nearly zero-shot CLIP.
 
-The paper trains it by Adam at 5e-5; here it has the run's optimiser, as every method.
+The paper trains with Adam at 5e-5. Here the run's optimiser trains it, as for every method.
 
 Source: FedCLIP (arXiv 2302.13485), attention-based adapter.
 """
@@ -52,7 +52,7 @@ class FedCLIP(FeatureMethod):
         return text_logits(self.setting, gate_features(learned, features), self.setting.zero_shot)
 
     def fuse(self, learned: Learned, keys: tuple[str, ...], client: int | None = None) -> Fusable:
-        """The gate belongs to the tower: what leaves it are gated features."""
+        """The gate is part of the tower, whose output is gated features."""
         s = self.setting
         return Fusable(
             single_bank(s.zero_shot, s.backbone.logit_scale),

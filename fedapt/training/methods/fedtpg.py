@@ -1,12 +1,12 @@
-"""FedTPG: one network, trained by all, writes the context from the names of the classes.
+"""FedTPG: a shared network computes the context from the names of the classes.
 
     T       = unit text features of "a photo of a {name}.", frozen, [C, D]
     x       = q + softmax(q (T Wk')' / sqrt(W)) T Wv'          cross-attention of M learned queries
     V       = x + W2 gelu(W1 norm(x) + b1) + b2                 one context for all classes, [M, W]
     logits  = exp(s) f^ . t(V);   loss = CE(logits, class)
 
-What is learned does not depend on the classes, so that clients may hold different ones. The paper
-attends with four heads; one is used here. Wv and W2 start small, so that V begins at the size of
+The learned tensors do not depend on the classes, so clients may have different ones. The paper uses
+four attention heads, and this method one. Wv and W2 start small, so that V starts at the size of
 the text tower's own tokens.
 
 Source: FedTPG (arXiv 2310.06123).
@@ -46,7 +46,7 @@ class FedTPG(Method):
     source = "arXiv 2310.06123"
 
     def begin(self) -> Learned:
-        """Q as a context starts, matrices as torch's Linear, those that write small."""
+        """Initial q as a context, matrices as torch's Linear, and small Wv and W2."""
         s = self.setting
         width, joint = s.backbone.text_tower.width, s.backbone.joint_width
         generator = torch.Generator().manual_seed(child_seed(s.config.train.seed, "fedtpg"))
@@ -76,7 +76,7 @@ class FedTPG(Method):
         return lambda learned, batch: context_loss(self.setting, self.context(learned), batch)
 
     def predictor(self, learned: Learned) -> Predictor:
-        """The logits of the context that the network writes."""
+        """The logits of the context that the network computes."""
         with torch.inference_mode():
             text = self.setting.text(self.context(learned))
         return lambda images, domain: text_logits(self.setting, images.features, text)

@@ -3,11 +3,11 @@
     logits = exp(s) normalise(image_encoder(x)) . t("a photo of a ...");   loss = CE(logits, class)
 
 It changes the image tower, so it cannot use cached features: every step decodes images and runs the
-tower forward and backward. Statistics of BatchNorm stay those of pretraining, because averaging
-statistics of different domains describes none of them.
+tower forward and backward. Statistics of BatchNorm stay those of pretraining, because averaged
+statistics of different domains fit none of them.
 
-For its price a client takes 32 images a round here and a run has 5 rounds at most; another
-`train.images_per_round` lifts both limits.
+Steps are expensive, so a client takes 32 images in a round and a run has 5 rounds at most. Another
+`train.images_per_round` removes both limits.
 
 Source: FedAvg (arXiv 1602.05629).
 """
@@ -43,7 +43,7 @@ from fedapt_runtime.machine import usable_cores
 from fedapt_runtime.pipeline import decode_ahead
 
 ROUNDS, IMAGES_PER_ROUND, BATCH_SIZE = 5, 32, 32
-LR = 0.01  # larger steps break pretrained weights
+LR = 0.01  # larger steps destroy pretrained weights
 _TOWER = "clip.visual."
 
 
@@ -52,7 +52,7 @@ class FullFineTuning(Method):
 
     title = "full fine-tuning"
     source = "arXiv 1602.05629"
-    side_by_side = False  # one client's steps use all cores, and its weights stand in one module
+    side_by_side = False  # a client's steps use all cores, and all clients share one module
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
@@ -62,7 +62,7 @@ class FullFineTuning(Method):
     def resolve(cls, config: Config) -> Config:
         """Few images and rounds, small steps, and batches that fit into memory with activations."""
         train = config.train
-        # a resumed run brings what was resolved before
+        # a resumed run has resolved settings
         limited = train.images_per_round in (0, IMAGES_PER_ROUND)
         return replace_train(
             config,
@@ -119,13 +119,13 @@ class FullFineTuning(Method):
     def _encode(self, learned: Learned, rows: Sequence[int]) -> Tensor:
         """Features float32 [n, D] of images by their rows, float32 weights."""
         preprocessing = self.setting.backbone.preprocessing
-        assert self.setting.table is not None  # where there are no images, nothing is encoded
+        assert self.setting.table is not None  # without images, nothing is encoded
         paths = [self.setting.table.paths[row] for row in rows]
         decoded = decode_ahead(paths, preprocessing, usable_cores(), len(paths) + 1)
         pixels = np.empty((len(paths), *preprocessing.size, 3), dtype=np.uint8)
         for i, item in enumerate(decoded):
             if item.error is not None:
-                raise item.error  # it could be read when its feature was computed
+                raise item.error  # the file was readable when its feature was computed
             assert item.pixels is not None  # one of the two
             pixels[i] = item.pixels
         images = torch.from_numpy(pixels).to(self.setting.backbone.device)

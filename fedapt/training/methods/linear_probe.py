@@ -40,7 +40,7 @@ class LinearProbe(FeatureMethod):
         return text_logits(self.setting, features, learned["weight"]) + learned["bias"]
 
     def fuse(self, learned: Learned, keys: tuple[str, ...], client: int | None = None) -> Fusable:
-        """One bank, not of unit vectors; the head adds the bias before the logit scale."""
+        """One bank of vectors without unit length; the head adds b before the logit scale."""
         scale = self.setting.backbone.logit_scale
         head = single_bank(learned["weight"], scale, learned["bias"] / scale, renormalised=False)
         return Fusable(head, ALL_DOMAINS, lambda features: self.logits(learned, features))

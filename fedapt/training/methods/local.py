@@ -1,7 +1,7 @@
-"""Local only: every client trains a context of its own, and nothing is sent.
+"""Local only: every client trains its own context and sends nothing.
 
-A client's model answers for the images of its own domain; for a domain without clients, every
-client's model answers, and the accuracy is the mean over them.
+A client's model classifies the images of its own domain. Images of a domain without clients are
+classified by every client's model, and the accuracy is the mean over the models.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Local(Method):
     sends = False
 
     def begin(self) -> Learned:
-        """The same start for all."""
+        """The same initial context for every client."""
         context = begin_context(self.setting)
         return {CONTEXTS: context.repeat(len(self.setting.clients), *[1] * context.dim())}
 

@@ -44,7 +44,7 @@ class PromptFL(Method):
         return lambda learned, batch: context_loss(self.setting, learned[CONTEXT], batch)
 
     def predictor(self, learned: Learned) -> Predictor:
-        """The one context's logits."""
+        """The logits of the shared context."""
         with torch.inference_mode():
             text = self.setting.text(learned[CONTEXT])
         return lambda images, domain: text_logits(self.setting, images.features, text)

@@ -5,13 +5,13 @@
               + 0.5 mean_{i != k} p_i . p_k
     always    + CE(Q f, n)
 
-p is the client's prediction, b the score bank: the predictions, at the start of the round, of the
-aggregate under the client's key. The authors keep a client's bank from round to round; filled anew
-it needs no state, and any client can be resumed or replaced. The labels of a batch are never read.
+p is the client's prediction. b is the score bank: the predictions of the aggregate under the
+client's key at the start of the round. The authors keep a client's bank from round to round. Here
+it is computed again in each round, so a client has no state. Training reads no labels.
 
-The paper demands a context of 16 tokens shared by all classes, and 4 rounds after the warm-up (20
-with several clients per domain). It takes the lead from training images; the authors' script took
-test images. Its batch of 512 is the run's to set (`train.batch_size`).
+The paper requires a context of 16 tokens shared by all classes, and 4 rounds after the warm-up (20
+with several clients per domain). This method trains on the training images; the authors'
+script trains on test images. The paper's batch size is 512 (`train.batch_size`).
 
 Source: FedAPT (arXiv 2211.07864), section on unsupervised training; strong views after FixMatch
 (arXiv 2001.07685).
@@ -36,7 +36,7 @@ from fedapt.training.methods.base import (
 from fedapt.training.methods.fedapt import FedAPT
 
 CONTEXT_LENGTH = 16
-LR = 0.1  # the largest that was measured, in benchmarks/unsupervised.py
+LR = 0.1  # the maximum that benchmarks/unsupervised.py has measured
 ROUNDS, ROUNDS_OF_MANY_CLIENTS = 4, 20
 _BLOCK = 1024  # rows of a similarity matrix at a time
 
@@ -53,7 +53,7 @@ class UnsupervisedFedAPT(FedAPT):
 
     @classmethod
     def resolve(cls, config: Config) -> Config:
-        """A shared context of 16, the paper's rounds, and at most the rate that was measured."""
+        """A shared context of 16, the paper's rounds, and a learning rate of `LR` at most."""
         several = config.federation.clients_per_domain > 1
         most = config.unsupervised.warm_up_rounds + (ROUNDS_OF_MANY_CLIENTS if several else ROUNDS)
         length = min(config.prompt.context_length, CONTEXT_LENGTH)
@@ -62,7 +62,7 @@ class UnsupervisedFedAPT(FedAPT):
         return replace_train(config, rounds=min(train.rounds, most), lr=min(train.lr, LR))
 
     def objective(self, start: Learned, client: Client, round_number: int) -> Objective:
-        """The loss of the warm-up, or of the rounds behind it."""
+        """The loss of the warm-up, or of the rounds after it."""
         if round_number < self.setting.config.unsupervised.warm_up_rounds:
             return self._warm_up(client, round_number)
         return self._agreement(start, client)
@@ -120,7 +120,7 @@ def agreement_loss(logits: Tensor, own: Tensor, nearest: Tensor, dispersion: flo
     log_p = log_softmax(logits, dim=-1)
     soft = -(own * log_p).sum(-1).mean()
     entropy = torch.special.entr(nearest).sum(-1).mean()
-    # no neighbours where an image is alone
+    # a single image has no neighbours
     near = -(nearest * log_p.unsqueeze(1)).sum(-1).mean() - entropy if nearest.shape[1] else 0.0
     p, n = log_p.exp(), len(logits)
     # the sum over all pairs of p_i . p_k, less the diagonal
@@ -129,7 +129,7 @@ def agreement_loss(logits: Tensor, own: Tensor, nearest: Tensor, dispersion: flo
 
 
 def find_neighbours(features: Tensor, count: int) -> Tensor:
-    """Places int64 [n, K] of each image's nearest others by cosine; K = min(count, n - 1)."""
+    """Indices int64 [n, K] of each image's nearest others by cosine; K = min(count, n - 1)."""
     unit = normalize(features, dim=-1)
     n = len(unit)
     found = [torch.empty(0, min(count, n - 1), dtype=torch.int64, device=unit.device)]
@@ -142,6 +142,6 @@ def find_neighbours(features: Tensor, count: int) -> Tensor:
 
 
 def _places(client: Client, batch: Labelled) -> Tensor:
-    """Where a batch's images stand among the client's; a split file may list them in any order."""
+    """Indices of a batch's images among the client's; a split file may list them in any order."""
     rows, order = client.data.rows.sort()
     return order[torch.searchsorted(rows, batch.rows)]

@@ -31,7 +31,7 @@ class ZeroShot(FeatureMethod):
         return {}
 
     def logits(self, learned: Learned, features: Tensor) -> Tensor:
-        """Against the fixed text features, float32 [n, C]."""
+        """Logits with the fixed text features, float32 [n, C]."""
         return text_logits(self.setting, features, self.setting.zero_shot)
 
     def fuse(self, learned: Learned, keys: tuple[str, ...], client: int | None = None) -> Fusable:
