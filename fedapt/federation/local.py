@@ -22,7 +22,7 @@ from fedapt.training.methods.base import Learned, Method, n_bytes
 from fedapt_runtime.machine import usable_cores, usable_memory
 
 _DEFAULT_MEMORY_BYTES = 16 << 30
-# started clients per running one: replies behind a slow client wait, and memory limits them
+# started clients per running one; replies wait for slower ones, so memory limits them
 _BEGUN_EACH = 4
 
 
@@ -30,7 +30,7 @@ class LocalEngine:
     """Runs a round's clients in threads. See `train.loop.Engine`.
 
     Args:
-        method: whose clients have their images here.
+        method: the method; its clients have their images in this process.
         config: settings of the run; by default the method's.
     """
 
@@ -53,7 +53,7 @@ class LocalEngine:
             found.learned,
             found.loss,
             found.n_images,
-            # each client receives what is learned and sends it back
+            # each client receives the learned tensors and sends them back
             n_bytes=2 * sum(sent) if method.sends else 0,
             noise_multiplier=found.noise_multiplier,
         )
@@ -95,5 +95,5 @@ class LocalEngine:
 
 
 def _with_images(client: ClientInfo) -> Client:
-    assert isinstance(client, Client)  # this engine's method was made with them
+    assert isinstance(client, Client)  # the local engine has no other clients
     return client

@@ -258,7 +258,7 @@ def test_a_method_without_banks_says_why_it_is_not_exported(
 ) -> None:
     assert export("cocoop", tmp_path / "model.onnx") == 4
     message = capsys.readouterr().err
-    assert "found the method cocoop: every image has prompts of its own" in message
+    assert "found the method cocoop: every image has its own prompts" in message
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,6 +1,6 @@
-"""Certificates and keys for a trial: one authority, the server's certificate, a key for each node.
+"""Certificates and keys for trials: an authority, the server's certificate, a key for each node.
 
-An organisation with an authority of its own uses that one; the files are ordinary PEM and OpenSSH.
+An organisation can use its own authority: the files are ordinary PEM and OpenSSH.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 VALID_DAYS = 365
-_CURVE = ec.SECP384R1()  # the one that Flower asks for
+_CURVE = ec.SECP384R1()  # the curve that Flower requires
 
 
 @dataclass(frozen=True)
 class Certificates:
-    """PEM files of a server: the authority's certificate, its own, and the key of that."""
+    """PEM files of a server: the authority's certificate, the server's certificate and its key."""
 
     authority: bytes
     certificate: bytes
@@ -35,9 +35,9 @@ class Certificates:
 
 
 def issue_certificates(hosts: Sequence[str]) -> Certificates:
-    """A server's certificate for these names and addresses, from an authority made for it.
+    """A server's certificate for these names and addresses, from a new authority.
 
-    The authority's key is thrown away: it signs this one certificate, and can sign no other.
+    The authority's key is not kept, so it can sign no other certificate.
     """
     now = datetime.datetime.now(datetime.UTC)
     authority_key = ec.generate_private_key(_CURVE)

@@ -34,7 +34,7 @@ from fedapt.federation.flower.task import (
 )
 from fedapt.federation.flower.tensors import to_arrays
 
-# which party answers a message: a node's own, or one that a simulation plays
+# (message, context) -> the node that answers: this process's, or a simulated one
 FindNode = Callable[[ConfigRecord, Context], Node]
 
 
@@ -48,7 +48,7 @@ def build_client_app(find_node: FindNode, reporter: Reporter | None = None) -> C
 
     def answer(message: Message, context: Context, work: Callable[[Node], RecordDict]) -> Message:
         records = message.content.config_records
-        if REFUSAL in records:  # the server's, of a node that saw nothing wrong
+        if REFUSAL in records:  # the server has refused this node
             reason = str(records[REFUSAL].get("reason"))
             reporter.event("error", f"turned away: {reason}")
             return Message(RecordDict(), reply_to=message)
@@ -62,7 +62,7 @@ def build_client_app(find_node: FindNode, reporter: Reporter | None = None) -> C
 
     @app.query()
     def introduce(message: Message, context: Context) -> Message:
-        """Get everything ready for the run, and say which domain this node has images of."""
+        """Load CLIP and images for the run, and reply with the node's name and domain."""
 
         def work(node: Node) -> RecordDict:
             node.look_up(read_plan(message.content.config_records[TASK]))
@@ -132,13 +132,13 @@ def read_party(context: Context) -> Party:
                 shareable=True,
                 found=f"no {name}",
                 expected='the configuration data="ROOT" domain="NAME"',
-                next_step="start the node with both",
+                next_step="start the node with both values",
             )
     others = ("domain", "name", "model", "pretrained", "device")
     named = {n: str(config[n]) for n in others if n in config}
     root = Path(str(config["data"])).resolve()
     values: list[object] = [config.get(name, 0.0) for name in ("max_clip", "min_noise")]
-    # NaN: `Party` refuses it
+    # `Party` refuses NaN
     max_clip, min_noise = (float(v) if isinstance(v, int | float) else math.nan for v in values)
     secure = config.get("secure") is True
     return Party(root, **named, secure=secure, max_clip=max_clip, min_noise=min_noise)

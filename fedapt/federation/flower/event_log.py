@@ -18,7 +18,7 @@ from fedapt.core.report import Reporter
 from fedapt_runtime.printable import printable, printable_json
 
 FORMATS = ("text", "json")
-# the folder beside server.toml or node.toml for what a process keeps
+# folder for the state of a process, beside server.toml or node.toml
 STATE = "state"
 _FILE_BYTES, _FILES = 2_000_000, 3
 
@@ -33,7 +33,7 @@ class EventLog(Reporter):
 
     def __init__(self, format: str = "text", stream: TextIO | None = None) -> None:  # noqa: A002
         self._is_json, self._stream = format == "json", stream or sys.stderr
-        self._lock = threading.Lock()  # a server tells of rounds and of nodes at the same time
+        self._lock = threading.Lock()  # a server reports rounds and nodes from several threads
 
     def message(self, text: str) -> None:
         """Write an event that has only a text."""
@@ -68,8 +68,8 @@ def keep_library_logs(folder: Path) -> None:
         folder / "libraries.log", maxBytes=_FILE_BYTES, backupCount=_FILES
     )
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    logging.raiseExceptions = False  # a full disk must not fill the terminal instead
+    logging.raiseExceptions = False  # with a full disk, logging must not print tracebacks
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
-    flower = logging.getLogger("flwr")  # it has a handler of its own, with colours
+    flower = logging.getLogger("flwr")  # it has its own handler, with colours
     flower.handlers.clear()
     flower.propagate = True

@@ -38,7 +38,7 @@ def exchange(
     """Send messages, and yield (index of the message, answer) as answers arrive.
 
     Args:
-        seconds: after which no answer is waited for.
+        seconds: maximum time to wait for answers.
     """
     if not messages:
         return
@@ -52,7 +52,7 @@ def exchange(
             place = waiting.pop(reply.metadata.reply_to_message_id)
             n_bytes = sizes[place] + count_bytes(reply)
             yield place, Answer(reply, n_bytes, time.monotonic() - started)
-        if is_over:  # what had come until then has been looked at
+        if is_over:  # all earlier answers have been yielded
             return
         if waiting:
             time.sleep(_POLL_S)

@@ -1,7 +1,7 @@
 """The files of a new deployment: a folder for the server and a folder for each node.
 
 DIR/server/            server.toml settings.toml authority.pem server.pem server.key nodes/*.pub
-DIR/server/app/        the Flower app: it names fedapt's ServerApp and ClientApp, and no more
+DIR/server/app/        the Flower app, which only names fedapt's ServerApp and ClientApp
 DIR/nodes/NAME/        node.toml authority.pem node.key
 DIR/README.md          the commands; Dockerfile compose.yaml systemd/ nginx.conf (`services`)
 """
@@ -52,12 +52,12 @@ class Deployment:
 def write_deployment(folder: Path, deployment: Deployment) -> None:
     """Write all files of a new deployment; all checks come before the first file.
 
-    The folder appears when it is whole.
+    The folder is created completely or not at all.
 
     Raises:
-        FileError: there is such a folder, another job makes it, or it cannot be written.
-        ConfigError: the address is none, or the classes cannot be told apart.
-        UsageError: a node's name or domain that the server would turn away.
+        FileError: the folder exists, another job creates it, or it cannot be written.
+        ConfigError: an invalid address, or classes that are equal for the tokenizer.
+        UsageError: a node's name or domain that the server would refuse.
     """
     host, _ = split_address(deployment.address, "server")
     check_classes(deployment.classes, "classes")
@@ -90,11 +90,11 @@ def write_node(
     """Write a node's folder, and its public key into the server's folder.
 
     Args:
-        secure: the node takes part in secure runs alone, whatever the server's settings become.
+        secure: the node takes part only in secure runs.
 
     Raises:
-        UsageError: there is such a node, or the server would turn its name or domain away.
-        FileError: another job makes it, or the folder cannot be written.
+        UsageError: the node exists, or the server would refuse its name or domain.
+        FileError: another job creates it, or the folder cannot be written.
     """
     _check_node(name, domain)
     node = folder / "nodes" / name
@@ -109,7 +109,7 @@ def write_node(
         write_text(new / "node.toml", tomli_w.dumps(table))
         write_text(new / "authority.pem", authority)
         write_secret(new / "node.key", private)
-        # before the folder is there: after a kill the same command can be repeated
+        # written before the folder, so that the command can be repeated after a kill
         write_text(folder / "server" / "nodes" / f"{name}.pub", public.decode() + "\n")
 
 
@@ -125,7 +125,7 @@ def _refuse(name: str, found: str) -> UsageError:
         where=f"the node {name!r}",
         found=found,
         expected="a new name, and a domain, of letters, digits, space, dot, @, - or _",
-        next_step="choose another",
+        next_step="choose another name or domain",
     )
 
 

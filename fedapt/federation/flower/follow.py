@@ -1,4 +1,4 @@
-"""The live file of a federation, summarised: rounds, and the state of each node."""
+"""Summary of a federation's live file: rounds, and the state of each node."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class NodeState:
     """A node, as the server sees it.
 
     Attributes:
-        seen: time of its last sign.
+        seen: time of its last sign of life.
         images: number in its last reply, after `seconds`; None if the reply has no number.
-        refused: replies that were not used, or did not come.
+        refused: number of its replies that were refused or missing.
         accuracy: last measured accuracy of its domain.
     """
 
@@ -38,7 +38,7 @@ class Federation:
     """The state of a federation after the events so far.
 
     Attributes:
-        end: `finished`, `failed`, or empty while it goes on.
+        end: `finished`, `failed`, or empty during training.
     """
 
     nodes: dict[str, NodeState] = field(default_factory=dict)
@@ -68,10 +68,10 @@ class Federation:
 
 
 def follow(path: Path, offset: int) -> Iterator[dict[str, Any] | None]:
-    """Yield events as they are written, and None while there is none.
+    """Yield events as they are written, and None if there is no new one.
 
     Args:
-        offset: bytes that were there before.
+        offset: size of the file before these events, in bytes.
     """
     while True:
         if path.is_file() and path.stat().st_size > offset:
@@ -79,7 +79,7 @@ def follow(path: Path, offset: int) -> Iterator[dict[str, Any] | None]:
                 stream.seek(offset)
                 for line in stream:
                     if not line.endswith(b"\n"):
-                        break  # being written
+                        break  # an incomplete line
                     offset += len(line)
                     yield json.loads(line)
         yield None

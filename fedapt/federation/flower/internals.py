@@ -1,16 +1,16 @@
 """The private parts of Flower that fedapt uses, each with the reason.
 
 flwr.supercore.task_identity.TaskIdentity
-    A Message asks it for the run and the node that send it. Flower's own programs set it when they
-    start an app, which server and nodes of a deployment do themselves. Versions before 1.38 have
-    none and need none.
+    A Message reads from it the run and the node that send it. Flower's own programs set it when
+    they start an app. Server and nodes of a deployment set it themselves. Versions before 1.38 do
+    not have it.
 the attribute `_message_id` of a Message's metadata
-    Whoever sends a message gives it its number, which has no public setter. Flower's own Grids set
-    it so.
+    The sender of a message sets its number, which has no public setter. Flower's own Grids do
+    the same.
 flwr.common.constant.ErrorCode
-    Flower's SuperLink answers for a node that has gone with an error of this code.
+    Flower's SuperLink reports a disconnected node with an error of this code.
 flwr.common.secure_aggregation.crypto.shamir
-    Shamir's secret sharing, on which secure rounds stand.
+    Shamir's secret sharing, which secure rounds use.
 """
 
 from __future__ import annotations

@@ -42,11 +42,11 @@ class Memory:
         """Save a sum before this node sends shares for it.
 
         Args:
-            start: hash of what the sum's clients were sent.
-            total: hash of who is in it, and of this node's own part.
+            start: hash of the tensors that the clients of the sum were sent.
+            total: hash of the clients in the sum and of this node's own update.
 
         Raises:
-            FederationError: there has been another sum of that start.
+            FederationError: the node has unmasked another sum of that start.
         """
         known = self._sums.setdefault(start.hex(), total.hex())
         if known != total.hex():
@@ -54,7 +54,7 @@ class Memory:
                 where="the node's memory",
                 shareable=True,
                 found="a second sum of the same start, over other clients or another update",
-                expected="one sum: the difference of two sums can reveal one client's update",
+                expected="one sum, because the difference of two can reveal one client's update",
                 next_step="train with the clients that took part before, with the same images and"
                 " settings, or begin a new run with another train.seed",
             )

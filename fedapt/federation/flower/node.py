@@ -112,7 +112,7 @@ class Node:
         shares = {}
         for part, images in (("test", domain.test), ("validation", domain.validation)):
             loaded = images.load()
-            # a prediction of no image is more than some methods can do
+            # some methods cannot predict without images
             logits = predict(loaded, place.domain) if len(images) else torch.empty(0, 1)
             shares[part] = accuracy(logits, loaded.labels)
         test = domain.test.load()
@@ -133,16 +133,16 @@ class Node:
     def _prepare(
         self, plan: Plan, place: Place, keys: Tensor | None
     ) -> tuple[Method, list[ImageSet], Domain]:
-        """Method, the domain's images as dealt out to its clients, and the domain."""
+        """Method, the training images of each client of the domain, and the domain."""
         backbone, domain = self._load(plan)
         name = _name_setting(plan, place, keys)
         if self._method is None or self._method[0] != name:
-            self._method = None  # what is not needed any more makes room first
+            self._method = None  # free memory first
             self._method = (name, *self._build(plan, place, keys, backbone, domain))
         return *self._method[1:], domain
 
     def _load(self, plan: Plan) -> tuple[Backbone, Domain]:
-        """CLIP and images, kept until a value that they depend on changes."""
+        """CLIP and images, kept until a setting that they depend on changes."""
         self._check_privacy(plan.config.federation)
         if self._images is None or not _asks_the_same(self._images[0], plan):
             self._images = self._method = None
@@ -154,8 +154,8 @@ class Node:
         """Refuse a run with less privacy than this node's operator requires."""
         party, found, expected = self.party, "", ""
         if party.secure and not run.secure:
-            found = "a run in which the server can read each update"
-            expected = "a secure one: secure = true in node.toml"
+            found = "a run without secure aggregation"
+            expected = "a secure run, because node.toml has secure = true"
         elif party.max_clip and not 0 < run.node_clip <= party.max_clip:
             found = f"federation.node_clip = {run.node_clip:g}"
             expected = f"above 0, and max_clip = {party.max_clip:g} of node.toml at most"
@@ -182,7 +182,7 @@ class Node:
             backbone=backbone,
             class_names=plan.classes,
             n_keys=plan.n_keys,
-            clients=(),  # the others are nobody's business here
+            clients=(),  # a node needs to know no other client
             table=table,
             views=StrongViews(
                 table, domain.train.rows, lambda: image_encoder(backbone), self._reporter
@@ -197,9 +197,9 @@ class Node:
             raise UsageError(
                 where="the node's CLIP",
                 shareable=True,
-                found="no CLIP: the server's CLIP is a folder on the server",
-                expected=f"the folder of the CLIP of hash {plan.clip_sha256[:12]} on this machine",
-                next_step="name it in the node's configuration: model=FOLDER",
+                found="no CLIP; the server's CLIP is a folder on the server",
+                expected=f"the local folder of the CLIP with hash {plan.clip_sha256[:12]}",
+                next_step="set model=FOLDER in the node's configuration",
             )
         backbone = _load_clip(
             name,
@@ -228,7 +228,7 @@ class Node:
                 shareable=True,
                 found=", ".join(images.classes),
                 expected=f"those of the federation: {', '.join(plan.classes)}",
-                next_step="name the class folders alike, or under [data.class_names]",
+                next_step="rename the class folders, or set the names under [data.class_names]",
             )
         images = images.renumber(plan.classes, "the federation")
         (domain,) = images.load(image_encoder(backbone), self._reporter, backbone.device)
@@ -236,13 +236,13 @@ class Node:
 
 
 def _name_setting(plan: Plan, place: Place, keys: Tensor | None) -> str:
-    """The identity of a node's preparations: they are reused while it stays the same."""
+    """The identity of a node's preparations, which are reused if it is the same."""
     digest = hashlib.sha256(b"" if keys is None else keys.cpu().numpy().tobytes())
     return f"{plan} {place.domain} {digest.hexdigest()}"
 
 
 def _asks_the_same(one: Plan, other: Plan) -> bool:
-    """Whether two plans need the same CLIP and images; a key more or less changes neither."""
+    """Whether two plans need the same CLIP and images; the number of keys affects neither."""
     return dataclasses.replace(one, n_keys=0) == dataclasses.replace(other, n_keys=0)
 
 

@@ -28,7 +28,7 @@ from fedapt.federation.flower.settings import NodeSettings
 
 _RETRY_S, _MAX_RETRY_S = 0.5, 5.0
 _MEMORY = "memory.json"
-_NODE = 2  # the number of a node in its own messages, which nobody reads
+_NODE = 2  # a node's number in its own messages; it has no effect
 
 
 def run_node(folder: Path, settings: NodeSettings, wait_seconds: float, reporter: Reporter) -> None:
@@ -36,11 +36,11 @@ def run_node(folder: Path, settings: NodeSettings, wait_seconds: float, reporter
 
     Args:
         folder: folder of `node.toml`.
-        wait_seconds: how long a server that cannot be reached is waited for at the beginning.
+        wait_seconds: maximum time to wait for the server at the start.
 
     Raises:
         FederationError: the server cannot be reached, has another certificate, does not know this
-            node's key, or another process plays this node.
+            node's key, or another process runs this node.
     """
     folder = folder.resolve()
     with Connection(folder, settings) as connection:
@@ -54,7 +54,7 @@ def run_node(folder: Path, settings: NodeSettings, wait_seconds: float, reporter
 
 
 def _build_app(folder: Path, settings: NodeSettings, reporter: Reporter) -> ClientApp:
-    # torch takes seconds to import, which who is not let in need not wait for
+    # torch takes seconds to import, so a node joins first
     from fedapt.federation.flower.client_app import build_client_app
     from fedapt.federation.flower.memory import Memory
     from fedapt.federation.flower.node import Node
@@ -69,7 +69,7 @@ def _join(
     """Retry until the server admits this node.
 
     Raises:
-        FederationError: not within that time.
+        FederationError: no admission within that time.
     """
     started, told, pause = time.monotonic(), "", _RETRY_S
     while True:
@@ -135,8 +135,8 @@ class _Worker:
         self._tell(task, found, len(body), seconds)
 
     def _answer(self, task: Task, content: RecordDict) -> RecordDict:
-        """A message that cannot be answered, hostile or not, ends neither node nor round."""
-        from fedapt.federation.flower.task import REFUSAL  # with torch, which is there by now
+        """The reply to a message. An error in a message ends neither the node nor the round."""
+        from fedapt.federation.flower.task import REFUSAL  # imports torch, which is loaded by now
 
         try:
             message = build_message(content, task.id, task.kind, task.group, task.run, _NODE)

@@ -27,7 +27,7 @@ def hold_server(folder: Path) -> Iterator[None]:
     """Hold the lock of the folder's only server while the block runs.
 
     Raises:
-        FederationError: there is another.
+        FederationError: another server runs.
     """
     state = folder / STATE
     state.mkdir(mode=0o700, exist_ok=True)
@@ -38,12 +38,12 @@ def hold_server(folder: Path) -> Iterator[None]:
             if time.monotonic() - started > _TRY_S:
                 raise FederationError(
                     where=folder,
-                    found="a server that runs already",
+                    found="a running server of this folder",
                     expected="one server for each folder",
-                    next_step="stop the other one first",
+                    next_step="stop the other server first",
                 )
             time.sleep(0.05)
-        finish_training(folder)  # what a server before this one has left
+        finish_training(folder)  # a request that an earlier server has left
         yield
 
 
@@ -74,7 +74,7 @@ def take_request(folder: Path) -> bool:
 
 
 def finish_training(folder: Path) -> None:
-    """Record that the server trains no longer, for any reason."""
+    """Record that training has ended, for any reason."""
     (folder / STATE / _TRAINING).unlink(missing_ok=True)
 
 

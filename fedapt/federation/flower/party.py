@@ -36,11 +36,13 @@ class Party:
 
     def __post_init__(self) -> None:
         for name in ("max_clip", "min_noise"):
-            if not 0 <= (value := getattr(self, name)) < math.inf:  # NaN would refuse nothing
+            if (
+                not 0 <= (value := getattr(self, name)) < math.inf
+            ):  # NaN would pass every comparison
                 raise UsageError(
                     where="the node's configuration",
                     shareable=True,
                     found=f"{name} = {value}",
                     expected="a number of 0 or more",
-                    next_step="correct it",
+                    next_step=f"correct {name}",
                 )

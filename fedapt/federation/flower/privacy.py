@@ -33,7 +33,7 @@ def clip_and_noise(
 
     Args:
         start: the tensors that the client was sent.
-        secret: 32 random bytes that nobody else has.
+        secret: 32 random bytes that only this node has.
     """
     if not config.node_clip:
         return update

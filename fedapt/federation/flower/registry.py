@@ -24,7 +24,7 @@ from fedapt.federation.flower.task import REFUSAL, REPLY, TASK, Plan, task_to_re
 from fedapt.federation.flower.watch import Watch
 
 _POLL_S, _TELL_S = 0.3, 10.0
-# time for a node to return after its connection has broken: it may have been restarted
+# time for a node to reconnect, for example after a restart
 _BACK_S = 30.0
 
 
@@ -62,11 +62,11 @@ class NodeRegistry:
         self._name_nodes = name_nodes
         self._watch, self._allowed = watch, allowed
         self.members: list[Member] = _read(path)
-        self._nodes: dict[str, int] = {}  # name -> node that is connected, or was
+        self._nodes: dict[str, int] = {}  # name -> node, connected now or earlier
         self._new: list[Member] = []
         self._asked: dict[str, int] = {}  # message -> node whose answer is awaited
         self._seen: set[int] = set()
-        self._expected: set[str] = set()  # those that have not been waited for in vain
+        self._expected: set[str] = set()  # nodes for which no wait has failed
         self._reasons: dict[str, str] = {}
 
     @property
@@ -77,20 +77,20 @@ class NodeRegistry:
     def wait(
         self, least: int, seconds: float, find_registered: Callable[[], Collection[str]] = tuple
     ) -> None:
-        """Wait until `least` nodes are ready, and make them members.
+        """Wait until `least` nodes are ready, and add them as members.
 
         Args:
-            find_registered: names of the nodes that may connect; those that have not are told of.
+            find_registered: names of the nodes that may connect, to report the missing ones.
 
         Raises:
-            FederationError: not within that time.
+            FederationError: too few nodes within that time.
         """
         started = told = time.monotonic()
         while len(here := self.connected()) < least:
             if time.monotonic() - told > _TELL_S:
                 told = time.monotonic()
                 connected = set(self._name_nodes().values())
-                # nodes that came without a key have no name here
+                # nodes without a key have no name here
                 unseen = [] if "" in connected else sorted(set(find_registered()) - connected)
                 others = sorted(connected - set(here) - set(self._reasons) - {""})
                 self._watch.waiting(len(here), least, unseen, others)
@@ -115,16 +115,16 @@ class NodeRegistry:
         return bool(new)
 
     def connected(self) -> dict[str, int]:
-        """Name -> node of all connected, ready nodes; asks new ones without waiting."""
+        """Name -> node of all connected, ready nodes. New nodes are asked without waiting."""
         names = self._name_nodes()
         here = set(names)
-        self._seen &= here  # who goes and comes back introduces itself again
+        self._seen &= here  # a node that reconnects introduces itself again
         self._ask(sorted(here - self._seen - set(self._asked.values())))
         if self._asked:
             for reply in self._grid.pull_messages(list(self._asked)):
                 node = self._asked.pop(reply.metadata.reply_to_message_id)
                 if reply.has_error() and reply.error.code == NODE_UNAVAILABLE:
-                    self._seen.discard(node)  # it went before it read this, and may be back
+                    self._seen.discard(node)  # it disconnected before it read this, and may return
                     continue
                 admitted_as = names.get(node, "")
                 if (member := self._read_member(node, admitted_as, reply, here)) is not None:
@@ -139,7 +139,7 @@ class NodeRegistry:
     def find_nodes(self, clients: Sequence[ClientInfo]) -> Mapping[int, int]:
         """The nodes of these clients; disconnected nodes are absent.
 
-        A node that was there the last time has `_BACK_S` to come back, once.
+        A node that was connected before has `_BACK_S` to reconnect, once.
         """
         names = {c.index: self.members[c.index].name for c in clients}
         expected, started = self._expected.intersection(names.values()), time.monotonic()
@@ -163,7 +163,7 @@ class NodeRegistry:
     def _read_member(
         self, node: int, admitted_as: str, reply: Message, here: set[int]
     ) -> Member | None:
-        """Who this is; None, and told, where it cannot take part.
+        """The member; None, with a report, if it cannot take part.
 
         Args:
             admitted_as: the name that the server's operator gave the node's key; empty without one.
@@ -193,7 +193,7 @@ class NodeRegistry:
         return member
 
     def _find_conflict(self, member: Member, others: set[int]) -> str:
-        """Why a node by this name and domain cannot be; empty where it can."""
+        """The reason why a node of this name and domain cannot take part; empty if it can."""
         if self._allowed and member.domain not in self._allowed:
             return f"the unknown domain {member.domain!r}"
         if any(m.name == member.name and m.domain != member.domain for m in self.members):

@@ -21,7 +21,7 @@ from fedapt.training.client import ClientUpdate
 from fedapt.training.methods.base import Learned
 
 _MAX_IMAGES = 1_000_000_000
-# images x loss of all clients stays a finite number
+# keeps images x loss of all clients finite
 _MAX_LOSS = 1e30
 
 

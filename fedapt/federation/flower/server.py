@@ -24,7 +24,7 @@ from fedapt.federation.flower.settings import ServerSettings, split_address
 
 _LOOK_S = 0.2
 
-# trains with the nodes of a Grid to the last round, and tells how it ended
+# trains with the nodes of a Grid to the last round, and reports the end
 Train = Callable[[MailboxGrid], None]
 
 
@@ -33,10 +33,10 @@ def run_server(folder: Path, settings: ServerSettings, train: Train, reporter: R
 
     Args:
         folder: folder of `server.toml`.
-        train: called in a thread of its own whenever training is asked for.
+        train: called in its own thread for each request to train.
 
     Raises:
-        FederationError: there is another server, or the address cannot be listened at.
+        FederationError: another server runs, or the server cannot listen at the address.
     """
     with hold_server(folder):
         asyncio.run(_Server(folder, settings, train, reporter).run())
@@ -93,7 +93,7 @@ class _Server:
                 continue
         self._reporter.event("info", "stopped")
         if self._is_training():
-            os._exit(0)  # every file is whole at any moment; the thread would go on for a round
+            os._exit(0)  # do not wait for the round: every file is complete at any moment
 
     def _load_tls(self) -> ssl.SSLContext | None:
         if self._settings.insecure:
@@ -125,7 +125,7 @@ class _Server:
 
     def _begin_training(self) -> None:
         if self._is_training():
-            return  # whoever asks follows what is going on
+            return  # the operator's command follows the training that already runs
         self._thread = threading.Thread(target=self._work, name="training", daemon=True)
         self._thread.start()
 
@@ -135,7 +135,7 @@ class _Server:
                 self._train(MailboxGrid(self._mailbox))
         except ReportedError as error:
             self._reporter.event("error", str(error))
-        except Exception:  # a mistake of ours ends the training, not the server
+        except Exception:  # an internal error ends the training, not the server
             self._reporter.event("error", traceback.format_exc())
         finally:
             finish_training(self._folder)

@@ -28,28 +28,28 @@ class ServerSettings(Strict):
         address: HOST:PORT that nodes connect to.
         classes: names in the order of the labels, as every node's folders have them.
         domains: domains that may take part; empty for any.
-        min_nodes: connected nodes without which training does not begin.
-        wait_seconds: how long they are waited for.
-        settings: TOML file of the training, as of `fedapt train --config`.
+        min_nodes: number of connected nodes that training waits for.
+        wait_seconds: maximum time to wait for them.
+        settings: TOML file of the training, as for `fedapt train --config`.
         out: the run folder.
         authority, certificate, key: PEM files for TLS.
         nodes: folder with the public keys of the nodes that may connect, NAME.pub.
-        insecure: without TLS, because it ends elsewhere; nodes show their keys all the same.
-        listen: HOST:PORT of this machine, where it is not `address`, such as 0.0.0.0:8000.
+        insecure: plain HTTP, because TLS ends elsewhere. Nodes still sign with their keys.
+        listen: HOST:PORT of this machine, if it differs from `address`, such as 0.0.0.0:8000.
     """
 
     address: str
     classes: tuple[str, ...]
     domains: tuple[str, ...] = ()
     min_nodes: int = setting(1, "connected nodes that training waits for", 1, 1_000_000)
-    wait_seconds: float = setting(600.0, "how long it waits for them", 0.0, 1e7)
+    wait_seconds: float = setting(600.0, "maximum seconds to wait for the nodes", 0.0, 1e7)
     settings: str = "settings.toml"
     out: str = "run"
     authority: str = "authority.pem"
     certificate: str = "server.pem"
     key: str = "server.key"
     nodes: str = "nodes"
-    insecure: bool = setting(False, "plain HTTP; nodes show their keys all the same")
+    insecure: bool = setting(False, "plain HTTP; nodes still sign with their keys")
     listen: str = ""
 
 
@@ -59,12 +59,12 @@ class NodeSettings(Strict):
 
     Attributes:
         server: HOST:PORT of the server.
-        authority: PEM file of who signed the server's certificate.
+        authority: PEM file of the authority that signed the server's certificate.
         key: this node's private key.
-        insecure: without TLS; the node shows its key all the same.
-        secure: takes part in secure rounds alone, whatever the server's settings say.
-        max_clip: largest `federation.node_clip` of a run that it takes part in; 0 for any or none.
-        min_noise: smallest `federation.node_noise` of such a run.
+        insecure: plain HTTP. The node still signs with its key.
+        secure: takes part only in secure rounds.
+        max_clip: maximum `federation.node_clip` that it accepts; 0 for any or none.
+        min_noise: minimum `federation.node_noise` that it accepts.
     """
 
     server: str
@@ -76,8 +76,8 @@ class NodeSettings(Strict):
     device: str = "cpu"
     authority: str = "authority.pem"
     key: str = "node.key"
-    insecure: bool = setting(False, "plain HTTP; the node shows its key all the same")
-    secure: bool = setting(False, "take part in secure rounds alone")
+    insecure: bool = setting(False, "plain HTTP; the node still signs with its key")
+    secure: bool = setting(False, "take part only in secure rounds")
     max_clip: float = setting(0.0, "maximum `federation.node_clip`; 0 for any", 0.0, 1e9)
     min_noise: float = setting(0.0, "minimum `federation.node_noise`", 0.0, 1e6)
 
@@ -93,7 +93,7 @@ def read_server(folder: Path) -> ServerSettings:
 
     Raises:
         ConfigError: a wrong name or value, or an address that cannot be one.
-        UsageError: unencrypted on an address that others can reach.
+        UsageError: no TLS on an address that other machines can reach.
     """
     path = folder / "server.toml"
     settings = read_settings(ServerSettings, path)
@@ -114,7 +114,7 @@ def read_node(folder: Path) -> NodeSettings:
 
     Raises:
         ConfigError: a wrong name or value, or an address that cannot be one.
-        UsageError: unencrypted to another machine.
+        UsageError: no TLS to another machine.
     """
     path = folder / "node.toml"
     settings = read_settings(NodeSettings, path)
@@ -126,10 +126,10 @@ def read_node(folder: Path) -> NodeSettings:
 
 
 def check_classes(classes: Sequence[str], where: Path | str) -> None:
-    """Refuse class names that the tokenizer reads alike.
+    """Refuse class names that are equal for the tokenizer.
 
     Raises:
-        ConfigError: fewer than two, one twice, or one without a letter.
+        ConfigError: fewer than two names, equal names, or a name without a letter.
     """
     keys = list(map(class_key, classes))
     if len(keys) < 2 or len(set(keys)) < len(keys) or not all(keys):
@@ -137,7 +137,7 @@ def check_classes(classes: Sequence[str], where: Path | str) -> None:
             where=where,
             found=f"the classes {', '.join(map(ascii, classes)) or 'none'}",
             expected="two names or more, all different as the tokenizer reads them",
-            next_step="name the classes as the nodes' folders do",
+            next_step="use the class names of the nodes' folders",
         )
 
 
@@ -154,7 +154,7 @@ def split_address(address: str, where: Path | str) -> tuple[str, int]:
             where=where,
             found=f"the address {address!r}",
             expected="HOST:PORT, such as federation.example.org:8000",
-            next_step="correct it",
+            next_step="correct the address",
         )
     return host, int(port)
 
@@ -175,7 +175,7 @@ def _check_encrypted(path: Path, host: str, insecure: bool) -> None:
             where=path,
             found=f"insecure = true on {host}, which other machines can reach",
             expected="TLS and keys outside this machine",
-            next_step=f"remove it, or set {_TOLD}=1 where the network itself is encrypted",
+            next_step=f"remove it, or set {_TOLD}=1 if the network itself is encrypted",
         )
 
 
@@ -185,6 +185,6 @@ def _check_files(path: Path, files: Mapping[str, Path]) -> None:
             raise ConfigError(
                 where=path,
                 found=f"{name} = {file.name}, which does not exist",
-                expected="the file that `fedapt federation init` has made, or your own",
-                next_step="copy it there, or name another",
+                expected="the file that `fedapt federation init` has written, or your own",
+                next_step="copy the file there, or set another path",
             )

@@ -38,14 +38,14 @@ def simulate(
     Args:
         root: ROOT of ROOT/<domain>/<class>/<images>.
         domains: domains that train, in the order of their indices.
-        n_nodes: nodes, which play any client.
+        n_nodes: number of nodes; each trains any client.
 
     Raises:
         DependencyError: Ray is not installed.
         FederationError: the runtime does not start, or ends before the block.
     """
     require_flower("ray")
-    # Flower calls its one way to start a simulation from Python deprecated, at length; Ray has tips
+    # Flower warns about its only way to start a simulation from Python, and Ray prints tips
     logging.getLogger("flwr").setLevel(logging.ERROR)
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 
@@ -72,10 +72,10 @@ def simulate(
                     "init_args": {"log_to_driver": False, "logging_level": logging.ERROR},
                 },
             )
-        except BaseException as error:  # told by the thread that waits
+        except BaseException as error:  # the waiting thread raises it
             grids.put(error)
 
-    # a thread, so that the rounds run where they run with any other engine
+    # in a thread, so that the rounds stay in this one, as with any other engine
     thread = threading.Thread(target=run, name="flower simulation", daemon=True)
     thread.start()
     try:
@@ -85,7 +85,7 @@ def simulate(
                 where="engine flower",
                 found=f"{type(grid).__name__}: {grid}",
                 expected="Flower's simulation runtime",
-                next_step="train with `engine` local, or see Flower's own messages above",
+                next_step="train with `engine` local, or see Flower's messages above",
             ) from grid
         _wait_for_nodes(grid, n_nodes)
         yield grid

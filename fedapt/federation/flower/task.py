@@ -55,7 +55,7 @@ class Place:
 
     Attributes:
         client, domain, key: indices.
-        share: which of the clients of its domain it is, where one folder is dealt out to several.
+        share: index among the clients of its domain, if several share a folder.
         round: number of the round, from 0.
     """
 
@@ -72,7 +72,7 @@ class Place:
 
 
 def task_to_record(plan: Plan, place: Place | None = None) -> ConfigRecord:
-    """The record of a message to a node; without a place, to one that introduces itself."""
+    """The record of a message to a node; without a place, of a request to introduce itself."""
     return ConfigRecord(
         {
             "protocol": PROTOCOL,
@@ -96,7 +96,7 @@ def read_plan(record: ConfigRecord) -> Plan:
     values: dict[str, Any] = dict(record)
     try:
         config = config_from_dict(json.loads(values["config"]), "the server's settings")
-        if remove_paths(config) != config:  # an honest server sends none
+        if remove_paths(config) != config:  # an honest server sends no path
             raise ConfigError(
                 where="the server's settings",
                 found="a path of this machine",

@@ -23,14 +23,14 @@ class Watch:
         self._reporter, self._path = reporter, path
 
     def joined(self, name: str, domain: str) -> None:
-        """A node has introduced itself."""
+        """A node has joined."""
         self._reporter.event("info", f"{name}: joined with domain {domain}", node=name)
         self._write("joined", name=name, domain=domain)
 
     def waiting(
         self, ready: int, least: int, unseen: Sequence[str], preparing: Sequence[str]
     ) -> None:
-        """Too few nodes are ready; some have not been seen, some load images and CLIP."""
+        """Too few nodes are ready; `unseen` are not connected, `preparing` load images and CLIP."""
         text = f"waiting for nodes: {ready} of {least} ready"
         text += f"; not connected yet: {', '.join(unseen)}" if unseen else ""
         text += f"; getting ready: {', '.join(preparing)}" if preparing else ""

@@ -73,7 +73,7 @@ def test_other_classes(party: Party, plan: Plan, capsys: pytest.CaptureFixture[s
     expected = "found blue disc, red square, stripes; expected those of the federation: blue disc,"
     assert f"the node's classes: {expected} red square, dots" in told
     assert "the node's classes" in said
-    assert "To do: name the class folders alike" in said
+    assert "To do: rename the class folders" in said
 
 
 def test_a_class_may_be_missing_where_that_is_allowed(party: Party, plan: Plan) -> None:
@@ -104,7 +104,7 @@ def test_a_clip_in_a_folder_has_to_be_named(
     nameless = dataclasses.replace(party, model="")
     task = task_to_record(dataclasses.replace(plan, config=config))
     told, said = refused(nameless, task, capsys).split("|")
-    assert "no CLIP: the server's CLIP is a folder on the server" in told
+    assert "no CLIP; the server's CLIP is a folder on the server" in told
     assert "model=FOLDER" in said
 
 
@@ -235,7 +235,7 @@ def test_a_node_that_wants_secure_rounds_takes_part_in_no_others(
 ) -> None:
     careful = dataclasses.replace(party, secure=True)
     told, said = refused(careful, task_to_record(plan), capsys).split("|")
-    assert told.startswith("the node's configuration: found a run in which the server can read")
+    assert told.startswith("the node's configuration: found a run without secure aggregation")
     assert "To do: ask the server's operator to change the settings, or change node.toml" in said
     secure = dataclasses.replace(plan, config=read_config(None, ["federation.secure=true"]))
     assert ask(careful, task_to_record(secure)).keys() == {"reply"}

@@ -24,7 +24,7 @@ def test_one_server_for_each_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not is_running(tmp_path)
     with hold_server(tmp_path):
         assert is_running(tmp_path)
-        match = "found a server that runs already"
+        match = "found a running server of this folder"
         with pytest.raises(FederationError, match=match), hold_server(tmp_path):
             pytest.fail("there are two")
         assert is_running(tmp_path)

@@ -18,7 +18,7 @@ from fedapt.federation.flower.network.keys import (
 from fedapt.federation.flower.network.mailbox import Displaced, Mailbox, NotJoined
 from fedapt.federation.flower.network.paths import JOIN, MESSAGE, REPLY, SEEN, TAKE, TAKE_S
 
-# a reply's maximum: its message's size, doubled as float32 may return as int64, plus 1 MiB
+# a reply's maximum: twice the message's size, because int64 may replace float32, plus 1 MiB
 _MIN_BODY_BYTES, _VALUE_GROWS = 1 << 20, 2
 _MAX_INSTANCE = 64
 _FORBIDDEN = Response(403)
@@ -46,7 +46,7 @@ class Answers:
     def identify(self, address: str, path: str, headers: Mapping[str, str]) -> str | Response:
         """The name of the node that has signed these headers; 403 for all others.
 
-        An unknown key costs one look-up in a table, and at times a line in the log.
+        An unknown key costs one table look-up, and sometimes a line in the log.
         """
         name = self._keys.names.get(headers.get(KEY, ""))
         if name is None:
@@ -94,7 +94,7 @@ class Answers:
     async def _take(self, node: str, instance: str) -> Response:
         try:
             letter = await self._mailbox.take(node, instance, TAKE_S)
-        except BaseException:  # cancelled, because the node has gone
+        except BaseException:  # cancelled, because the node has disconnected
             self._mailbox.leave(node, instance)
             raise
         if letter is None:

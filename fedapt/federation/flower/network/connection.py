@@ -69,7 +69,7 @@ class Connection:
             base_url=f"{scheme}://{settings.server}",
             verify=tls,
             timeout=_TIMEOUT,
-            trust_env=False,  # a proxy of the environment is not the federation's server
+            trust_env=False,  # ignore proxies of the environment: the node connects directly
         )
 
     def __enter__(self) -> Self:
@@ -114,7 +114,7 @@ class Connection:
                 try:
                     self._ask(SEEN)
                 except (Unreachable, FederationError):
-                    continue  # whoever sends the reply sees to it
+                    continue  # `reply` handles this error
 
         thread = threading.Thread(target=tell, name="signs of life", daemon=True)
         thread.start()
@@ -133,7 +133,7 @@ class Connection:
             if (refused := _find(error, ssl.SSLCertVerificationError)) is not None:
                 raise FederationError(
                     where=f"the server {self._settings.server}",
-                    found=f"no TLS certificate that this node trusts ({refused.verify_message})",
+                    found=f"an untrusted TLS certificate ({refused.verify_message})",
                     expected=f"one for this address, signed by {self._settings.authority}",
                     next_step="copy the server's authority.pem here, and check the address",
                 ) from error
@@ -159,19 +159,19 @@ class Connection:
                 where=f"the server {self._settings.server}",
                 found=text,
                 expected="one process for each node",
-                next_step="stop one of them, or add another node with `fedapt federation add`",
+                next_step="stop one of the processes, or add a node with `fedapt federation add`",
             )
         if status == 413:
             raise FederationError(
                 where=f"the server {self._settings.server}",
-                found=f"a reply that the server refuses: {text}",
+                found=f"a reply that the server refused: {text}",
                 expected="a reply of the size of the model",
                 next_step="install the same version of fedapt on server and nodes",
             )
         raise Unreachable(f"HTTP status {status} {text}".strip(), _CHECK_ADDRESS)
 
 
-_CHECK_ADDRESS = "start the server first, and check address and firewall"
+_CHECK_ADDRESS = "start the server first, and check the address and the firewall"
 
 
 def _trust(authority: Path) -> ssl.SSLContext:

@@ -14,7 +14,7 @@ from typing import Any
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 _LENGTH_BYTES = 4
-# JSON takes many times its size in memory; shares of 10 000 clients have less
+# parsed JSON needs many times its size in memory; shares of 10 000 clients are smaller
 _MAX_HEADER_BYTES = 1 << 22
 _KINDS: dict[str, type[MetricRecord] | type[ConfigRecord]] = {
     "metrics": MetricRecord,

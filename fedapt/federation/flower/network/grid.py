@@ -41,7 +41,7 @@ class MailboxGrid(Grid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages, and return their numbers."""
         now = time.time()
-        # these messages get no answer any more
+        # nobody waits for answers to these messages
         for number, message in list(self._sent.items()):
             if message.metadata.created_at + message.metadata.ttl < now:
                 del self._sent[number]

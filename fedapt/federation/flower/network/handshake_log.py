@@ -14,9 +14,9 @@ _REMEMBERED = 1000
 # a node's alerts about a certificate; other alerts come from other clients
 _ALERTS = {
     "UNKNOWN_CA": "it knows another authority",
-    "BAD_CERTIFICATE": "it reaches this server by an address that the certificate does not have",
-    "CERTIFICATE_EXPIRED": "by its clock the certificate has expired",
-    "CERTIFICATE_UNKNOWN": "it does not say why",
+    "BAD_CERTIFICATE": "it uses an address of this server that the certificate does not have",
+    "CERTIFICATE_EXPIRED": "the certificate has expired by the node's clock",
+    "CERTIFICATE_UNKNOWN": "the node gives no reason",
 }
 
 
@@ -30,7 +30,7 @@ class HandshakeLog:
 
     def __init__(self, reporter: Reporter, folder: Path) -> None:
         self._reporter, self._folder = reporter, folder
-        self._told: dict[tuple[str, str], None] = {}  # in the order of the telling
+        self._told: dict[tuple[str, str], None] = {}  # in the order of the reports
         self._minute, self._lines = time.monotonic(), 0
 
     def refuse_key(self, address: str, path: str, headers: Mapping[str, str]) -> None:
@@ -80,4 +80,4 @@ class HandshakeLog:
             del self._told[next(iter(self._told))]
         self._reporter.message(f"turned away: {address}: {text}")
         if self._is_flooded():
-            self._reporter.message("turned away: more nodes than one minute's log has room for")
+            self._reporter.message("turned away: more refusals than the maximum of one minute")

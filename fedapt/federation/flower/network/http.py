@@ -1,4 +1,4 @@
-"""A connection's requests and responses. Source: HTTP/1.1 by h11, which has no input or output."""
+"""A connection's requests and responses. Source: HTTP/1.1 by h11."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Response:
-    """An answer; `headers` beside its length."""
+    """An answer; `headers` are those besides its length."""
 
     status: int
     body: bytes = b""
@@ -35,7 +35,7 @@ async def read_event(http: h11.Connection, reader: asyncio.StreamReader) -> Any:
     """The next event of h11.
 
     Raises:
-        h11.RemoteProtocolError: no HTTP.
+        h11.RemoteProtocolError: the bytes are not HTTP.
         OSError: the connection is broken.
     """
     while (event := http.next_event()) is h11.NEED_DATA:
@@ -62,11 +62,11 @@ async def send(
     """Send a response.
 
     Args:
-        close: end the connection behind it.
+        close: end the connection after it.
         seconds: maximum time.
 
     Raises:
-        TimeoutError, OSError: it has not been taken.
+        TimeoutError, OSError: the client has not read it.
     """
     headers = [(n, v) for n, v in response.headers.items()]
     headers.append(("content-length", str(len(response.body))))
@@ -80,6 +80,6 @@ async def send(
     async with asyncio.timeout(seconds):
         writer.write(b"".join(http.send(event) or b"" for event in events))
         await writer.drain()
-        if close:  # abort would throw away what has not been sent
+        if close:  # abort would discard unsent bytes
             writer.close()
             await writer.wait_closed()

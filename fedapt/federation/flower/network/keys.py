@@ -1,7 +1,7 @@
 """The nodes' keys: files, fingerprints, and signed requests.
 
 A signature covers the path, the time, the process and a hash of the body. The server can therefore
-refuse a request without its body, and a request cannot be sent again with another body.
+refuse a request before it reads the body. Nobody can repeat a request with another body.
 
 Source: ECDSA on NIST P-384 with SHA-384 (FIPS 186-5), by the package cryptography.
 """
@@ -66,8 +66,8 @@ def verify(path: str, headers: Mapping[str, str]) -> ec.EllipticCurvePublicKey:
     """The key that has signed these headers, registered or not.
 
     Raises:
-        Refused: none has.
-        ClockDiffers: one has, by a clock that differs by more than `TIME_TOLERANCE_S`.
+        Refused: no key has.
+        ClockDiffers: a key has, but the clocks differ by more than `TIME_TOLERANCE_S`.
     """
     try:
         key = _read_public(headers[KEY])
@@ -109,7 +109,7 @@ class KeyRegistry:
         for path in sorted(self.folder.glob("*.pub")):
             try:
                 status = path.stat()
-            except OSError:  # removed at this moment
+            except OSError:  # removed since the listing
                 continue
             files[path] = (status.st_mtime_ns, status.st_size)
         if files == self._read:
@@ -131,7 +131,7 @@ def read_public_key(path: Path) -> ec.EllipticCurvePublicKey:
     """A node's public key.
 
     Raises:
-        FederationError: no public key of an elliptic curve.
+        FederationError: the file is not a public key of an elliptic curve.
     """
     try:
         key = load_ssh_public_key(path.read_bytes())
@@ -151,7 +151,7 @@ def read_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
     """A node's private key.
 
     Raises:
-        FederationError: no private key of an elliptic curve.
+        FederationError: the file is not a private key of an elliptic curve.
     """
     try:
         key = load_ssh_private_key(path.read_bytes(), None)

@@ -1,7 +1,7 @@
 """The server's socket, with limits on time, memory and connections for unregistered clients.
 
-Each connection starts as a stranger's. The client must complete the TLS handshake and send headers
-signed with a registered key within seconds. Otherwise it gets 403, and its body is not read. The
+A client is a stranger at first. It must complete the TLS handshake and send headers signed
+with a registered key within seconds. Otherwise it gets 403, and its body is not read. The
 limits count strangers' connections by address and in all. At a limit, a new connection replaces the
 oldest one, so a flood does not lock other clients out. A node's connection may stay open. A node's
 new connection replaces its oldest one at a limit, so no node can use all open files.
@@ -33,11 +33,11 @@ from fedapt.federation.flower.network.http import (
 )
 from fedapt.federation.flower.network.keys import BODY
 
-# to answer a slow node, and for its connection while it trains
+# time to send to a slow node, and idle time of a node that trains
 _SEND_S, _KEEP_S = 120.0, 3600.0
 _MIN_BYTES_PER_S = 16_000
 _PER_NODE = 16
-# connections that wait to be accepted, and that are accepted in one go
+# maximum of connections that wait, and of those accepted at once
 _QUEUED, _AT_ONCE = 512, 8
 
 
@@ -59,7 +59,7 @@ class Limits:
 
     @classmethod
     def of_this_process(cls) -> Limits:
-        """Limits by which strangers use about a quarter of this process's files at most."""
+        """Limits with which strangers use at most about a quarter of this process's open files."""
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if files == resource.RLIM_INFINITY:
             return cls()
@@ -76,7 +76,7 @@ class Listener:
         fail_handshake: called with (address, OpenSSL's reason).
         max_body: bytes that the body of a request for this path may have.
         limits: limits for strangers.
-        tls: None where TLS ends elsewhere.
+        tls: None if TLS ends elsewhere.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Listener:
         self._fail_handshake, self._limits, self._tls = fail_handshake, limits, tls
         self._strangers: dict[asyncio.Transport, str] = {}  # the oldest first
         self._addresses: Counter[str] = Counter()
-        self._nodes: dict[str, dict[asyncio.Transport, None]] = {}  # theirs, the oldest first
+        self._nodes: dict[str, dict[asyncio.Transport, None]] = {}  # by node, the oldest first
         self._owners: dict[asyncio.Transport, str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -100,19 +100,19 @@ class Listener:
         """Start to accept connections.
 
         Raises:
-            OSError: the address cannot be listened at.
+            OSError: the server cannot listen at the address.
         """
         loop = asyncio.get_running_loop()
         family, _, _, _, address = (await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))[0]
         sock = socket.create_server(address[:2], family=family)
-        # so many are accepted before those that are there are looked at
+        # this many are accepted before the event loop handles them
         server = await loop.create_server(lambda: _Arrival(self), sock=sock, backlog=_AT_ONCE)
         sock.listen(_QUEUED)
         return server
 
     def begin(self, transport: asyncio.Transport, arrival: _Arrival) -> None:
         """A connection has been opened."""
-        transport.pause_reading()  # its first bytes are for the handshake
+        transport.pause_reading()  # the handshake reads the first bytes
         self._count_stranger(transport)
         task = asyncio.get_running_loop().create_task(self._serve(transport, arrival))
         self._tasks.add(task)
@@ -133,7 +133,7 @@ class Listener:
         oldest.abort()
 
     def _keep(self, transport: asyncio.Transport, node: str) -> None:
-        """It is this node's connection, as its last request says."""
+        """Count the connection as this node's."""
         self._forget(transport)
         self._owners[transport] = node
         kept = self._nodes.setdefault(node, {})
@@ -144,7 +144,7 @@ class Listener:
             oldest.abort()
 
     def _forget(self, transport: asyncio.Transport) -> None:
-        """It is counted no more."""
+        """Stop counting the connection."""
         if (node := self._owners.pop(transport, None)) is not None:
             del self._nodes[node][transport]
             if not self._nodes[node]:
@@ -165,8 +165,8 @@ class Listener:
                 finally:
                     writer.close()
         except (OSError, TimeoutError, h11.RemoteProtocolError, h11.LocalProtocolError) as error:
-            # gone, silent for too long, or no HTTP; the frames of its traceback hold 256 KB of
-            # buffers in a cycle, which a collection may find much later
+            # disconnected, silent for too long, or no HTTP. The traceback's frames hold 256 KB of
+            # buffers in a cycle, which the garbage collector may free much later.
             error.__traceback__ = None
         finally:
             self._forget(transport)
@@ -177,7 +177,7 @@ class Listener:
     async def _shake_hands(
         self, transport: asyncio.Transport, arrival: _Arrival
     ) -> asyncio.Transport | None:
-        if transport.is_closing():  # it has made room already
+        if transport.is_closing():  # it was closed at the limit
             return None
         if self._tls is None:
             transport.resume_reading()
@@ -236,8 +236,8 @@ class Listener:
         path: str,
         headers: Mapping[str, str],
     ) -> Response | None:
-        """The answer to a node; None where it has gone meanwhile."""
-        if "transfer-encoding" in headers:  # it would take the place of the length (RFC 9112, 6.3)
+        """The answer to a node; None if it has disconnected."""
+        if "transfer-encoding" in headers:  # it would override the length (RFC 9112, 6.3)
             return Response(411, b"a body without a length")
         max_body, length = self._max_body(path), headers.get("content-length", "")
         if not length.isascii() or not length.isdigit() or int(length[:20]) > max_body:
@@ -247,7 +247,7 @@ class Listener:
         if hashlib.sha256(body).hexdigest() != headers[BODY]:
             return Response(400, b"another body than the signed one")
         work = asyncio.ensure_future(self._answer(Request(node, path, headers, body)))
-        gone = asyncio.ensure_future(reader.read(1))  # a node sends nothing before it is answered
+        gone = asyncio.ensure_future(reader.read(1))  # a node sends nothing before its answer
         try:
             await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
             return work.result() if work.done() else None
@@ -272,7 +272,7 @@ class _Arrival(asyncio.Protocol):
         self._listener.begin(transport, self)
 
     def data_received(self, data: bytes) -> None:
-        # of a client that speaks before the task goes on
+        # bytes of a client that arrive before the task runs
         self._early += data
 
     def open_streams(
@@ -289,6 +289,6 @@ class _Arrival(asyncio.Protocol):
 
 
 def _name(transport: asyncio.Transport) -> str:
-    """The address without its port, which is another each time."""
+    """The address without its port, which changes."""
     peer = transport.get_extra_info("peername")
     return str(peer[0]) if peer else "an unknown address"

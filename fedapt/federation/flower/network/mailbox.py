@@ -2,8 +2,8 @@
 
 The event loop takes messages and stores replies for the nodes. The training thread stores messages
 and takes replies. A message stays until it is answered, withdrawn or expired. A node that lost the
-message, or was restarted, gets it again. Local training from the same start gives the same bytes,
-so this loses nothing.
+message, or was restarted, gets it again. This is safe, because training from the same start gives
+the same bytes.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-# processes of one node that are remembered as replaced
+# maximum of replaced processes that are remembered for each node
 _REPLACED = 100
-# without a sign from its process for this long, a node is away
+# a node without a sign of life for this time counts as disconnected
 AWAY_S = 30.0
 
 
@@ -68,7 +68,7 @@ class Mailbox:
         self._names: dict[int, str] = {}
         self._replies: dict[str, bytes] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.largest = 0  # bytes of a message of this training
+        self.largest = 0  # bytes of the largest message of this training
 
     # methods for nodes, in the event loop
 
@@ -92,7 +92,7 @@ class Mailbox:
         """Record a sign of life from a node's process.
 
         Raises:
-            NotJoined, Displaced: it is not the one that has joined.
+            NotJoined, Displaced: another process has joined, or none.
         """
         with self._lock:
             self._find(name, instance).seen = time.monotonic()
@@ -121,7 +121,7 @@ class Mailbox:
                         return letter
                     del box.letters[letter.id]
                 box.wake = wake = asyncio.Event()
-            # now and then it is looked whether the node is still there
+            # wake up at times to check whether the node is still connected
             if (remaining := min(end - now, AWAY_S / 3)) <= 0:
                 return None
             try:

@@ -4,5 +4,5 @@ from __future__ import annotations
 
 JOIN, TAKE, SEEN, REPLY = "/fedapt/join", "/fedapt/take", "/fedapt/seen", "/fedapt/reply/"
 MESSAGE = "x-fedapt-message"
-# how long the server holds a request for a message: shorter than what proxies wait for an answer
+# seconds that the server holds a request for a message; proxies wait longer for an answer
 TAKE_S = 25.0

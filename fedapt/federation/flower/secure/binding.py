@@ -38,7 +38,7 @@ def hash_work(
     """Hash of all inputs of a client's training, except its images, 32 bytes.
 
     Args:
-        task: the record of the run as it is sent; clients of other versions read it alike.
+        task: the record of the run as it is sent, which all versions read in the same way.
         start: the tensors that the client was sent.
         frozen: `Method.frozen`.
     """

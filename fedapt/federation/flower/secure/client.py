@@ -20,7 +20,7 @@ from fedapt.federation.flower.secure.group import Grouping
 from fedapt.federation.flower.secure.participant import begin_round, find_participant, keep
 from fedapt.federation.flower.task import LEARNED, REPLY, TASK, read_place, read_plan, unpack
 
-# (message, context, what the node does) -> the reply, or why there is none
+# (message, context, the node's task) -> the reply, or the reason for none
 Answer = Callable[[Message, Context, Callable[[Node], RecordDict]], Message]
 
 WORDS = "words"
@@ -95,7 +95,7 @@ def add_stages(app: ClientApp, answer: Answer) -> None:
 
     @app.train(UNMASK)
     def unmask(message: Message, context: Context) -> Message:
-        """Shares with which the server takes masks off the sum."""
+        """Shares with which the server removes masks from the sum."""
 
         def work(node: Node) -> RecordDict:
             place = read_place(message.content.config_records[TASK])

@@ -5,11 +5,11 @@
 
 Words have 64 bits, because clients x images x range takes up to 40 bits. Each client rounds a
 value by 2^-(f+1) at most, and the sum is exact, so the error of the mean of n clients, of weight w
-together, is at most n 2^-(f+1) / w (`Encoding.max_error`). With four clients that count once each
-w is 4 and f is 56 in the default range: 2^-57. Where they count by their images, f is 32 and w at
-least 4: 2^-33. The mean is rounded to float32 afterwards, so a value next to the middle between two
-float32 numbers may become the other one than without the encoding, and the next round trains from
-there.
+together, is at most n 2^-(f+1) / w (`Encoding.max_error`). With four clients of
+equal weight, w is 4 and f is 56 in the default range, and the error is 2^-57. With weights by
+images, f is 32 and w at least 4, and the error is 2^-33. The mean is then rounded to float32.
+A value near the middle of two float32 numbers may be rounded to the other number with the encoding,
+and later rounds start from it.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ class Encoding:
             start: the tensors that the client was sent.
 
         Raises:
-            FederationError: NaN or infinity, which would take every other update with it, or more
-                images than a sum has room for.
+            FederationError: NaN or infinity, which would destroy the sum, or more images than the
+                sum can hold.
         """
         _check(update)
         weight = update.n_samples if self.weighted else 1
@@ -116,8 +116,8 @@ class Encoding:
         """The mean of `n_added` clients.
 
         Raises:
-            ValueError: no sum of that many; a mask is still on it, or a client does not encode as
-                it should.
+            ValueError: not a sum of that many clients: a mask is left, or a client has encoded
+                wrong values.
         """
         words = total.view(np.int64)
         images, clipped = int(words[0]), int(words[2])

@@ -31,7 +31,7 @@ from functools import lru_cache
 
 from fedapt.core.config import FederationConfig
 
-MIN_CLIENTS = 3  # of a sum of two, each of the two can take off its own
+MIN_CLIENTS = 3  # in a sum of two, each client can subtract its own update
 SECURITY_BITS, CORRECTNESS_BITS = 40, 30
 
 
@@ -40,7 +40,7 @@ class Grouping:
     """The settings by which the clients of a round form groups.
 
     Attributes:
-        threshold: share of a client and its neighbours that has to stay to a round's end.
+        threshold: share of a client and its neighbours that must stay until a round's end.
         neighbours: number of neighbours of each client; 0 for the number that the bounds require.
         colluding, dropping: gamma and delta, shares of the round's clients.
     """
@@ -63,7 +63,7 @@ class Grouping:
     def count_needed(self, n_group: int) -> int:
         """t: how many of a client and its neighbours must reply to the last stage.
 
-        More than half of them, and one more: no two sums of one round can both be unmasked.
+        This is more than half, and one more, so two sums of one round cannot both be unmasked.
         """
         return max((n_group - 1) // 2 + 2, math.ceil(self.threshold * n_group - 1e-9))
 
@@ -81,21 +81,21 @@ class Grouping:
         return _choose_count(self, n_clients)
 
     def find_fault(self, n_clients: int, n_neighbours: int) -> str:
-        """Why so many neighbours are too few; empty where they are enough."""
-        if n_neighbours >= n_clients - 1:  # everybody: colluders learn the sum of the others
+        """The reason why this number of neighbours is too small; empty if it is enough."""
+        if n_neighbours >= n_clients - 1:  # all clients: colluders learn only the sum of the others
             return ""
         needed = self.count_needed(n_neighbours + 1)
         if n_neighbours < needed:
-            return f"{n_neighbours} neighbours, which as many colluders as the threshold isolate"
+            return f"{n_neighbours} neighbours, which colluders can isolate"
         colluding = math.floor(self.colluding * n_clients + 1e-9)
         dropping = math.floor(self.dropping * n_clients + 1e-9)
         chances = bound_faults(n_clients, n_neighbours, needed, colluding, dropping)
         for what, (above, below), bits in (
             ("are not safe", chances[0], SECURITY_BITS),
-            ("do not come back", chances[1], CORRECTNESS_BITS),
+            ("cannot be restored", chances[1], CORRECTNESS_BITS),
         ):
             if above << bits > below:
-                chance = f"with a chance above 2^-{bits}"
+                chance = f"with a probability above 2^-{bits}"
                 return f"{n_neighbours} neighbours, with which secrets {what} {chance}"
         return ""
 
@@ -108,7 +108,7 @@ class Grouping:
         count = self.count_neighbours(len(clients))
         if count >= len(clients) - 1:
             return {client: sorted(set(clients) - {client}) for client in clients}
-        # the run's seed, which all nodes know, must not reveal who is whose neighbour
+        # not the run's seed, which all nodes know and which would reveal the neighbours
         ring = list(clients)
         secrets.SystemRandom().shuffle(ring)
         steps = [step for step in range(-(count // 2), count // 2 + 1) if step]
@@ -126,12 +126,12 @@ def _choose_count(grouping: Grouping, n_clients: int) -> int:
     return n_clients - 1
 
 
-# a chance as two whole numbers, numerator and denominator
+# a probability as two integers, numerator and denominator
 Chance = tuple[int, int]
 
 
 def bound_faults(n: int, k: int, t: int, c: int, d: int) -> tuple[Chance, Chance]:
-    """Bounds on the chances that secrets are not safe, and that they do not come back.
+    """Bounds on the probabilities that secrets are not safe, and that they cannot be restored.
 
     Args:
         n, k, t, c, d: clients, neighbours, threshold, colluding and dropping clients; k < n - 1.
@@ -140,7 +140,7 @@ def bound_faults(n: int, k: int, t: int, c: int, d: int) -> tuple[Chance, Chance
     caught = (n - c) * _count_tail(n - 1, c, k, t)
     lost = n * _count_tail(n - 1, d, k, k - t + 1)
     gone = min(n, c + d)
-    split = math.comb(n, 2) * math.perm(gone, k)  # 0 where fewer than k are gone
+    split = math.comb(n, 2) * math.perm(gone, k)  # 0 if fewer than k are gone
     all_places = math.perm(n, k)
     return (caught * all_places + split * ways, ways * all_places), (lost, ways)
 

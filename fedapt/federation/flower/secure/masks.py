@@ -36,7 +36,7 @@ def agree(private: bytes, public: bytes, purpose: str) -> bytes:
     """The key that the holders of two private keys share for one purpose.
 
     Raises:
-        ValueError: a public key that makes the secret known to everybody.
+        ValueError: a public key with which everybody knows the secret.
     """
     secret = X25519PrivateKey.from_private_bytes(private).exchange(
         X25519PublicKey.from_public_bytes(public)

@@ -95,7 +95,7 @@ class Participant:
             grouping: the run's.
 
         Raises:
-            FederationError: a stage out of order, or a group in which a sum would hide nothing.
+            FederationError: a stage out of order, or a group that is too small to hide an update.
         """
         self._check_order(SHARES)
         keys = [*mask_keys, *share_keys]
@@ -108,7 +108,9 @@ class Participant:
         if len(group) < MIN_CLIENTS or n_clients < len(group):
             raise _refuse(f"{len(group)} clients of {n_clients}", f"{MIN_CLIENTS} or more")
         if reason := grouping.find_fault(n_clients, len(group) - 1):
-            raise _refuse(f"{reason}, of {n_clients} clients", "enough to hide among")
+            raise _refuse(
+                f"{reason}, of {n_clients} clients", "enough neighbours to hide an update"
+            )
         if len(set(keys)) < len(keys):
             raise _refuse("a public key twice", "fresh keys of each client")
         place = group.index(self.client)
@@ -142,7 +144,7 @@ class Participant:
         """Decrypt the neighbours' shares; neighbours without shares have dropped out.
 
         Raises:
-            FederationError: a stage out of order, too few, a stranger's, or damaged.
+            FederationError: a stage out of order, or shares that are too few, damaged or of others.
         """
         self._check_order(MASKED)
         if strangers := sorted(set(sealed) - set(self.peers)):
@@ -164,11 +166,11 @@ class Participant:
         """The client's words plus its own mask and one mask for each active neighbour.
 
         Args:
-            work: hash of all that the server says of the round's training.
-            start: hash of the model that it begins with.
+            work: hash of the server's description of the round's training.
+            start: hash of the model at the start of the round.
 
         Raises:
-            FederationError: a neighbour's public key is none.
+            FederationError: a neighbour's public key is invalid.
         """
         self.start, self.own = start, hash_parts(words.tobytes())
         binding = hash_parts(work, self.keys_hash)
@@ -190,8 +192,8 @@ class Participant:
             everybody: all clients of the round that sent their vector.
 
         Raises:
-            FederationError: a stage out of order, a client in both lists or in none of its groups,
-                or fewer left than have to stay.
+            FederationError: a stage out of order, a client in both lists or outside the group, or
+                too few clients left.
         """
         self._check_order(UNMASK)
         if both := sorted(set(sent) & set(dropped)):
@@ -242,7 +244,7 @@ def begin_round(state: RecordDict, client: int, round_number: int) -> Participan
     """A participant with fresh secrets.
 
     Raises:
-        FederationError: the round has been before. Two sums of one round over different clients
+        FederationError: the round has begun before. Two sums of one round over different clients
             would reveal their difference.
     """
     last = recall(state)
@@ -258,7 +260,7 @@ def find_participant(state: RecordDict, client: int, round_number: int) -> Parti
     """The participant that the message addresses.
 
     Raises:
-        FederationError: this node is not in that round; it was started again, or another's message.
+        FederationError: this node is not in that round, for example after a restart.
     """
     found = recall(state)
     if found is None or (found.client, found.round) != (client, round_number):

@@ -31,7 +31,7 @@ from fedapt.federation.flower.task import LEARNED, REPLY
 from fedapt.federation.flower.tensors import check_array
 from fedapt.training.methods.base import Learned
 
-# (stage, client -> what it is asked beyond its task) -> replies as they come
+# (stage, client -> contents besides its task) -> replies as they arrive
 Ask = Callable[[str, Mapping[int, RecordDict]], Iterator[tuple[int, RecordDict]]]
 # called with a client whose reply cannot be used, and the reason
 Refuse = Callable[[int, str], None]
@@ -41,11 +41,11 @@ class SecureRound:
     """One round, from fresh keys to the sum.
 
     Args:
-        ask: sends to clients; one that does not reply is left out.
+        ask: sends messages to clients; clients without a reply are absent.
         refuse: called for each refused reply.
         round_number: number of the round, from 0.
         config: settings of the run.
-        work: hash of what every client is told of the round's training.
+        work: hash of the description of the round's training that every client gets.
     """
 
     def __init__(
@@ -65,27 +65,27 @@ class SecureRound:
         """The mean of the clients' updates, and the clients in it.
 
         Args:
-            contents: client -> what it is to train with, besides the sealed shares.
+            contents: client -> its inputs for training, besides the sealed shares.
             start: the tensors that every client is sent.
 
         Raises:
-            ConfigError: too few clients or neighbours to hide in.
-            ValueError: too few of them are left, which is found out before anything is unmasked,
-                or what they have sent does not fit together.
+            ConfigError: too few clients or neighbours to hide an update.
+            ValueError: too few clients are left, which is checked before the first mask is removed,
+                or their messages contradict each other.
         """
         if len(contents) < MIN_CLIENTS:
             raise ConfigError(
                 where="federation.secure",
                 found=f"a round of {len(contents)} clients",
-                expected=f"{MIN_CLIENTS} or more: with two, each can compute the other's update",
-                next_step="sample more, or set min_nodes in server.toml",
+                expected=f"{MIN_CLIENTS} or more, since each of two learns the other's update",
+                next_step="sample more clients, or raise min_nodes in server.toml",
             )
         self._collect_keys(contents)
         sealed = self._deal_shares()
         total, sent = self._add_masked(contents, sealed, count_words(start))
         min_replies = min(self._config.federation.min_replies, len(contents))
         _check_left("that sent their vector (federation.min_replies)", sent, min_replies)
-        self._take_off(total, sent, sealed)
+        self._remove_masks(total, sent, sealed)
         encoding = Encoding.of(self._config, len(self._mask_keys))
         return encoding.decode(total, len(sent), start), tuple(sorted(sent))
 
@@ -107,9 +107,9 @@ class SecureRound:
             raise ConfigError(
                 where=f"federation.secure_neighbours = {self._grouping.neighbours}",
                 found=f"{error}, of {len(self._mask_keys)} clients",
-                expected="enough to hide among, with the shares of federation.secure_colluding and"
+                expected="enough neighbours for the shares of federation.secure_colluding and"
                 " secure_dropping",
-                next_step="leave it at 0, which selects a sufficient number",
+                next_step="set it to 0, which selects a sufficient number",
             ) from error
         self._keys_hash = hash_keys(
             {c: (key, self._share_keys[c]) for c, key in self._mask_keys.items()}
@@ -173,10 +173,10 @@ class SecureRound:
             )
         return total, sent
 
-    def _take_off(
+    def _remove_masks(
         self, total: Words, sent: set[int], sealed: Mapping[int, Mapping[int, bytes]]
     ) -> None:
-        """Every own mask of who has sent, and the masks that who has dropped out left behind."""
+        """Remove from the total the own masks of senders and the pair masks of dropped clients."""
         asked, wanted = {}, {}
         everybody = sorted(sent)
         for client in everybody:
@@ -205,7 +205,7 @@ class SecureRound:
             if public_key(secret) != self._mask_keys[client]:
                 raise ValueError(f"shares that do not give the key of client {client}")
             for other in self._neighbours[client]:
-                if other in sent:  # its mask for this client is the negative of this client's
+                if other in sent:  # its mask for this client is the negative of this client's mask
                     key = self._mask_keys[other]
                     total += pair_mask(secret, client, key, other, binding, len(total))
 
@@ -228,7 +228,7 @@ def _check_left(what: str, left: Collection[object], needed: int) -> None:
 
 
 def _are_bytes(values: Any, count: int, size: int) -> bool:
-    """Whether these are so many byte strings of that size."""
+    """Whether these are `count` byte strings of `size` bytes."""
     return (
         isinstance(values, list)
         and len(values) == count

@@ -18,7 +18,7 @@ from fedapt.federation.flower.internals import combine_shares, create_shares
 from fedapt.federation.flower.secure.masks import KEY_BYTES, agree
 
 _NONCE_BYTES = 12
-# an index, and as many blocks as a padded secret has
+# an index, and the blocks of a padded secret
 SHARE_BYTES = 4 + KEY_BYTES + 16
 SEALED_BYTES = _NONCE_BYTES + 2 * SHARE_BYTES + 16
 
@@ -35,7 +35,7 @@ def combine(shares: Sequence[bytes]) -> bytes:
         shares: the threshold's number of shares.
 
     Raises:
-        ValueError: these are no shares of one secret.
+        ValueError: these are not shares of one secret.
     """
     if len({share[:4] for share in shares}) < len(shares):
         raise ValueError("a share twice")

@@ -56,7 +56,7 @@ def test_a_certificate_that_is_not_trusted() -> None:
     end = "; copy authority.pem to it, and check the address in its node.toml"
     assert told.lines == [
         f"{begin}it knows another authority{end}",
-        f"{begin}it reaches this server by an address that the certificate does not have{end}",
+        f"{begin}it uses an address of this server that the certificate does not have{end}",
     ]
 
 
@@ -71,7 +71,7 @@ def test_a_flood_is_told_of_in_a_few_lines(monkeypatch: pytest.MonkeyPatch) -> N
     for key in keys:
         log.refuse_key("10.0.0.1", "/", sign(key, "/", "01", b""))
     assert len(told.lines) == 21
-    assert told.lines[-1] == "turned away: more nodes than one minute's log has room for"
+    assert told.lines[-1] == "turned away: more refusals than the maximum of one minute"
     assert fingerprint(keys[19].public_key()) in told.lines[19]
     assert len(checked) == 20  # the others cost no signature
     now[0] = 61.0

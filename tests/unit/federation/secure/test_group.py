@@ -58,7 +58,7 @@ def test_how_many_have_to_stay() -> None:
 def test_colluders_below_the_threshold_do_not_isolate_a_client() -> None:
     two = Grouping(2 / 3, 2, 0.0, 0.0)
     # a group of three needs three shares, and two colluders know all masks of the third
-    assert "2 neighbours, which as many colluders as the threshold isolate" in two.find_fault(9, 2)
+    assert "2 neighbours, which colluders can isolate" in two.find_fault(9, 2)
     with pytest.raises(ValueError, match="2 neighbours, which as many colluders"):
         two.draw(range(9))
     assert two.find_fault(3, 2) == ""  # everybody: they have the sum of the others
@@ -66,10 +66,10 @@ def test_colluders_below_the_threshold_do_not_isolate_a_client() -> None:
 
 def test_too_few_neighbours_for_the_shares_are_refused() -> None:
     few = Grouping(2 / 3, 12, 1 / 3, 0.1)
-    with pytest.raises(ValueError, match="secrets are not safe with a chance above 2"):
+    with pytest.raises(ValueError, match="secrets are not safe with a probability above 2"):
         few.draw(range(1000))
     # nobody colludes, and many drop out
-    with pytest.raises(ValueError, match="secrets do not come back with a chance above 2"):
+    with pytest.raises(ValueError, match="secrets cannot be restored with a probability above 2"):
         Grouping(2 / 3, 60, 0.0, 0.3).draw(range(1000))
     assert USUAL.find_fault(1000, 116)
     assert not USUAL.find_fault(1000, 118)
