@@ -10,9 +10,8 @@ import re
 from collections.abc import Sequence
 
 import fedapt
-from fedapt.core.config import remove_paths
 from fedapt.core.names import FUSED_METHODS
-from fedapt.report.figures import RunReport
+from fedapt.report.figures import RunReport, describe_clip, say_count
 from fedapt.training.evaluate import LOW_ROUTING
 from fedapt.training.methods import METHODS
 from fedapt_runtime.printable import printable
@@ -93,11 +92,11 @@ def _head(report: RunReport) -> str:
     text = (
         f"# {escape_markdown(report.name)}\n\n"
         f"An image classifier for {len(info.classes)} classes by the method {report.title}{source}"
-        f" on the CLIP {_say_model(report)}."
+        f" on the CLIP {escape_markdown(describe_clip(report))}."
     )
     if not method.trains:
         return f"{text} Nothing was trained."
-    by = f"{_count(len(info.clients), 'client')} in {_count(info.rounds, 'round')}"
+    by = f"{say_count(len(info.clients), 'client')} in {say_count(info.rounds, 'round')}"
     return f"{text} {by} trained it with fedapt {fedapt.__version__}."
 
 
@@ -203,18 +202,11 @@ def _licences(report: RunReport, license_id: str) -> str:
             "## Licences",
             "",
             f"- The trained values: {trained}",
-            f"- CLIP {_say_model(report)}: {tower}",
+            f"- CLIP {escape_markdown(describe_clip(report))}: {tower}",
             "- The images: those of the clients, not part of the model",
             "- fedapt and fedapt-runtime: Apache-2.0",
         ]
     )
-
-
-def _say_model(report: RunReport) -> str:
-    """The CLIP by its name; one of a folder by its hash."""
-    model = remove_paths(report.info.config).model
-    name = " ".join(filter(None, (model.name, model.pretrained)))
-    return escape_markdown(name) if name else f"of hash {report.info.clip_sha256[:12]}"
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -224,7 +216,3 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f}"
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}" + ("s" if n != 1 else "")

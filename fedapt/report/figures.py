@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedapt.core.config import remove_paths
 from fedapt.core.errors import UsageError
 from fedapt.core.records import Record, read_records
 from fedapt.core.report import Reporter
@@ -172,3 +173,15 @@ def measure_alone(trained: Trained) -> dict[str, float] | None:
             head = method.alone(learned, keys.index(domain.name))
             shares[domain.name] = accuracy(head.logits(images.features), images.labels)
     return shares
+
+
+def describe_clip(report: RunReport) -> str:
+    """The CLIP by its name; the hash of a CLIP in a folder."""
+    model = remove_paths(report.info.config).model
+    name = " ".join(filter(None, (model.name, model.pretrained)))
+    return name or f"of hash {report.info.clip_sha256[:12]}"
+
+
+def say_count(n: int, what: str) -> str:
+    """A number with its noun, in the plural unless it is one."""
+    return f"{n} {what}" + ("s" if n != 1 else "")

@@ -17,7 +17,7 @@ from fedapt.report.answers import (
     worst_mistakes,
 )
 from fedapt.report.charts import N_COLOURS, line_chart, reliability_chart
-from fedapt.report.figures import RunReport
+from fedapt.report.figures import RunReport, describe_clip, say_count
 from fedapt.report.pictures import thumbnail
 from fedapt.training.evaluate import LOW_ROUTING, name_owners
 from fedapt.training.loop import mean
@@ -76,7 +76,7 @@ def build_page(report: RunReport, *, pictures: bool) -> str:
         "report.html.j2",
         report=report,
         shown=printable,
-        model=_say_model(report),
+        model=describe_clip(report),
         figures=list_figures(report),
         rows=_accuracy_rows(report),
         low={n: s for n, s in report.routed.items() if s < LOW_ROUTING},
@@ -111,7 +111,9 @@ def list_figures(report: RunReport) -> dict[str, str]:
     if report.n_images:
         found["test images"] = f"{sum(report.n_images.values()):,}".replace(",", " ")
     if report.records:
-        found[f"sent in {_count(len(report.records), 'round')}"] = _say_bytes(sum(report.n_bytes))
+        found[f"sent in {say_count(len(report.records), 'round')}"] = _say_bytes(
+            sum(report.n_bytes)
+        )
     if epsilon := next((r["epsilon"] for r in reversed(report.records) if "epsilon" in r), None):
         found["epsilon of differential privacy"] = f"{epsilon:.2f}"
     return found
@@ -224,13 +226,6 @@ def _pictures(report: RunReport) -> list[_Picture]:
     return [picture for picture in pictures if picture.source]
 
 
-def _say_model(report: RunReport) -> str:
-    """The CLIP by its name; one of a folder by its hash."""
-    model = remove_paths(report.info.config).model
-    name = " ".join(filter(None, (model.name, model.pretrained)))
-    return name or f"of hash {report.info.clip_sha256[:12]}"
-
-
 def _say_bytes(n: int) -> str:
     unit, size = _choose_unit(n)
     return f"{n / size:.1f} {unit}"
@@ -239,7 +234,3 @@ def _say_bytes(n: int) -> str:
 def _choose_unit(n: int) -> tuple[str, float]:
     """The unit for a number of bytes, and how many it has."""
     return ("MB", 1e6) if n >= 1e5 else ("kB", 1e3)
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}" + ("s" if n != 1 else "")
