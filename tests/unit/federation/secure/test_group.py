@@ -59,7 +59,7 @@ def test_colluders_below_the_threshold_do_not_isolate_a_client() -> None:
     two = Grouping(2 / 3, 2, 0.0, 0.0)
     # a group of three needs three shares, and two colluders know all masks of the third
     assert "2 neighbours, which colluders can isolate" in two.find_fault(9, 2)
-    with pytest.raises(ValueError, match="2 neighbours, which as many colluders"):
+    with pytest.raises(ValueError, match="2 neighbours, which colluders can isolate"):
         two.draw(range(9))
     assert two.find_fault(3, 2) == ""  # everybody: they have the sum of the others
 
