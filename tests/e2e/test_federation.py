@@ -225,7 +225,7 @@ def test_who_is_not_let_in_is_told_why(live: Deployment, tmp_path: Path, images:
         assert live.wait_for_end(name) == 5
         assert "Traceback" not in live.say(name)
     # another certificate
-    assert f"the server {live.address}: found no TLS certificate" in live.say("stranger")
+    assert f"the server {live.address}: found an untrusted TLS certificate" in live.say("stranger")
     assert "copy the server's authority.pem here" in live.say("stranger")
     told = "turned away: 127.0.0.1: a node that does not trust this server's certificate"
     live.wait_until(lambda: told in live.say("server"))

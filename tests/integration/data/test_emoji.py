@@ -173,7 +173,7 @@ def test_an_empty_folder_is_filled(tmp_path: Path, few_emoji: list[Emoji]) -> No
 @pytest.mark.usefixtures("few_emoji")
 def test_the_present_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=r"\.: found the folder that this runs in, which cannot"):
+    with pytest.raises(DataError, match=r"\.: found the current folder, which cannot"):
         build_emoji_set(Path(), Reporter())
     assert list(tmp_path.iterdir()) == []
 

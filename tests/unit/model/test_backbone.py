@@ -173,12 +173,16 @@ def test_tags_of_another_activation_function_are_not_suggested() -> None:
 
 
 def test_lite_takes_no_other_weights() -> None:
-    with pytest.raises(ModelError, match="found 'openai'; expected nothing: lite has one set"):
+    with pytest.raises(
+        ModelError, match="found 'openai'; expected no tag, because lite has one set"
+    ):
         load_backbone("lite", "openai")
 
 
 def test_a_folder_takes_no_other_weights(tiny_clip: Path) -> None:
-    with pytest.raises(ModelError, match=r"found 'random'; expected nothing: .* brings its own"):
+    with pytest.raises(
+        ModelError, match=r"found 'random'; expected no tag, because .* has its own"
+    ):
         load_backbone(str(tiny_clip), "random")
 
 
@@ -290,7 +294,9 @@ def test_weights_that_cannot_be_reached_are_told(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_hub_name_takes_no_pretrained() -> None:
-    with pytest.raises(ModelError, match="found 'openai'; expected nothing: hf-hub:a/b brings its"):
+    with pytest.raises(
+        ModelError, match="found 'openai'; expected no tag, because hf-hub:a/b has its"
+    ):
         load_backbone("hf-hub:a/b", "openai")
 
 

@@ -188,7 +188,7 @@ def test_a_run_without_its_images_has_the_figures_of_its_records(
 
     report = fedapt.load(run).report(pictures=True, reporter=Listener())
     last = fedapt.load(run).records[-1]
-    assert messages[0].startswith("the run's images are not here")
+    assert messages[0].startswith("the run's images were not found")
     assert report.accuracy == last["accuracy"]
     assert report.routed == last["routed"]
     assert report.alternatives == {}

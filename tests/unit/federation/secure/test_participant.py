@@ -140,7 +140,7 @@ def test_groups_that_would_not_hide_it() -> None:
         "mask_keys": [mine.public_keys[0], *keys[:2]],
         "share_keys": [mine.public_keys[1], *keys[2:4]],
     }
-    refuse("2 neighbours, which as many colluders as the threshold", deal(n_clients=8, **three))
+    refuse("2 neighbours, which colluders can isolate", deal(n_clients=8, **three))
     assert mine.stage == "keys"
     assert len(deal()()) == 3  # type: ignore[arg-type]
 

@@ -447,7 +447,7 @@ def test_too_few_neighbours_are_refused(
     secure = ("federation.secure=true", "federation.secure_neighbours=2")
     session = open_session(configure(images, tiny_clip, *settings, *secure), tiny_backbone)
     grid = connect(session)
-    with pytest.raises(ConfigError, match="2 neighbours, which as many colluders as the") as caught:
+    with pytest.raises(ConfigError, match="2 neighbours, which colluders can isolate") as caught:
         run(session)
     assert caught.value.where == "federation.secure_neighbours = 2"
     assert set(stages_of(grid)) == {"keys"}
