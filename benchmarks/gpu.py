@@ -42,10 +42,10 @@ from fedapt.core.files import write_text
 from fedapt.model.backbone import Backbone, load_backbone
 from fedapt.model.image_tower import image_tower
 from fedapt.onnx.tower import read_tower
-from fedapt_export.export import write_model
 from fedapt_export.fuse import build_zero_shot_manifest, fuse
 from fedapt_export.half import to_half
 from fedapt_export.head import zero_shot_head
+from fedapt_export.model_file import write_model
 from fedapt_runtime import Classifier
 from fedapt_runtime.backends.choose import load_backend
 from fedapt_runtime.backends.ort import import_onnxruntime, open_session

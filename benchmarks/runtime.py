@@ -38,9 +38,9 @@ from fedapt.model.backbone import Backbone, load_backbone
 from fedapt.model.open_clip_import import import_open_clip
 from fedapt.model.prompted_clip import zero_shot_features
 from fedapt.onnx.tower import read_tower
-from fedapt_export.export import write_model
 from fedapt_export.fuse import build_zero_shot_manifest, fuse
 from fedapt_export.head import zero_shot_head
+from fedapt_export.model_file import write_model
 from fedapt_runtime import Classifier
 from fedapt_runtime.backends.base import Backend
 from fedapt_runtime.batch import classify_files

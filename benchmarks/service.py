@@ -32,9 +32,9 @@ from service_clients import Found, Shot, fire, fire_at_rate, make_shot
 
 from fedapt.model.backbone import Backbone, load_backbone
 from fedapt.onnx.tower import read_tower
-from fedapt_export.export import write_model
 from fedapt_export.fuse import build_zero_shot_manifest, fuse
 from fedapt_export.head import zero_shot_head
+from fedapt_export.model_file import write_model
 from fedapt_export.swap import write_head
 from fedapt_runtime import Classifier
 

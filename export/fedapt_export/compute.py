@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from fedapt.model.head import Head
+from fedapt.onnx.types import infer_types
 from fedapt_export.fuse import fuse
 from fedapt_runtime.agreement import Agreement
 from fedapt_runtime.backends.ort import import_onnxruntime, open_session
@@ -55,12 +56,8 @@ def emulate_bfloat16_products(tower: onnx.ModelProto) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(tower)
     graph = copy.graph
-    inferred = onnx.shape_inference.infer_shapes(tower).graph
-    floats = {
-        value.name
-        for value in [*inferred.value_info, *inferred.output]
-        if value.type.tensor_type.elem_type == TensorProto.FLOAT
-    }
+    types = infer_types(tower).items()
+    floats = {name for name, kind in types if kind.elem_type == TensorProto.FLOAT}
     for tensor in graph.initializer:
         if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 1:
             rounded = numpy_helper.to_array(tensor).astype(ml_dtypes.bfloat16).astype(np.float32)
@@ -83,18 +80,18 @@ def emulate_bfloat16_products(tower: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def compare_bfloat16_products(
-    reference: onnx.ModelProto, tower: onnx.ModelProto, head: Head, images: NDArray[np.uint8]
+    reference: bytes, tower: onnx.ModelProto, head: Head, images: NDArray[np.uint8]
 ) -> ComputeReport | None:
     """Run both graphs on the same images; None if the tower is too large to emulate.
 
     Args:
-        reference: the fused float32 graph of `tower` and `head`.
+        reference: the fused float32 graph of `tower` and `head`, serialised.
         images: uint8 [n, height, width, 3], at least one.
     """
     if tower.ByteSize() > MAX_BYTES:
         return None
     emulated = fuse(emulate_bfloat16_products(tower), head, "bf16 products")
-    logits, features = _run(emulated, images)
+    logits, features = _run(emulated.SerializeToString(), images)
     known_logits, known_features = _run(reference, images)
     return ComputeReport(
         images=len(images),
@@ -103,8 +100,8 @@ def compare_bfloat16_products(
     )
 
 
-def _run(model: onnx.ModelProto, images: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[Any]]:
-    session = open_session(import_onnxruntime(), model.SerializeToString(), "cpu", "the graph")
+def _run(model: bytes, images: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[Any]]:
+    session = open_session(import_onnxruntime(), model, "cpu", "the graph")
     parts = [
         session.run(["logits", "features"], {"images": images[i : i + _BATCH]})
         for i in range(0, len(images), _BATCH)

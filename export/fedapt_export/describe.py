@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from fedapt.core.errors import FileError
 from fedapt.core.files import hash_file
 from fedapt.model.checkpoint import load_checkpoint
-from fedapt_export.fuse import read_manifest
+from fedapt_export.model_file import read_manifest
 from fedapt_runtime.backends.engine_file import read_engine_file
 from fedapt_runtime.head import read_head
 from fedapt_runtime.manifest import METADATA_KEY

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from fedapt.core.errors import DependencyError, ExportError, UsageError
 from fedapt.core.files import claim_file, hash_file, replace_file, write_text
-from fedapt_export.fuse import read_model
+from fedapt_export.model_file import read_model
 from fedapt_runtime.backends.cuda import Gpu
 from fedapt_runtime.backends.engine_file import describe_engine, sidecar_path
 from fedapt_runtime.backends.engine_plan import MODULES

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedapt.core.errors import ExportError, ReportedError
-from fedapt.core.files import claim_file, hash_file, write_bytes
+from fedapt.core.files import claim_file, hash_file
 from fedapt.core.report import Reporter
 from fedapt.model.backbone import Backbone, load_backbone
 from fedapt.model.checkpoint import Checkpoint, load_checkpoint
@@ -23,7 +23,6 @@ from fedapt.training.methods.base import Fusable
 from fedapt_export.calibrate import Calibration, calibrate
 from fedapt_export.compute import ComputeReport, compare_bfloat16_products
 from fedapt_export.fuse import (
-    attach_manifest,
     build_manifest,
     fuse,
     read_fusable,
@@ -36,6 +35,7 @@ from fedapt_export.images import (
     collect_labelled_images,
     has_photos,
 )
+from fedapt_export.model_file import write_serialised
 from fedapt_export.parity import Parity, measure_head, measure_parity
 from fedapt_export.precision import (
     MAX_DISAGREEMENT,
@@ -122,11 +122,12 @@ class _Source:
 
 @dataclass(frozen=True)
 class _Built:
-    """A fused graph with its measurements; for a head alone, `model` is None."""
+    """A fused graph, serialised, with its measurements; for a head alone, `graph` is empty."""
 
     parity: Parity
     images: NDArray[np.uint8]
-    model: onnx.ModelProto | None = None
+    graph: bytes = b""
+    opset: int = OPSET
     precision: PrecisionReport | None = None
     bfloat16: ComputeReport | None = None
 
@@ -159,16 +160,16 @@ def _export(
         report_parity(built.parity, built.precision, fitted, built.bfloat16),
         mixing=settings.mixing,
         precision=settings.precision,
-        opset=read_opset(built.model) if built.model else OPSET,
+        opset=built.opset,
     )
     unknown = calibrate_unknown(
         checkpoint, fusable, checkpoint_path, settings.data, backbone, reporter
     )
     manifest = dataclasses.replace(manifest, unknown=unknown)
-    if settings.head_only or built.model is None:
+    if settings.head_only:
         write_head(fusable.head, manifest, out)
     else:
-        write_model(built.model, manifest, out)
+        write_serialised(built.graph, manifest, out)
     return Exported(manifest, built.parity, built.precision, built.images)
 
 
@@ -222,18 +223,20 @@ def _build_model(
             truth,
             reduced_range=settings.reduced_range,
         )
+    graph, opset = model.SerializeToString(), read_opset(model)
+    runnable = to_runnable(model, "bf16") if settings.precision == "bf16" else graph
+    del model, reference  # the weights are held once from here on
     reporter.message(f"comparing on {origin}")
-    runnable = to_runnable(model, settings.precision)
     parity = measure_parity(runnable, fusable, backbone, images, origin)
     parity.check(settings.min_agreement, out, MAX_FEATURE_DIFFERENCE[settings.precision])
     if comparison is not None:
         _check_precision(comparison, settings, out, reporter)
     bfloat16 = None
     if settings.precision == "fp32" and has_photos(source.path, settings.data):
-        bfloat16 = compare_bfloat16_products(reference, tower, head, images)
+        bfloat16 = compare_bfloat16_products(graph, tower, head, images)
         if bfloat16 is not None:
             reporter.message(f"products in bfloat16: {bfloat16.agreement}")
-    return _Built(parity, images, model, comparison, bfloat16)
+    return _Built(parity, images, graph, opset, comparison, bfloat16)
 
 
 def _check_precision(
@@ -256,13 +259,3 @@ def _check_size(model: onnx.ModelProto, label: str) -> None:
             expected=f"at most {_MAX_MODEL_BYTES:,}, the maximum of one ONNX file",
             next_step="choose a smaller model",
         )
-
-
-def write_model(model: onnx.ModelProto, manifest: Manifest, out: Path) -> None:
-    """Write a fused graph with its manifest, completely or not at all.
-
-    Raises:
-        FileError: the folder cannot be written, or the disk is full.
-    """
-    attach_manifest(model, manifest)
-    write_bytes(out, model.SerializeToString())

@@ -16,14 +16,11 @@ from fedapt.model.head import Head
 from fedapt.model.image_tower import FEATURES
 from fedapt.onnx.tower import image_tower_to_onnx, read_tower
 from fedapt.onnx.trace import OPSET
+from fedapt.onnx.types import without_weights
 from fedapt.run.rebuild import rebuild_method
 from fedapt.training.methods.base import ALL_DOMAINS, Fusable
 from fedapt_export.head import LOGITS, WEIGHTS, build_head, swappable_inputs
 from fedapt_runtime import Manifest
-from fedapt_runtime.manifest import METADATA_KEY, parse_manifest
-from fedapt_runtime.onnx_file import check_content, check_one_file
-
-_MAX_CHECKED_BYTES = 1024  # of a tensor; what decides the shapes of others is smaller
 
 
 def fuse(tower: onnx.ModelProto, head: Head, label: str) -> onnx.ModelProto:
@@ -47,7 +44,7 @@ def fuse(tower: onnx.ModelProto, head: Head, label: str) -> onnx.ModelProto:
     try:
         fused = _join(tower, head_model)
         fused.graph.input.extend(swappable_inputs(head.banks.shape[-1]))
-        onnx.checker.check_model(_without_weights(fused), full_check=True)
+        onnx.checker.check_model(without_weights(fused), full_check=True)
     except (ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(
             where=f"model {label}",
@@ -56,6 +53,7 @@ def fuse(tower: onnx.ModelProto, head: Head, label: str) -> onnx.ModelProto:
             next_step="report this with the model's name and the versions of torch and onnx",
         ) from error
     fused.producer_name = "fedapt"
+    del fused.metadata_props[:]
     return fused
 
 
@@ -79,24 +77,6 @@ def _join(tower: onnx.ModelProto, head: onnx.ModelProto) -> onnx.ModelProto:
     for field in ("node", "initializer", "value_info"):
         getattr(graph, field).extend(getattr(head.graph, field))
     return fused
-
-
-def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph with inputs in place of large weights: a check of it copies none of them."""
-    light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
-    graph = light.graph
-    graph.name = model.graph.name
-    for field in ("node", "input", "output", "value_info"):
-        getattr(graph, field).extend(getattr(model.graph, field))
-    given = {value.name for value in model.graph.input}
-    for tensor in model.graph.initializer:
-        if len(tensor.raw_data) <= _MAX_CHECKED_BYTES:
-            graph.initializer.append(tensor)
-        elif tensor.name not in given:
-            graph.input.append(
-                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-            )
-    return light
 
 
 def read_fusable(
@@ -204,44 +184,3 @@ def build_zero_shot_manifest(backbone: Backbone, class_names: tuple[str, ...]) -
         checkpoint_sha256="",
         versions=software_versions() | {"onnx": onnx.__version__},
     )
-
-
-def read_manifest(model: onnx.ModelProto, where: object) -> Manifest:
-    """The manifest of a model's `metadata_props`.
-
-    Raises:
-        ModelFileError: there is none, or it is damaged or of another schema.
-    """
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
-    return parse_manifest(metadata.get(METADATA_KEY), where)
-
-
-def read_model(path: Path) -> tuple[onnx.ModelProto, Manifest]:
-    """A fused model and its manifest.
-
-    Raises:
-        ExportError: it is missing, or no ONNX.
-        ModelFileError: it has no manifest, a damaged one, or one of another schema; its weights are
-            in another file, or not those that the manifest was written for.
-    """
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf's errors and OSError share no useful base class
-        raise ExportError(
-            where=path,
-            found=f"a file that onnx cannot read ({' '.join(str(error).split())[:200]})",
-            expected="a model written by `fedapt export`",
-            next_step="check the path",
-        ) from error
-    check_one_file(path)
-    manifest = read_manifest(model, path)
-    check_content(path, METADATA_KEY)
-    return model, manifest
-
-
-def attach_manifest(model: onnx.ModelProto, manifest: Manifest) -> None:
-    """Put the manifest into the model's `metadata_props`, with a hash of all the rest."""
-    del model.metadata_props[:]
-    # the bytes of the other fields stay the same beside it
-    content = model.SerializeToString()
-    onnx.helper.set_model_props(model, {METADATA_KEY: manifest.seal([content])})

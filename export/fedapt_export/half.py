@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fedapt.core.errors import ExportError
 from fedapt.onnx.trace import OPSET
+from fedapt.onnx.types import infer_types
 
 _TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 _NUMPY = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
@@ -57,7 +58,7 @@ def to_half(tower: onnx.ModelProto, precision: str) -> onnx.ModelProto:
     model = onnx.ModelProto()
     model.CopyFrom(tower)
     graph = model.graph
-    converter = _Converter(onnx.shape_inference.infer_shapes(tower).graph, precision)
+    converter = _Converter(tower, precision)
     nodes = converter.convert(graph.node, {value.name for value in graph.output})
     del graph.node[:]
     graph.node.extend(nodes)
@@ -73,15 +74,12 @@ def to_half(tower: onnx.ModelProto, precision: str) -> onnx.ModelProto:
 class _Converter:
     """Rewrites nodes one by one; tracks the types of every value."""
 
-    def __init__(self, graph: onnx.GraphProto, precision: str) -> None:
+    def __init__(self, tower: onnx.ModelProto, precision: str) -> None:
         self._half, self._numpy = _TYPES[precision], _NUMPY[precision]
         self._precision = precision
-        self._floats = {
-            value.name
-            for value in [*graph.input, *graph.value_info, *graph.output]
-            if value.type.tensor_type.elem_type == TensorProto.FLOAT
-        }
-        self._weights = {tensor.name: tensor for tensor in graph.initializer}
+        types = infer_types(tower).items()
+        self._floats = {name for name, kind in types if kind.elem_type == TensorProto.FLOAT}
+        self._weights = {tensor.name: tensor for tensor in tower.graph.initializer}
         self._floats |= {n for n, t in self._weights.items() if t.data_type == TensorProto.FLOAT}
         self._wanted: dict[tuple[str, int], str] = {}
         self._nodes: list[onnx.NodeProto] = []
@@ -161,12 +159,8 @@ def emulate_bfloat16(model: onnx.ModelProto) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     graph = copy.graph
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    rounded = {
-        value.name
-        for value in inferred.value_info
-        if value.type.tensor_type.elem_type == TensorProto.BFLOAT16
-    }
+    types = infer_types(model).items()
+    rounded = {name for name, kind in types if kind.elem_type == TensorProto.BFLOAT16}
     for tensor in graph.initializer:
         if tensor.data_type == TensorProto.BFLOAT16:
             values = numpy_helper.to_array(tensor).astype(np.float32)

@@ -12,8 +12,8 @@ from safetensors.numpy import save
 from fedapt.core.errors import ExportError
 from fedapt.core.files import claim_file, write_bytes
 from fedapt.model.head import Head
-from fedapt_export.fuse import attach_manifest, read_model
 from fedapt_export.head import head_tensors
+from fedapt_export.model_file import read_model, write_model
 from fedapt_runtime import Manifest
 from fedapt_runtime.errors import ModelFileError
 from fedapt_runtime.head import Tensor, read_head
@@ -78,6 +78,5 @@ def _swap_head(model_path: Path, head_path: Path, out: Path) -> Manifest:
             next_step="export the model again with `fedapt export`",
         )
     manifest = head.manifest_on(before)
-    attach_manifest(model, manifest)
-    write_bytes(out, model.SerializeToString())
+    write_model(model, manifest, out)
     return manifest

@@ -11,8 +11,9 @@ from fedapt.core.files import hash_file
 from fedapt.core.report import Reporter
 from fedapt.model.backbone import load_backbone
 from fedapt.model.checkpoint import load_checkpoint
-from fedapt_export.fuse import read_fusable, read_model
+from fedapt_export.fuse import read_fusable
 from fedapt_export.images import collect_images
+from fedapt_export.model_file import read_model
 from fedapt_export.parity import Parity, measure_parity
 from fedapt_export.precision import MAX_FEATURE_DIFFERENCE, to_runnable
 from fedapt_runtime import Manifest

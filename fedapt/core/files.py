@@ -132,14 +132,14 @@ def _cannot_write(path: Path, error: OSError) -> FileError:
     )
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, *parts: bytes) -> None:
     """Write a complete file, or keep the old one.
 
     Raises:
         FileError: the folder cannot be written, or the disk is full.
     """
-    with replace_file(path) as temporary:
-        temporary.write_bytes(data)
+    with replace_file(path) as temporary, temporary.open("wb") as stream:
+        stream.writelines(parts)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -22,9 +22,9 @@ from fedapt.run.rebuild import rebuild_method
 from fedapt.run.train import train
 from fedapt.training.methods.analytic import AdaptiveAnalytic
 from fedapt_export.export import export as export_checkpoint
-from fedapt_export.export import write_model
 from fedapt_export.fuse import build_zero_shot_manifest, fuse
 from fedapt_export.head import zero_shot_head
+from fedapt_export.model_file import write_model
 from fedapt_export.parity import Parity
 from fedapt_export.settings import ExportSettings
 from fedapt_export.swap import write_head

@@ -13,16 +13,14 @@ import onnx
 from onnx import helper, numpy_helper
 
 from fedapt.onnx.trace import drop_unused_weights
+from fedapt.onnx.types import infer_types
 
 
 def unfold_batch_norms(model: onnx.ModelProto) -> None:
     """Replace every BatchNormalization, in place, by Mul and Add."""
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    ranks = {
-        value.name: len(value.type.tensor_type.shape.dim)
-        for value in onnx.shape_inference.infer_shapes(model).graph.value_info
-    }
+    types = infer_types(model)
     for place, node in reversed(list(enumerate(graph.node))):
         if node.op_type != "BatchNormalization" or not constants.keys() >= set(node.input[1:]):
             continue
@@ -32,7 +30,8 @@ def unfold_batch_norms(model: onnx.ModelProto) -> None:
         epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
         factor = scale / np.sqrt(variance + epsilon)
         name = node.output[0]
-        shape = (-1, *[1] * (ranks.get(name, 4) - 2))
+        rank = len(types[name].shape.dim) if name in types else 4
+        shape = (-1, *[1] * (rank - 2))
         for suffix, values in (("factor", factor), ("offset", bias - mean * factor)):
             tensor = values.reshape(shape).astype(np.float32)
             graph.initializer.append(numpy_helper.from_array(tensor, f"{name}.{suffix}"))

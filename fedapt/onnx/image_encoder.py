@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from fedapt.model.backbone import Backbone
 from fedapt.model.image_tower import FEATURES, INPUT, image_tower
-from fedapt.onnx.tower import read_tower
+from fedapt.onnx.tower import find_tower, read_tower
 from fedapt_runtime.backends.ort import import_onnxruntime, open_session
+from fedapt_runtime.errors import ModelFileError
 
 _MAX_INLINE_BYTES = 1_900_000_000  # protobuf ends at 2 GiB
 
@@ -38,9 +39,14 @@ class OrtEncoder:
             ExportError: the tower cannot be exported for ONNX Runtime.
             MissingDependency: ONNX Runtime is not installed.
         """
-        if self._session is None:
+        if self._session is not None:
+            return
+        onnxruntime, label = import_onnxruntime(), self._backbone.label
+        try:  # a path: ONNX Runtime holds no second copy of the file
+            self._session = open_session(onnxruntime, str(find_tower(self._backbone)), "cpu", label)
+        except ModelFileError:  # absent or damaged
             tower = read_tower(self._backbone).SerializeToString()
-            self._session = open_session(import_onnxruntime(), tower, "cpu", self._backbone.label)
+            self._session = open_session(onnxruntime, tower, "cpu", label)
 
     def encode(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 [n, height, width, 3] -> float32 [n, D]."""

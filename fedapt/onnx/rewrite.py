@@ -94,8 +94,8 @@ class _Attention(nn.Module):
         none = (None, None, None)
         biases = none if attention.in_proj_bias is None else attention.in_proj_bias.chunk(3)
         for name, weight, bias in zip("qkv", weights, biases, strict=True):
-            self.register_buffer(f"{name}_weight", weight.detach().clone())
-            self.register_buffer(f"{name}_bias", None if bias is None else bias.detach().clone())
+            self.register_buffer(f"{name}_weight", weight.detach())
+            self.register_buffer(f"{name}_bias", None if bias is None else bias.detach())
         self.out_proj = attention.out_proj
 
     def forward(

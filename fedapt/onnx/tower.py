@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from pathlib import Path
 
 import onnx
 import torch
@@ -31,7 +32,9 @@ def image_tower_to_onnx(backbone: Backbone, tower: nn.Module | None = None) -> o
     Raises:
         ExportError: the tower cannot be traced.
     """
-    tower = copy.deepcopy(tower or image_tower(backbone)).eval()
+    tower = tower or image_tower(backbone)
+    # modules are replaced, and weights never changed: the copy shares them
+    tower = copy.deepcopy(tower, {id(weight): weight for weight in tower.parameters()}).eval()
     rewrite_for_tracing(tower)
     height, width = backbone.preprocessing.size
     example = torch.zeros(2, height, width, 3, dtype=torch.uint8, device=backbone.device)
@@ -42,18 +45,23 @@ def image_tower_to_onnx(backbone: Backbone, tower: nn.Module | None = None) -> o
     return model
 
 
+def find_tower(backbone: Backbone) -> Path:
+    """The cache's file for the image tower as ONNX, whether it exists or not."""
+    determined_by = (
+        f"{_TOWER_VERSION} {backbone.image_sha256} {backbone.preprocessing} opset {OPSET}"
+        f" torch {torch.__version__}"
+    )
+    key = hashlib.sha256(determined_by.encode()).hexdigest()[:32]
+    return cache_folder() / "towers" / f"{key}.onnx"
+
+
 def read_tower(backbone: Backbone) -> onnx.ModelProto:
     """The image tower as ONNX, from the cache or exported into it.
 
     Raises:
         ExportError: the tower cannot be traced.
     """
-    determined_by = (
-        f"{_TOWER_VERSION} {backbone.image_sha256} {backbone.preprocessing} opset {OPSET}"
-        f" torch {torch.__version__}"
-    )
-    key = hashlib.sha256(determined_by.encode()).hexdigest()[:32]
-    path = cache_folder() / "towers" / f"{key}.onnx"
+    path = find_tower(backbone)
     try:
         return onnx.load(path)
     except Exception:  # absent or damaged: protobuf's errors have no common base

@@ -330,21 +330,38 @@ def fill_disk(monkeypatch: pytest.MonkeyPatch, pattern: str, where: str) -> None
 
         monkeypatch.setattr(Path, "replace", replace)
         return
-    real_write, real_copy = Path.write_bytes, shutil.copyfile
+    real_open, real_copy = Path.open, shutil.copyfile
 
-    def write_bytes(path: Path, data: bytes) -> int:
-        if is_meant(path):
-            with path.open("wb") as stream:
-                stream.write(data[: len(data) // 2])
+    class FullDisk:
+        """Takes half of what is written first."""
+
+        def __init__(self, stream: Any) -> None:
+            self._stream = stream
+
+        def __enter__(self) -> FullDisk:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self._stream.close()
+
+        def write(self, data: Any) -> int:
+            self._stream.write(data[: len(data) // 2])
             raise full()
-        return real_write(path, data)
+
+        def writelines(self, parts: Any) -> None:
+            for part in parts:
+                self.write(part)
+
+    def open_path(path: Path, mode: str = "r", *rest: Any, **options: Any) -> Any:
+        stream = real_open(path, mode, *rest, **options)
+        return FullDisk(stream) if "w" in mode and is_meant(path) else stream
 
     def copyfile(source: Any, target: Any, **options: Any) -> Any:
         if is_meant(target):
-            write_bytes(Path(target), Path(source).read_bytes())
+            Path(target).write_bytes(Path(source).read_bytes())
         return real_copy(source, target, **options)
 
-    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    monkeypatch.setattr(Path, "open", open_path)
     monkeypatch.setattr(shutil, "copyfile", copyfile)
 
 
@@ -452,7 +469,7 @@ try:
     else:
         import onnx
         from fedapt_export.engine import EngineSettings
-        from fedapt_export.fuse import read_manifest
+        from fedapt_export.model_file import read_manifest
         from fedapt_export.triton import write_repository
         manifest = read_manifest(onnx.load(source), source)
         write_repository(source, out.parent, manifest, EngineSettings())

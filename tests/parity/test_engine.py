@@ -18,9 +18,9 @@ from fedapt.onnx.tower import read_tower
 from fedapt_export import engine as engine_module
 from fedapt_export.describe import describe
 from fedapt_export.engine import EngineSettings, build_engine
-from fedapt_export.export import write_model
 from fedapt_export.fuse import build_zero_shot_manifest, fuse
 from fedapt_export.head import zero_shot_head
+from fedapt_export.model_file import write_model
 from fedapt_runtime.backends.engine_file import read_engine_file
 from fedapt_runtime.backends.engine_plan import MODULES, EnginePlan, import_library
 from fedapt_runtime.cli import main as runtime_main

@@ -16,10 +16,10 @@ from fedapt.onnx.tower import read_tower
 from fedapt_export import engine as engine_module
 from fedapt_export.describe import describe
 from fedapt_export.engine import EngineSettings, build_engine
-from fedapt_export.export import write_model
 from fedapt_export.fuse import build_zero_shot_manifest, fuse, read_opset
 from fedapt_export.half import to_half
 from fedapt_export.head import zero_shot_head
+from fedapt_export.model_file import write_model
 from fedapt_runtime.backends.engine_plan import MODULES
 
 pytestmark = pytest.mark.skipif(

@@ -141,7 +141,7 @@ def test_a_head_needs_no_image_tower_once_the_features_are_known(
 
     for place in (
         "fedapt_export.export.read_fusable_tower",
-        "fedapt.onnx.image_encoder.read_tower",
+        "fedapt.onnx.image_encoder.open_session",
     ):
         monkeypatch.setattr(place, refuse)
     parity = export_run(tiny_run, second, head_only=True).parity
@@ -156,7 +156,7 @@ def test_a_head_needs_no_image_tower_once_the_features_are_known(
     # the negative: the features of other images are computed, which takes the tower
     for place in (
         "fedapt_export.export.read_fusable_tower",
-        "fedapt.onnx.image_encoder.read_tower",
+        "fedapt.onnx.image_encoder.open_session",
     ):
         monkeypatch.setattr(place, refuse)
     checkpoint = tmp_path / "alone.safetensors"  # noise in place of images

@@ -18,7 +18,8 @@ from fedapt.model.checkpoint import load_checkpoint
 from fedapt.model.prompted_clip import GlobalModel
 from fedapt.onnx.tower import read_tower
 from fedapt_export import precision as precision_module
-from fedapt_export.fuse import fuse, read_manifest
+from fedapt_export.fuse import fuse
+from fedapt_export.model_file import read_manifest
 from fedapt_export.precision import MAX_FEATURE_DIFFERENCE
 from fedapt_runtime import Classifier
 from fedapt_runtime.backends.ort import import_onnxruntime, open_session

@@ -16,7 +16,7 @@ from fedapt.core.errors import ExportError, ParityError, UsageError
 from fedapt_export import export as export_module
 from fedapt_export import precision as precision_module
 from fedapt_export.describe import describe
-from fedapt_export.fuse import read_manifest
+from fedapt_export.model_file import read_manifest
 from fedapt_export.precision import MAX_FEATURE_DIFFERENCE, PrecisionReport
 from fedapt_export.settings import ExportSettings
 from fedapt_runtime.errors import ModelFileError, ReportedError
@@ -373,6 +373,7 @@ def test_verify_refuses_a_precision_that_it_does_not_know(
     save_changed(model, out)
     assert main(["verify", str(out), str(tiny_run / "checkpoint.safetensors")]) == 6
     assert "found the precision 'fp4'; expected fp32, fp16, bf16, int8" in capsys.readouterr().err
+    model = onnx.load(out)
     model.metadata_props[0].value = "{}"
     onnx.save(model, out)
     with pytest.raises(ModelFileError, match="a damaged manifest"):

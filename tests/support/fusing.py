@@ -17,7 +17,7 @@ from fedapt.core.report import Reporter
 from fedapt.model.prompted_clip import GlobalModel
 from fedapt.training.methods.base import Fusable
 from fedapt_export.export import Exported, export
-from fedapt_export.fuse import attach_manifest, read_manifest
+from fedapt_export.model_file import read_manifest, write_model
 from fedapt_export.settings import ExportSettings
 from fedapt_runtime import Manifest
 from fedapt_runtime.integrity import list_content
@@ -38,8 +38,9 @@ def as_fusable(model: GlobalModel) -> Fusable:
 def save_changed(model: onnx.ModelProto, path: Path) -> None:
     """Write a model that was changed on purpose."""
     if model.metadata_props:
-        attach_manifest(model, read_manifest(model, path))
-    onnx.save(model, path)
+        write_model(model, read_manifest(model, path), path)
+    else:
+        onnx.save(model, path)
 
 
 def save_head(tensors: dict[str, NDArray[np.float32]], manifest: Manifest, path: Path) -> None:

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fedapt.model.backbone import Backbone
 from fedapt.model.open_clip_import import import_open_clip
+from fedapt.onnx import tower
 from fedapt.onnx.rewrite import rewrite_for_tracing
 
 
@@ -89,14 +91,26 @@ def test_attention_under_a_mask(kind: str) -> None:
     assert float((expected - unmasked).abs().max()) > 1e-2
 
 
-def test_the_replacement_holds_copies() -> None:
-    block = build()
-    before = {name: value.clone() for name, value in block.state_dict().items()}
-    weight = block.inner["attn"].in_proj_weight
-    rewrite_for_tracing(block)
-    for buffer in block.inner["attn"].buffers():
-        buffer.zero_()
-    assert torch.equal(weight, before["inner.attn.in_proj_weight"])
+def test_the_trace_shares_weights_and_changes_none(tiny_backbone: Backbone) -> None:
+    weights = dict(tiny_backbone.clip.named_parameters())
+    before = {name: value.detach().clone() for name, value in weights.items()}
+    seen: list[nn.Module] = []
+
+    def look(module: nn.Module) -> None:
+        seen.append(module)
+        rewrite_for_tracing(module)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tower, "rewrite_for_tracing", look)
+        tower.image_tower_to_onnx(tiny_backbone)
+    memory = {value.untyped_storage().data_ptr() for value in weights.values()}
+    split = [t for name, t in seen[0].named_buffers() if name.endswith(("q_weight", "k_bias"))]
+    assert split
+    shared = [*seen[0].parameters(), *split]
+    assert all(tensor.untyped_storage().data_ptr() in memory for tensor in shared)
+    after = dict(tiny_backbone.clip.named_parameters())
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
 def test_attention_that_is_not_batch_first_or_of_another_class_stays() -> None:

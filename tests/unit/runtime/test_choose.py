@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import pytest
 
-from fedapt_export.fuse import attach_manifest, read_manifest
+from fedapt_export.model_file import read_manifest, write_model
 from fedapt_runtime import Classifier
 from fedapt_runtime.backends import choose, ort, ort_backend, selection
 from fedapt_runtime.backends import openvino as backends_openvino
@@ -352,8 +352,7 @@ def agreeing(path: Path, model: Path, images: int, changed: int) -> Path:
     copy = onnx.load(model)
     manifest = read_manifest(copy, model)
     parity = {**manifest.parity, "computed_in": {"bf16": {"images": images, "changed": changed}}}
-    attach_manifest(copy, dataclasses.replace(manifest, parity=parity))
-    onnx.save(copy, path)
+    write_model(copy, dataclasses.replace(manifest, parity=parity), path)
     return path
 
 

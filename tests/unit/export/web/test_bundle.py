@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fedapt_export.fuse import read_model
+from fedapt_export.model_file import read_model
 from fedapt_export.web.bundle import write_bundle
 from fedapt_export.web.runtime_files import WASM_FILES, WEBGPU_FILES
 from fedapt_runtime.errors import ModelFileError
