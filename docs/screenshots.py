@@ -3,7 +3,7 @@
     fedapt demo --out demo
     python docs/screenshots.py demo
 
-The page has the demo's model and test images of Noto Emoji, which the Apache License 2.0 covers.
+The page has the demo's model and test images of Noto Emoji (SIL Open Font License 1.1).
 """
 
 from __future__ import annotations
