@@ -63,8 +63,11 @@ class Unfilled(TorchFunctionMode):
 
 
 def is_filled(model: nn.Module) -> bool:
-    """Whether every parameter of the model has values."""
-    return not any(parameter.is_meta for parameter in model.parameters())
+    """Whether every parameter and buffer of the model has values.
+
+    A buffer has none where the model computes it on the device of a parameter (Swin's masks).
+    """
+    return not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
 
 
 def _empty(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:

@@ -76,7 +76,11 @@ def test_settings_decide_where_options_do_not(
     [
         (["--methods", "fedapt,foo"], 2, "--methods: found 'foo'"),
         (["--protocols", "foo"], 2, "--protocols: found 'foo'"),
-        (["--lr", "0.1,x"], 2, "--lr: found '0.1,x'; expected numbers above 0 by commas"),
+        (
+            ["--lr", "0.1,x"],
+            2,
+            "--lr: found '0.1,x'; expected numbers above 0, separated by commas",
+        ),
         (["--lr", "0"], 2, "--lr: found '0'"),
         (["--lr", "0.1,0.2", "--validation", "0"], 2, "2 learning rates and no validation images"),
         (["-o", "federation.alpha=-1"], 3, "federation.alpha = -1"),

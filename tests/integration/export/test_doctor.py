@@ -68,6 +68,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
         "NVIDIA GPU",
         "ONNX Runtime",
         "OpenVINO",
+        "llvmlite",
         "TensorRT engines",
         "Ray",
         "Parquet",
@@ -89,8 +90,15 @@ def test_the_runtimes_own_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     names = [f["name"] for f in found]
-    assert names[:4] == ["NVIDIA GPU", "ONNX Runtime", "OpenVINO", "TensorRT engines"]
-    assert names[4:] == ["Ray", "Parquet"]
+    assert names == [
+        "NVIDIA GPU",
+        "ONNX Runtime",
+        "OpenVINO",
+        "llvmlite",
+        "TensorRT engines",
+        "Ray",
+        "Parquet",
+    ]
     assert cli.main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].startswith("ONNX Runtime     yes  ")

@@ -246,8 +246,11 @@ def test_preprocessing_is_that_of_the_folder(clip_model: Any, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"model_type": "siglip"}, "of the type 'siglip'; expected the type 'clip'"),
-        ({"model_type": None}, "of the type None"),
+        (
+            {"model_type": "siglip"},
+            "a transformers model of type 'siglip'; expected the type 'clip'",
+        ),
+        ({"model_type": None}, "model of type None"),
         ({"text_config": {"hidden_act": "relu"}}, "activations and epsilons"),
         ({"text_config": {"vocab_size": 30000}}, "30000 tokens, 3 channels"),
         ({"vision_config": {"num_channels": 4}}, "49408 tokens, 4 channels"),

@@ -153,7 +153,11 @@ def test_two_nodes_of_one_name(tmp_path: Path, capsys: pytest.CaptureFixture[str
         ([*CLASSES, "--node", "=x"], 2, "the node '': found a name that no folder should have"),
         ([*CLASSES, "--node", "x=a/b"], 2, "the node 'x': found the domain 'a/b'"),
         ([*CLASSES, "-o", "train.method=local"], 2, "method local, whose clients send nothing"),
-        ([*CLASSES, "-o", "data.leave_out=x"], 3, "data.leave_out = 'x': found a setting for"),
+        (
+            [*CLASSES, "-o", "data.leave_out=x"],
+            3,
+            "data.leave_out = 'x': found a setting that needs all images",
+        ),
         (
             [*CLASSES, "-o", "train.method=adapt", "-o", "federation.secure=true"],
             3,
@@ -240,7 +244,7 @@ def test_wrong_settings(folder: Path) -> None:
         ({"classes": [1, 2]}, "a list of names"),
         ({"min_nodes": "2"}, "an integer from 1 to 1 000 000"),
         ({"nods": 1}, "one of address, classes"),
-        ({"key": "lost.key"}, "`fedapt federation init` has made"),
+        ({"key": "lost.key"}, "`fedapt federation init` has written"),
     ):
         rewrite(path, **values)
         with pytest.raises(ConfigError, match=expected):
