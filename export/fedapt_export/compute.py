@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from fedapt.model.head import Head
-from fedapt.onnx.types import infer_types
+from fedapt.onnx.types import copy_structure, count_weight_bytes, infer_types
 from fedapt_export.fuse import fuse
 from fedapt_runtime.agreement import Agreement
 from fedapt_runtime.backends.ort import import_onnxruntime, open_session
@@ -51,17 +51,23 @@ class ComputeReport:
         return Agreement(self.images, self.changed)
 
 
+def is_emulated(tower: onnx.ModelProto) -> bool:
+    """Whether the tower is small enough to emulate its products."""
+    return count_weight_bytes(tower) <= MAX_BYTES
+
+
 def emulate_bfloat16_products(tower: onnx.ModelProto) -> onnx.ModelProto:
     """A float32 copy whose weights and intermediate values are bfloat16 numbers."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(tower)
+    copy = copy_structure(tower)
     graph = copy.graph
     types = infer_types(tower).items()
     floats = {name for name, kind in types if kind.elem_type == TensorProto.FLOAT}
-    for tensor in graph.initializer:
+    for tensor in tower.graph.initializer:
         if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 1:
             rounded = numpy_helper.to_array(tensor).astype(ml_dtypes.bfloat16).astype(np.float32)
-            tensor.CopyFrom(numpy_helper.from_array(rounded, tensor.name))
+            graph.initializer.append(numpy_helper.from_array(rounded, tensor.name))
+        else:
+            graph.initializer.append(tensor)
     nodes = []
     for node in graph.node:
         nodes.append(node)
@@ -80,18 +86,17 @@ def emulate_bfloat16_products(tower: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def compare_bfloat16_products(
-    reference: bytes, tower: onnx.ModelProto, head: Head, images: NDArray[np.uint8]
-) -> ComputeReport | None:
-    """Run both graphs on the same images; None if the tower is too large to emulate.
+    reference: bytes, emulated: onnx.ModelProto, head: Head, images: NDArray[np.uint8]
+) -> ComputeReport:
+    """Run both graphs on the same images.
 
     Args:
-        reference: the fused float32 graph of `tower` and `head`, serialised.
+        reference: the fused float32 graph of the tower and `head`, serialised.
+        emulated: the tower of `emulate_bfloat16_products`.
         images: uint8 [n, height, width, 3], at least one.
     """
-    if tower.ByteSize() > MAX_BYTES:
-        return None
-    emulated = fuse(emulate_bfloat16_products(tower), head, "bf16 products")
-    logits, features = _run(emulated.SerializeToString(), images)
+    fused = fuse(emulated, head, "bf16 products").SerializeToString()
+    logits, features = _run(fused, images)
     known_logits, known_features = _run(reference, images)
     return ComputeReport(
         images=len(images),

@@ -19,9 +19,15 @@ from fedapt.model.backbone import Backbone, load_backbone
 from fedapt.model.checkpoint import Checkpoint, load_checkpoint
 from fedapt.onnx.image_encoder import image_encoder
 from fedapt.onnx.trace import OPSET
+from fedapt.onnx.types import count_weight_bytes
 from fedapt.training.methods.base import Fusable
 from fedapt_export.calibrate import Calibration, calibrate
-from fedapt_export.compute import ComputeReport, compare_bfloat16_products
+from fedapt_export.compute import (
+    ComputeReport,
+    compare_bfloat16_products,
+    emulate_bfloat16_products,
+    is_emulated,
+)
 from fedapt_export.fuse import (
     build_manifest,
     fuse,
@@ -223,6 +229,9 @@ def _build_model(
             truth,
             reduced_range=settings.reduced_range,
         )
+    compares = settings.precision == "fp32" and has_photos(source.path, settings.data)
+    emulated = emulate_bfloat16_products(tower) if compares and is_emulated(tower) else None
+    del tower
     graph, opset = model.SerializeToString(), read_opset(model)
     runnable = to_runnable(model, "bf16") if settings.precision == "bf16" else graph
     del model, reference  # the weights are held once from here on
@@ -232,10 +241,9 @@ def _build_model(
     if comparison is not None:
         _check_precision(comparison, settings, out, reporter)
     bfloat16 = None
-    if settings.precision == "fp32" and has_photos(source.path, settings.data):
-        bfloat16 = compare_bfloat16_products(graph, tower, head, images)
-        if bfloat16 is not None:
-            reporter.message(f"products in bfloat16: {bfloat16.agreement}")
+    if emulated is not None:
+        bfloat16 = compare_bfloat16_products(graph, emulated, head, images)
+        reporter.message(f"products in bfloat16: {bfloat16.agreement}")
     return _Built(parity, images, graph, opset, comparison, bfloat16)
 
 
@@ -252,10 +260,10 @@ def _check_precision(
 
 
 def _check_size(model: onnx.ModelProto, label: str) -> None:
-    if model.ByteSize() > _MAX_MODEL_BYTES:
+    if (size := count_weight_bytes(model)) > _MAX_MODEL_BYTES:
         raise ExportError(
             where=f"model {label}",
-            found=f"a graph of {model.ByteSize():,} bytes",
+            found=f"a graph with {size:,} bytes of weights",
             expected=f"at most {_MAX_MODEL_BYTES:,}, the maximum of one ONNX file",
             next_step="choose a smaller model",
         )

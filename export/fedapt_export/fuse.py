@@ -16,7 +16,7 @@ from fedapt.model.head import Head
 from fedapt.model.image_tower import FEATURES
 from fedapt.onnx.tower import image_tower_to_onnx, read_tower
 from fedapt.onnx.trace import OPSET
-from fedapt.onnx.types import without_weights
+from fedapt.onnx.types import copy_structure, without_weights
 from fedapt.run.rebuild import rebuild_method
 from fedapt.training.methods.base import ALL_DOMAINS, Fusable
 from fedapt_export.head import LOGITS, WEIGHTS, build_head, swappable_inputs
@@ -53,7 +53,6 @@ def fuse(tower: onnx.ModelProto, head: Head, label: str) -> onnx.ModelProto:
             next_step="report this with the model's name and the versions of torch and onnx",
         ) from error
     fused.producer_name = "fedapt"
-    del fused.metadata_props[:]
     return fused
 
 
@@ -65,11 +64,11 @@ def read_opset(model: onnx.ModelProto) -> int:
 def _join(tower: onnx.ModelProto, head: onnx.ModelProto) -> onnx.ModelProto:
     """One graph of both, connected by the name of the features; logits come first.
 
-    The tower is copied once: `onnx.compose` would hold several copies of its weights.
+    The tower's weights are copied once. `onnx.compose` would hold several copies.
     """
-    fused = onnx.ModelProto()
-    fused.CopyFrom(tower)
+    fused = copy_structure(tower)
     graph = fused.graph
+    graph.initializer.extend(tower.graph.initializer)
     graph.name = "fedapt"
     outputs = {output.name: output for output in (*tower.graph.output, *head.graph.output)}
     del graph.output[:]

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fedapt.core.errors import ExportError
 from fedapt.onnx.trace import OPSET
-from fedapt.onnx.types import infer_types
+from fedapt.onnx.types import copy_structure, infer_types
 
 _TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 _NUMPY = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
@@ -55,14 +55,12 @@ def to_half(tower: onnx.ModelProto, precision: str) -> onnx.ModelProto:
     Raises:
         ExportError: a weight is beyond float16's range.
     """
-    model = onnx.ModelProto()
-    model.CopyFrom(tower)
+    model = copy_structure(tower)
     graph = model.graph
     converter = _Converter(tower, precision)
     nodes = converter.convert(graph.node, {value.name for value in graph.output})
     del graph.node[:]
     graph.node.extend(nodes)
-    del graph.initializer[:]
     graph.initializer.extend(converter.weights())
     del graph.value_info[:]
     for entry in model.opset_import:
@@ -156,15 +154,16 @@ def emulate_bfloat16(model: onnx.ModelProto) -> onnx.ModelProto:
     For machines whose ONNX Runtime has no bfloat16 operators: results are what hardware gives that
     adds up in float32.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = copy_structure(model)
     graph = copy.graph
     types = infer_types(model).items()
     rounded = {name for name, kind in types if kind.elem_type == TensorProto.BFLOAT16}
-    for tensor in graph.initializer:
+    for tensor in model.graph.initializer:
         if tensor.data_type == TensorProto.BFLOAT16:
             values = numpy_helper.to_array(tensor).astype(np.float32)
-            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+            graph.initializer.append(numpy_helper.from_array(values, tensor.name))
+        else:
+            graph.initializer.append(tensor)
     nodes = []
     for node in graph.node:
         nodes.append(node)

@@ -1,28 +1,57 @@
-"""Graphs without their large weights: checks and shape inference copy whole models."""
+"""Copies of graphs without their weights, and the types of their values.
+
+Protobuf serialises a message to copy it, so a copy of a whole model takes several times its memory.
+Checks and shape inference also copy whole models.
+"""
 
 from __future__ import annotations
+
+import math
 
 import onnx
 
 _MAX_KEPT_BYTES = 1024  # of a tensor; constants that decide shapes are smaller
 
 
+def copy_structure(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of everything except initialisers and metadata."""
+    copy = onnx.ModelProto(
+        ir_version=model.ir_version,
+        opset_import=model.opset_import,
+        producer_name=model.producer_name,
+        producer_version=model.producer_version,
+    )
+    copy.graph.name = model.graph.name
+    for field in ("node", "input", "output", "value_info"):
+        getattr(copy.graph, field).extend(getattr(model.graph, field))
+    return copy
+
+
 def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same graph with inputs in place of large weights."""
-    light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    light = copy_structure(model)
     graph = light.graph
-    graph.name = model.graph.name
-    for field in ("node", "input", "output", "value_info"):
-        getattr(graph, field).extend(getattr(model.graph, field))
     given = {value.name for value in model.graph.input}
     for tensor in model.graph.initializer:
-        if len(tensor.raw_data) <= _MAX_KEPT_BYTES:
+        if count_bytes(tensor) <= _MAX_KEPT_BYTES:
             graph.initializer.append(tensor)
         elif tensor.name not in given:
             graph.input.append(
                 onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
             )
     return light
+
+
+def count_bytes(tensor: onnx.TensorProto) -> int:
+    """Bytes of a tensor's values. Its `raw_data` would be copied to take their length."""
+    kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    size: int = math.prod(tensor.dims) * kind.itemsize
+    return size
+
+
+def count_weight_bytes(model: onnx.ModelProto) -> int:
+    """Bytes of all weights, without `ModelProto.ByteSize`, which serialises the model."""
+    return sum(count_bytes(tensor) for tensor in model.graph.initializer)
 
 
 def infer_types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:

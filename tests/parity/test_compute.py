@@ -64,7 +64,7 @@ def test_the_export_counts_changed_labels(
     agreement = read_agreement(manifest, "bf16")
     assert agreement == Agreement(found["images"], found["changed"])
     # a tower whose every value is lost has other labels
-    monkeypatch.setattr(compute, "emulate_bfloat16_products", erase)
+    monkeypatch.setattr("fedapt_export.export.emulate_bfloat16_products", erase)
     export(tiny_run / "checkpoint.safetensors", out, ExportSettings(), Reporter())
     erased = read_agreement(read_manifest(out), "bf16")
     assert erased is not None
