@@ -24,6 +24,7 @@ class LoadOptions:
         threads: threads of inference on a CPU; 0 takes every core.
         performance_hint: one of `PERFORMANCE_HINTS`.
         compute: `auto` or one of `COMPUTE`.
+        n_images: number of images of the job; None if it is unknown.
     """
 
     backend: str = "auto"
@@ -32,6 +33,7 @@ class LoadOptions:
     threads: int = 0
     performance_hint: str = "latency"
     compute: str = "auto"
+    n_images: int | None = None
 
     @property
     def throughput(self) -> bool:

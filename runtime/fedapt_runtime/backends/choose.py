@@ -26,6 +26,7 @@ from fedapt_runtime.options import (
 )
 
 ENGINE_SUFFIX = ".engine"
+SMALL_JOB = 64  # images
 BACKEND_VARIABLE, COMPUTE_VARIABLE = "FEDAPT_BACKEND", "FEDAPT_COMPUTE"
 _DEVICES_OF = {
     "onnxruntime": DEVICES,
@@ -41,10 +42,10 @@ def load_backend(path: str | Path, options: LoadOptions = LOAD_DEFAULTS) -> Back
     Args:
         path: an .onnx or .engine file.
         options: how to load it. `auto` for the backend takes TensorRT for a TensorRT engine, ONNX
-            Runtime where it has CUDA, and on a CPU the fastest of those that are installed, see
-            `selection`. `auto` for the device takes what the backend has. `auto` for the compute
-            precision takes `bf16` where it is faster and the export found no changed label, see
-            `agreement`.
+            Runtime where it has CUDA or the job is small, and else on a CPU the fastest of those
+            that are installed, see `selection`. `auto` for the device takes what the backend has.
+            `auto` for the compute precision takes `bf16` where it is faster and the export found
+            no changed label, see `agreement`.
 
     Where `backend` or `compute` is `auto`, the variable `FEDAPT_BACKEND` or `FEDAPT_COMPUTE` of the
     environment stands for it, if it is set.
@@ -69,6 +70,10 @@ def load_backend(path: str | Path, options: LoadOptions = LOAD_DEFAULTS) -> Back
         raise _unknown("device", device, f"auto or one of {', '.join(DEVICES)}")
     candidates = list_candidates(backend, device, compute)
     notes = []
+    if backend == "auto" and len(candidates) > 1 and _is_small(options.n_images):
+        # OpenVINO starts later than ONNX Runtime, by more than a small job can regain
+        candidates, options = candidates[:1], replace(options, device="cpu")
+        notes.append(f"fewer than {SMALL_JOB} images")
     if any(candidate.compute == "bf16" for candidate in candidates) and compute == "auto":
         candidates, note = _keep_exact(candidates, _read_manifest(path, options.head))
         notes.append(note)
@@ -91,6 +96,10 @@ def load_backend(path: str | Path, options: LoadOptions = LOAD_DEFAULTS) -> Back
         notes.insert(0, f"the fastest of {len(candidates)} here, {when}")
     loaded.description += why or (f" (auto: {'; '.join(notes)})" if notes else "")
     return loaded
+
+
+def _is_small(n_images: int | None) -> bool:
+    return n_images is not None and n_images < SMALL_JOB
 
 
 def read_environment(backend: str, compute: str, is_engine: bool = False) -> tuple[str, str]:

@@ -115,8 +115,9 @@ def run_classify(options: argparse.Namespace) -> None:
     if options.preprocess == "device" and options.ray:
         options.refuse("--preprocess device resizes on this machine's GPU: leave out --ray")
     check_output(options.out)
+    total = count_images(options.paths)
     head, hint = options.head, "throughput"
-    load = LoadOptions(options.backend, options.device, head, 0, hint, options.compute)
+    load = LoadOptions(options.backend, options.device, head, 0, hint, options.compute, total)
     if options.resume and (load.backend, load.compute) == ("auto", "auto"):
         load = load.on(read_ran_on(options.out))  # of the stopped job
     answer = ClassifyOptions(
@@ -129,7 +130,6 @@ def run_classify(options: argparse.Namespace) -> None:
     resizer = None
     if options.preprocess == "device":
         resizer = DeviceResizer(classifier.manifest.preprocessing)
-    total = count_images(options.paths)
     batch_size, chosen = options.batch_size, ""
     if batch_size == "auto" and options.resume and part_path(options.out).is_file():
         batch_size = None  # that of the stopped job

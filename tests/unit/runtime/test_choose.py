@@ -318,6 +318,23 @@ def test_auto_measures_once_and_says_so(
 
 
 @needs_openvino
+def test_a_small_job_takes_the_backend_that_starts_first(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("FEDAPT_BACKEND")
+    monkeypatch.setenv("FEDAPT_CACHE", str(tmp_path))
+    monkeypatch.setattr(selection, "SECONDS", 0.0)
+    small = load_backend(tiny_model, LoadOptions(n_images=choose.SMALL_JOB - 1))
+    assert small.name == "onnxruntime"
+    assert small.description.endswith(" on cpu (auto: fewer than 64 images)")
+    assert not (tmp_path / "backends").exists()  # nothing was measured
+    asked = load_backend(tiny_model, LoadOptions("openvino", n_images=1))
+    assert asked.name == "openvino"
+    large = load_backend(tiny_model, LoadOptions(n_images=choose.SMALL_JOB))
+    assert "the fastest of" in large.description
+
+
+@needs_openvino
 def test_the_environment_stands_for_auto_and_for_nothing_else(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
