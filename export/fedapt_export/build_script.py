@@ -32,13 +32,13 @@ engine=@ENGINE_QUOTED@
 
 fail() { echo "error: $1" >&2; exit "$2"; }
 
-command -v trtexec >/dev/null || fail "no trtexec: install TensorRT 10 or 11, or add it to PATH" 9
+command -v trtexec >/dev/null || fail "trtexec not found: install TensorRT 10 or 11, or add it to PATH" 9
 echo "@SHA256@  $model" | sha256sum --check --quiet ||
   fail "$model is not the model that this script was written for" 8
 options=$(trtexec --help 2>&1 || true)
 version=$(sed -n 's/.*\[TensorRT v\([0-9]*\)\].*/\1/p' <<<"$options" | head -n 1)
 [ "${version:-100000}" -ge 100000 ] || fail "TensorRT $version; 10 (100000) or newer is needed" 9
-# precision lives in the graph's types; TensorRT 11 knows no other way, and may not have the option
+# the graph's types set the precision; TensorRT 11 always works so and may lack the option
 typed=()
 grep -q -- --stronglyTyped <<<"$options" && typed=(--stronglyTyped)
 
@@ -51,8 +51,8 @@ rm -f "$engine.json"  # of an older engine
 mv "$engine.part" "$engine"
 
 command -v fedapt-runtime >/dev/null ||
-  fail "$engine is built and not checked: install fedapt-runtime, then run \
-fedapt-runtime check $engine --against $model, without which it is not used" 9
+  fail "$engine is built but not verified: install fedapt-runtime, then run \
+fedapt-runtime check $engine --against $model; the runtime refuses an unverified engine" 9
 fedapt-runtime check "$engine" --against "$model"
 """
 

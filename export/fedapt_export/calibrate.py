@@ -63,7 +63,7 @@ def calibrate(
     if not paths or fusable.tower is not None:
         raise DataError(
             where="calibrating the probabilities",
-            found="no validation images" if not paths else "a model with an image tower of its own",
+            found="no validation images" if not paths else "a model with its own image tower",
             expected="validation images, which a run keeps with data.validation_fraction",
             next_step="train with validation images and name their folder, or do not calibrate",
         )

@@ -25,8 +25,8 @@ def describe(path: Path) -> dict[str, Any]:
     """Plain values: `kind`, `bytes`, `sha256`, and the metadata of that kind of file.
 
     Raises:
-        FileError: no such file, or none of fedapt's.
-        CheckpointError, ModelFileError: it is one of fedapt's, and damaged.
+        FileError: the file does not exist or is not a fedapt file.
+        CheckpointError, ModelFileError: the fedapt file is damaged.
     """
     if path.suffix == ".engine":
         return _describe_engine(path)
@@ -71,7 +71,7 @@ def _describe_model(path: Path) -> dict[str, Any]:
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's errors share no useful base class
-        raise _refuse(path, "neither safetensors nor ONNX") from error
+        raise _refuse(path, "a file that is neither safetensors nor ONNX") from error
     check_one_file(path)
     manifest = read_manifest(model, path)
     check_content(path, METADATA_KEY)
@@ -105,6 +105,6 @@ def _refuse(path: Path, found: str) -> FileError:
     return FileError(
         where=path,
         found=found,
-        expected="a checkpoint, a head, a model or an engine of fedapt",
+        expected="a fedapt checkpoint, head, model or TensorRT engine",
         next_step="check the path",
     )

@@ -107,7 +107,7 @@ def read_fusable(
                 where="the checkpoint",
                 found=f"the method {info.method}, and no client {owner!r}",
                 expected=f"a client whose model is exported: {', '.join(names)}",
-                next_step="name the client: each has a model of its own",
+                next_step="name the client: each client has its own model",
             )
         client = names.index(owner)
     fusable = method.fuse(learned, info.keys, client)

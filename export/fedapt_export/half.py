@@ -104,7 +104,7 @@ class _Converter:
             for i, name in enumerate(node.output):
                 if name not in self._floats:
                     continue
-                if is_half and name in outputs:  # whoever reads the tower reads float32
+                if is_half and name in outputs:  # readers of the tower expect float32
                     node.output[i] = f"{name}.{self._precision}"
                     renamed.append((node.output[i], name))
                 self._types[name] = wanted

@@ -77,7 +77,7 @@ def to_int8(
                     "OpTypesToExcludeOutputQuantization": unquantised,
                 },
             )
-        except Exception as error:  # the quantiser raises whatever it comes across
+        except Exception as error:  # the quantiser documents no error classes
             reason = " ".join(str(error).split())[:300]
             raise ExportError(
                 where="precision int8",

@@ -1,6 +1,6 @@
 """model.onnx or an engine -> a model repository of NVIDIA's Triton Inference Server.
 
-    DIR/<name>/config.pbtxt      what goes in and out, dynamic batching, warm-up
+    DIR/<name>/config.pbtxt      inputs, outputs, dynamic batching, warm-up
     DIR/<name>/classes.txt       labels of `logits`; domains.txt of `domain_weights`
     DIR/<name>/1/model.onnx      or model.plan
 
@@ -16,12 +16,12 @@ from fedapt.core.files import claim_folder, replace_file, write_text
 from fedapt_export.engine import EngineSettings
 from fedapt_runtime import Manifest
 
-_QUEUE_DELAY_US = 1000  # what a request may wait for others to share its batch
+_QUEUE_DELAY_US = 1000  # maximum wait of a request for others in its batch
 
 _CONFIG = """\
 name: "{name}"
 backend: "{backend}"
-max_batch_size: {most}
+max_batch_size: {max_batch}
 input [
   {{ name: "images" data_type: TYPE_UINT8 dims: [ {height}, {width}, 3 ] }}
 ]
@@ -40,13 +40,13 @@ output [
   }}
 ]
 dynamic_batching {{
-  preferred_batch_size: [ {best} ]
+  preferred_batch_size: [ {opt_batch} ]
   max_queue_delay_microseconds: {delay}
 }}
 model_warmup [
   {{
     name: "zeros"
-    batch_size: {best}
+    batch_size: {opt_batch}
     inputs {{
       key: "images"
       value: {{ data_type: TYPE_UINT8 dims: [ {height}, {width}, 3 ] zero_data: true }}
@@ -90,8 +90,8 @@ def _write(model: Path, target: Path, manifest: Manifest, settings: EngineSettin
     config = _CONFIG.format(
         name=target.name.replace("\\", "\\\\").replace('"', '\\"'),
         backend="tensorrt" if is_engine else "onnxruntime",
-        most=settings.max_batch,
-        best=settings.opt_batch,
+        max_batch=settings.max_batch,
+        opt_batch=settings.opt_batch,
         height=height,
         width=width,
         classes=len(manifest.classes),

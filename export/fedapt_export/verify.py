@@ -75,6 +75,6 @@ def _load(path: Path) -> tuple[onnx.ModelProto, Manifest]:
             where=path,
             found=f"the precision {manifest.precision!r}",
             expected=", ".join(MAX_FEATURE_DIFFERENCE),
-            next_step="verify with the fedapt that wrote it",
+            next_step="verify with the fedapt version that wrote the model",
         )
     return model, manifest

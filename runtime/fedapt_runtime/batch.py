@@ -220,6 +220,6 @@ def _skip_finished(journal: Journal, images: Iterator[Image]) -> Iterator[dict[s
                 where=f"{journal.path}, row {i + 1}",
                 found=f"{row['path']!r}, where the images now have {name!r}",
                 expected="the same images in the same order",
-                next_step="repeat the command that began it, or leave `resume` out",
+                next_step="repeat the command that started the job, or omit `resume`",
             )
         yield row

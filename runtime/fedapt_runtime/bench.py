@@ -95,7 +95,7 @@ def bench(
     """Time backends of one model, one after the other.
 
     Args:
-        backends: at least one; each is loaded when its turn comes, so that none disturbs another.
+        backends: at least one; each is loaded just before its run, without interference.
         batch_sizes: each is timed for `seconds`, after one run that is not counted.
         seconds: time for each batch size, and for decoding; at least five runs are timed.
         images: uint8 [n, height, width, 3] to compare the backends on; None takes noise.
@@ -146,8 +146,8 @@ def load_images(paths: Sequence[str], preprocessing: Preprocessing) -> NDArray[n
         raise InputError(
             where="images to compare backends on",
             found="no readable image",
-            expected="at least one",
-            next_step="pass images or folders, or nothing to use noise",
+            expected="at least one readable image",
+            next_step="pass images or folders, or omit the images to use noise",
         )
     return np.stack(pixels)
 

@@ -166,7 +166,7 @@ class Classifier:
         if batch_size < 1 or options.top_k < 1:
             raise InputError(
                 where="batch_size or top_k",
-                found=f"{batch_size} and {options.top_k}",
+                found=f"a batch size of {batch_size} and a top-k of {options.top_k}",
                 expected="whole numbers of at least 1",
                 next_step="pass larger numbers",
             )

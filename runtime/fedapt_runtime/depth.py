@@ -86,5 +86,5 @@ def _refuse(where: object, found: str) -> ImageError:
         where=where,
         found=found,
         expected="integers from 0 on, or floats from 0 to 1",
-        next_step="scale it to 8 or 16 bits, with the window that shows what matters",
+        next_step="scale the value range of interest to 8 or 16 bits",
     )

@@ -51,7 +51,7 @@ def claim(out: Destination) -> Iterator[None]:
             raise OutputError(
                 where=out,
                 found=f"a file that {held.holder} is writing",
-                expected="one job for an output",
+                expected="one job per output",
                 next_step="wait until that job ends, or choose another output",
             ) from held
         except OSError as error:
@@ -59,7 +59,7 @@ def claim(out: Destination) -> Iterator[None]:
                 where=out,
                 found=f"{error.strerror or error} (the folder {path.parent})",
                 expected="a folder that can be written",
-                next_step="check its permissions and the free space, or choose another",
+                next_step="check its permissions and free space, or choose another folder",
             ) from error
         remove_left_over(path.parent)
         yield

@@ -40,7 +40,7 @@ class DeviceResizer:
             raise RuntimeFailure(
                 where="resizing on the GPU",
                 found=f"an ONNX Runtime {onnxruntime.__version__} without CUDA",
-                expected="onnxruntime-gpu, whatever backend runs the model",
+                expected="onnxruntime-gpu, which resizes for every backend",
                 next_step="install 'fedapt-runtime[gpu]', or resize on the CPU (exact or fast)",
             )
         path = Path(__file__).with_name(f"resize_{preprocessing.interpolation}.onnx")
@@ -48,7 +48,7 @@ class DeviceResizer:
         self._preprocessing = preprocessing
 
     def run(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-        """uint8 RGB [h, w, 3], each of a size of its own -> uint8 [batch, height, width, 3]."""
+        """uint8 RGB [h, w, 3], of any sizes -> uint8 [batch, height, width, 3]."""
         sizes = np.array([image.shape[:2] for image in images])
         rows, columns = (-(-int(side) // _STEP) * _STEP for side in sizes.max(axis=0))
         canvas = np.zeros((len(images), rows, columns, 3), np.uint8)

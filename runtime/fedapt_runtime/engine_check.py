@@ -67,9 +67,10 @@ def check_engine(path: Path, model: Path, images: Sequence[str] = ()) -> EngineR
     if engine_file.onnx_sha256 != sha256:
         raise ModelFileError(
             where=path,
-            found=f"an engine of a model of hash {engine_file.onnx_sha256[:12] or '(unknown)'}",
+            found="an engine built from a model with hash "
+            f"{engine_file.onnx_sha256[:12] or '(unknown)'}",
             expected=f"{sha256[:12]}, the hash of {model}",
-            next_step="check it against the model that it was built from",
+            next_step="compare the engine with the model that it was built from",
         )
     pixels = None
     if images:
@@ -101,7 +102,7 @@ def _load_images(paths: Sequence[str], engine_file: EngineFile) -> NDArray[np.ui
             where=", ".join(paths),
             found=f"{len(pixels)} images",
             expected="two or more, to compare different orders of rows",
-            next_step="pass more images, or none to use noise",
+            next_step="pass more images, or omit the images to use noise",
         )
     return np.stack([array for array in pixels if array is not None])
 

@@ -2,7 +2,7 @@
 
 In the graph the head's tensors are inputs with default values. A head file (.safetensors, kilobytes
 to a few megabytes) holds other values: of more rounds of training, a further class, a further
-domain. It carries a manifest of its own and fits any model with the same CLIP.
+domain. It contains its own manifest and fits any model with the same CLIP.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class HeadFile:
             raise ModelFileError(
                 where=where,
                 found=f"a head of a CLIP with hash {mine[:12]}",
-                expected=f"one of {other[:12]}, the CLIP inside the model",
+                expected=f"a head of a CLIP with hash {other[:12]}, the model's CLIP",
                 next_step="export a head of the same CLIP, or the whole model again",
             )
         if self.manifest.mixing != model.mixing:

@@ -76,7 +76,7 @@ class Journal:
                     where=path,
                     found="rows of another job",
                     expected="the same model, head and options",
-                    next_step="repeat the command that began it, or leave `resume` out",
+                    next_step="repeat the command that started the job, or omit `resume`",
                 )
             n_rows, end = 0, stream.tell()
             for line in stream:

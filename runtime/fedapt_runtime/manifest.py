@@ -117,7 +117,7 @@ def parse_manifest(text: str | None, where: object) -> Manifest:
                 where=where,
                 found=f"a manifest of schema {schema}",
                 expected=f"schema {SCHEMA}",
-                next_step="install the fedapt-runtime that belongs to it, or " + export_again,
+                next_step="install a fedapt-runtime that reads this schema, or " + export_again,
             )
         fields["preprocessing"] = Preprocessing.from_dict(fields["preprocessing"])
         for name in ("classes", "domains"):

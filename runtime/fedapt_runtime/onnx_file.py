@@ -48,7 +48,7 @@ class OnnxFile:
 def check_one_file(path: Path) -> None:
     """Refuse a file that is not an ONNX model, or keeps weights in other files.
 
-    Such a model would have its reader open whatever path stands inside it.
+    Such a model would make its reader open any path that the file names.
 
     Raises:
         ModelFileError: see above.

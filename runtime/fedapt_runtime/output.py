@@ -113,7 +113,7 @@ def check_output(out: Destination | None) -> None:
             where=out,
             found=f"no folder {path.parent}",
             expected="a folder that can be written",
-            next_step="create it, or choose another",
+            next_step="create the folder, or choose another folder",
         )
     elif path.exists() and not path.is_file():
         raise OutputError(
@@ -123,14 +123,14 @@ def check_output(out: Destination | None) -> None:
             next_step="choose another name; without an output, rows go to stdout",
         )
     with claim(out):
-        pass  # what stands in the way is told before the work
+        pass  # a conflict is reported before any work
 
 
 def read_paths(path: Path, suffix: str) -> Iterator[str]:
     """The column `path` of an output, row by row, as `show_path` gives it.
 
     Raises:
-        ValueError, KeyError, TypeError: it is no file of predictions.
+        ValueError, KeyError, TypeError: the file holds no predictions.
     """
     suffix = suffix.lower()
     if suffix == ".parquet":

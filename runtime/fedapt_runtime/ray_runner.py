@@ -144,8 +144,8 @@ def _share_cluster(resources: Mapping[str, float], settings: RaySettings) -> tup
             raise InputError(
                 where="gpus_per_worker",
                 found=f"{workers} workers with {settings.gpus:g} GPUs each on {gpus:g} GPUs",
-                expected="a cluster that has them",
-                next_step="ask for fewer, or connect to another cluster with RAY_ADDRESS",
+                expected="a cluster with that many GPUs",
+                next_step="use fewer workers, or connect to another cluster with RAY_ADDRESS",
             )
         return workers, 0.0
     workers = settings.workers or max(1, int(cpus))
@@ -195,7 +195,7 @@ def _encode_name(image: Image) -> bytes:
             where=name_of(image, 0),
             found="an image in an archive" if isinstance(image, Member) else "an array",
             expected="paths or URIs, which every worker can read",
-            next_step="unpack it, or classify without Ray",
+            next_step="pass image files, or classify without Ray",
         )
     return os.fsencode(image)  # Arrow's strings are UTF-8, names need not be
 

@@ -44,5 +44,5 @@ def fail_stdout(error: OSError) -> OutputError | None:
         where="stdout",
         found=error.strerror or str(error),
         expected="a stream that can be written",
-        next_step="check the free space and where the output goes",
+        next_step="check the free space and the destination of the output",
     )

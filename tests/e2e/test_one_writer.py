@@ -45,7 +45,7 @@ def test_classify(
     for code, err in told:
         assert code == 8
         assert f"rows.jsonl: found a file that {HOLDER}" in err
-        assert "expected one job for an output. To do: wait until that job ends" in err
+        assert "expected one job per output. To do: wait until that job ends" in err
         assert len(err.splitlines()) == 1
     assert len(told) == 2
     assert out.read_bytes() == alone.read_bytes()

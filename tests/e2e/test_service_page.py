@@ -182,7 +182,7 @@ def test_a_file_of_another_type_is_no_image(page: Page) -> None:
     page.wait_until_ready()
     text = {"name": "a.txt", "mimeType": "text/plain", "buffer": b"text"}
     page.page.set_input_files("#files", [text])
-    page.wait_for("There is no image in that.")
+    page.wait_for("No image found.")
     page.cards(0)
 
 
@@ -249,10 +249,10 @@ def test_a_server_with_tokens_asks_for_one(browser: Any, tiny_model: Path, tmp_p
     (tmp_path / "tokens").write_text(TOKEN)
     with running(tmp_path, tiny_model, "--token-file", tmp_path / "tokens") as server:
         page = Page(browser, server.url)
-        page.wait_for("The server asks for a token.")
+        page.wait_for("This server requires a token.")
         page.page.locator("#token").fill("a wrong token")
         page.page.keyboard.press("Enter")
-        page.wait_for("The server does not know this token.")
+        page.wait_for("This token is not valid.")
         page.page.locator("#token").fill(TOKEN)
         page.page.keyboard.press("Enter")
         page.choose(file("a.png", picture()))

@@ -179,7 +179,7 @@ def test_a_head_of_another_clip(
     export_run(run, tmp_path / "h.safetensors", head_only=True)
     capsys.readouterr()
     code = main(["swap-head", str(tiny_model), str(tmp_path / "h.safetensors"), "--out", str(out)])
-    assert_refused(capsys, code, 8, "found a head of a CLIP with hash", "the CLIP inside the model")
+    assert_refused(capsys, code, 8, "found a head of a CLIP with hash", "the model's CLIP")
     assert_untouched(out)
 
 

@@ -182,7 +182,7 @@ def test_ctrl_c_in_the_middle_keeps_the_rows(
     process.send_signal(signal.SIGINT)
     stdout, err = process.communicate(timeout=60)
     assert (process.returncode, stdout) == (130, "")
-    told = f"interrupted: finished rows are in {part_path(out)}, --resume goes on"
+    told = f"interrupted: finished rows are in {part_path(out)}; continue with --resume"
     assert err.splitlines()[-1] == told
     assert "Traceback" not in err
     assert out.read_bytes() == b"older"

@@ -99,7 +99,7 @@ def test_a_head_of_another_clip_is_refused(
     out = tmp_path / "swapped.onnx"
     capsys.readouterr()
     assert main(["swap-head", str(tiny_model), str(head), "--out", str(out)]) == 8
-    assert "the CLIP inside the model" in capsys.readouterr().err
+    assert "the model's CLIP" in capsys.readouterr().err
     assert not out.exists()
 
 

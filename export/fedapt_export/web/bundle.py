@@ -7,9 +7,10 @@
     DIR/bundle.json                          the model's manifest, size and hash
     DIR/model.onnx
     DIR/ort/                                 ONNX Runtime Web, THIRD_PARTY.txt its licence
-    DIR/sw.js                                the service worker, which keeps all of it
+    DIR/sw.js                                the service worker, which caches all files
 
-docs/browser.md says how to serve it, and what the browser computes otherwise than the runtime.
+docs/browser.md describes how to serve the folder, and how the browser's results differ from the
+runtime's.
 """
 
 from __future__ import annotations

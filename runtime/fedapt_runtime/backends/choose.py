@@ -47,8 +47,8 @@ def load_backend(path: str | Path, options: LoadOptions = LOAD_DEFAULTS) -> Back
             `auto` for the compute precision takes `bf16` where it is faster and the export found
             no changed label, see `agreement`.
 
-    Where `backend` or `compute` is `auto`, the variable `FEDAPT_BACKEND` or `FEDAPT_COMPUTE` of the
-    environment stands for it, if it is set.
+    The environment variables `FEDAPT_BACKEND` and `FEDAPT_COMPUTE` replace `auto` for `backend` and
+    `compute`.
 
     Raises:
         RuntimeFailure: an unknown backend, compute precision or hint, or a backend that has no such
@@ -157,8 +157,8 @@ def list_candidates(backend: str, device: str, compute: str) -> list[Candidate]:
         raise RuntimeFailure(
             where="compute",
             found=f"{compute!r} for the backend {' or '.join(backends)}",
-            expected="openvino on a processor with bfloat16",
-            next_step="choose fp32, or install 'fedapt-runtime[openvino]' where it is missing",
+            expected="the backend openvino on a processor with bfloat16",
+            next_step="choose fp32, or install 'fedapt-runtime[openvino]'",
         )
     return found
 
@@ -213,9 +213,9 @@ def _check_choice(path: Path, is_engine: bool, backend: str, device: str) -> Non
     if is_engine != (backend == "tensorrt"):
         raise RuntimeFailure(
             where=path,
-            found=f"{'a' if is_engine else 'no'} TensorRT engine for the backend {backend}",
+            found=f"{'a TensorRT engine' if is_engine else 'an ONNX model'} for backend {backend}",
             expected="an .engine file for tensorrt, an .onnx file for the others",
-            next_step="leave `backend` out, or give the other file",
+            next_step="omit `backend`, or pass the other file",
         )
     if device not in ("auto", *_DEVICES_OF[backend]):
         raise RuntimeFailure(

@@ -63,7 +63,7 @@ class EngineFile:
             raise ModelFileError(
                 where=self.path,
                 found=f"an engine of TensorRT {self.version}",
-                expected=f"one of {installed}, the version that is installed",
+                expected=f"an engine of TensorRT {installed}, the installed version",
                 next_step=f"build the engine again, or pip install tensorrt=={self.version}",
             )
 
@@ -80,8 +80,8 @@ class EngineFile:
         if _ANY_TARGET not in self.capabilities and capability not in self.capabilities:
             raise RuntimeFailure(
                 where=self.path,
-                found=f"{name}, a GPU of {capability}",
-                expected=f"one of {', '.join(self.capabilities)}, for which the engine was built",
+                found=f"{name}, a GPU with {capability}",
+                expected=f"a GPU with {' or '.join(self.capabilities)}, the engine's targets",
                 next_step=f"build the engine for {capability}, or run model.onnx",
             )
 
@@ -112,8 +112,8 @@ def read_engine_file(path: Path) -> EngineFile:
     if sha256 != described:
         raise ModelFileError(
             where=path,
-            found=f"an engine of hash {sha256[:12]}",
-            expected=f"{described[:12]}, which {beside.name} describes",
+            found=f"an engine with hash {sha256[:12]}",
+            expected=f"hash {described[:12]}, which {beside.name} states",
             next_step="copy both files together, or build both again",
         )
     return engine

@@ -96,7 +96,7 @@ class OpenVinoBackend:
         if compute == "bf16" and "BF16" not in (found := _capabilities(core)):
             raise RuntimeFailure(
                 where="compute",
-                found=f"'bf16' on a processor for which OpenVINO names {', '.join(found)}",
+                found=f"'bf16' on a processor for which OpenVINO lists only {', '.join(found)}",
                 expected="a processor with bfloat16 products (AVX-512 BF16, AMX)",
                 next_step="choose fp32",
             )
@@ -190,7 +190,7 @@ def _check_bfloat16(compiled: Any, path: Path) -> None:
     if found != "bf16":  # OpenVINO passes over a hint that it cannot follow
         raise RuntimeFailure(
             where=path,
-            found=f"products in {found}, where OpenVINO was asked for bf16",
+            found=f"products in {found}, although bf16 was requested",
             expected="bf16",
             next_step="choose compute fp32",
         )

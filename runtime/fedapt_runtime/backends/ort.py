@@ -81,7 +81,7 @@ def check_device(device: str, available: list[str]) -> None:
     raise RuntimeFailure(
         where="device",
         found=repr(device),
-        expected=f"auto, {' or '.join(have)} with the ONNX Runtime that is installed",
+        expected=f"auto, {' or '.join(have)} with the installed ONNX Runtime",
         next_step="choose one of these, or install 'fedapt-runtime[gpu]' in an environment"
         " without onnxruntime for CUDA and TensorRT",
     )

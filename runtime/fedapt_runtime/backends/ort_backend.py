@@ -88,7 +88,7 @@ class OrtBackend:
             raise RuntimeFailure(
                 where=where,
                 found="a model that runs on a GPU",
-                expected="one on a CPU, whose head can be swapped while it runs",
+                expected="a model on a CPU, where the head can be swapped at run time",
                 next_step="load the model again with this head",
             )
         other = copy.copy(self)

@@ -23,7 +23,7 @@ from fedapt_runtime.streams import fail_stdout, open_standard_streams
 
 
 class _Parser(argparse.ArgumentParser):
-    """Its errors repeat arguments, which a shell's pattern makes of the names of files."""
+    """Escape its messages, which repeat arguments: a shell's pattern expands to any file name."""
 
     def _print_message(self, message: str, file: Any = None) -> None:
         super()._print_message(printable(message or "", lines=True), file)
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out: str | None = getattr(options, "out", None)
         note = "no output file was written"
         if out is not None and part_path(out).is_file():
-            note = f"finished rows are in {part_path(out)}, --resume goes on"
+            note = f"finished rows are in {part_path(out)}; continue with --resume"
         say(f"interrupted: {note}")
         return EXIT_INTERRUPTED
     except OSError as error:

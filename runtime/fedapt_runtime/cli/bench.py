@@ -88,7 +88,8 @@ def run_bench(options: argparse.Namespace) -> None:
         show(f"{options.model}: {timed.backend}, {cores} cores, {timed.in_flight} at once")
         if timed is not report.backends[0]:
             show(
-                f"{timed.labels_changed} of {report.compared_on} with another label than above,"
+                f"{timed.labels_changed} of {report.compared_on} differ in label"
+                " from the first backend,"
                 f" unit features within {timed.feature_difference:.0e}"
             )
         print(f"{'batch':>6} {'images/s':>9} {'p50 ms':>8} {'p95 ms':>8} {'p99 ms':>8}")
@@ -101,7 +102,7 @@ def run_bench(options: argparse.Namespace) -> None:
 
 
 def _list_candidates(options: argparse.Namespace) -> list[Candidate]:
-    """Each requested backend, in each compute precision that it has here."""
+    """Each requested backend, in each compute precision that it supports here."""
     found: dict[Candidate, None] = {}
     for name in options.backend:
         is_engine = options.model.suffix == ENGINE_SUFFIX

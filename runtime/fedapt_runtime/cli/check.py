@@ -34,7 +34,7 @@ def run_check(options: argparse.Namespace) -> None:
     if options.json:
         print(printable_json(report.to_dict(), indent=2))
         return
-    show(f"{options.engine} computes what {options.against} computes")
+    show(f"{options.engine} matches {options.against}")
     show(f"batches of {', '.join(map(str, report.batch_sizes))}, on {report.images}")
     for name, value in (
         ("TensorRT against ONNX Runtime", report.probability_difference),

@@ -41,7 +41,7 @@ def add_classify(commands: Any) -> None:
     )
     classify.add_argument(
         "--out",
-        help="predictions.jsonl, .csv or .parquet, a URI too; without it, JSON lines on stdout",
+        help="output file or URI (.jsonl, .csv or .parquet); default: JSON lines on stdout",
     )
     classify.add_argument(
         "--resume", action="store_true", help="continue after the rows of a stopped job"

@@ -76,7 +76,7 @@ export function startPage({ parallel, classify }) {
     // a file of a type that the browser does not know may be an image
     const images = [...files].filter(({ type }) => type === "" || type.startsWith("image/"));
     if (!images.length) {
-      say("There is no image in that.");
+      say("No image found.");
       return;
     }
     if (running === 0) [batch, started] = [0, performance.now()];

@@ -22,7 +22,7 @@ from fedapt_runtime.serve.metrics import Metrics
 # paths for probes, and for the page, which requests the token itself
 OPEN_PATHS = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", *page.PATHS)
 OPEN_FOLDERS = ("/web/",)
-GONE = 499  # nginx's status of a client that went away; for the log and the figures alone
+GONE = 499  # nginx's status for a client that disconnected; only in the log and the metrics
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 

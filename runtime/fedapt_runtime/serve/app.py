@@ -133,7 +133,7 @@ async def swap_head(request: Request) -> Response:
             403,
             where="/v1/head",
             found="a server without tokens",
-            expected="a server with tokens for those who may swap heads",
+            expected="a server that requires tokens for head swaps",
             next_step="start the server with a token file",
         )
     model = service.find_model(request.query_params.get("model"))

@@ -115,7 +115,7 @@ class Batcher:
         batch: list[_Waiting] = []
         while self._waiting and len(batch) < self._settings.max_batch:
             item = self._waiting.popleft()
-            if not item.answer.done():  # whoever asked may be gone
+            if not item.answer.done():  # the client may have disconnected
                 batch.append(item)
         return batch
 

@@ -70,7 +70,7 @@ def _check_headers(request: Request, limits: Limits) -> None:
             where="Content-Encoding",
             found=repr(coding),
             expected="an uncompressed body",
-            next_step="send it without compression",
+            next_step="send the body without compression",
         )
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length[:20]) > limits.max_body:
@@ -83,7 +83,7 @@ def _too_large(found: str, limits: Limits) -> RequestError:
         where="the body",
         found=found,
         expected=f"{limits.max_body:,} bytes at most",
-        next_step="send smaller images, or in several requests",
+        next_step="send smaller images, or split them into several requests",
     )
 
 
@@ -91,9 +91,9 @@ def _too_slow(limits: Limits) -> RequestError:
     return RequestError(
         408,
         where="the body",
-        found=f"a part of it after {limits.body_s:g} s",
+        found=f"an incomplete body after {limits.body_s:g} s",
         expected="the complete body",
-        next_step="send it faster, or in several requests",
+        next_step="send the body faster, or split it into several requests",
     )
 
 
@@ -119,8 +119,8 @@ async def answer_in_time(request: Request, work: Awaitable[_Answer], limits: Lim
             retry_after_s=1,
             where="the server",
             found=f"no answer after {limits.answer_s:g} s",
-            expected="an answer in that time",
-            next_step="send the request again after a while",
+            expected="an answer within that time",
+            next_step="send the request again later",
         )
     finally:
         working.cancel()

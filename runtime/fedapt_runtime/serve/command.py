@@ -52,12 +52,12 @@ def add_serve(commands: Any) -> None:
         "--web", type=Path, metavar="DIR", help="also serve this folder, under /web/"
     )
     for option, default, text in (
-        ("--max-batch", None, "images of a batch [8 on a CPU, 32 on a GPU]"),
+        ("--max-batch", None, "maximum images in a batch [8 on a CPU, 32 on a GPU]"),
         ("--max-delay-ms", 2, "milliseconds that the first image of a batch waits for others [2]"),
-        ("--max-queue", 512, "images accepted and not yet answered [512]"),
-        ("--max-images", 64, "images of a request [64]"),
-        ("--max-pixels", 50_000_000, "pixels of an image [50000000]"),
-        ("--max-body-mib", 32, "MiB of a request [32]"),
+        ("--max-queue", 512, "maximum images accepted and not yet answered [512]"),
+        ("--max-images", 64, "maximum images in a request [64]"),
+        ("--max-pixels", 50_000_000, "maximum pixels in an image [50000000]"),
+        ("--max-body-mib", 32, "maximum MiB in a request [32]"),
         ("--workers", None, "decoding threads [one for each core]"),
     ):
         serve.add_argument(option, type=_count, default=default, metavar="N", help=text)
@@ -95,7 +95,7 @@ def run_serve(options: argparse.Namespace) -> None:
     check_models(options.models, options.head, options.web)
     classifiers = dict(_load_models(options))
     if not is_local and options.tls_cert is None:
-        note = "without TLS, tokens and images can be read on their way; a proxy can bring it"
+        note = "tokens and images are not encrypted; set --tls-cert, or use a TLS proxy"
         print(f"{options.host}: {note}", file=sys.stderr)
     server.serve(
         classifiers,
@@ -142,7 +142,7 @@ def read_tokens(path: Path) -> tuple[bytes, ...]:
         found = error.strerror or str(error)
         raise InputError(where=path, found=found, expected=expected, next_step=next_step) from error
     if not lines or not all(len(t) >= _MIN_TOKEN and t.isascii() for t in lines):
-        found = "an empty file" if not lines else "a token that is shorter, or not ASCII"
+        found = "an empty file" if not lines else "a token that is too short or not ASCII"
         raise InputError(where=path, found=found, expected=expected, next_step=next_step)
     return tuple(lines)
 
@@ -160,9 +160,9 @@ def check_address(host: str, has_tokens: bool) -> bool:
     if not is_local and not has_tokens:
         raise InputError(
             where=f"host {host}",
-            found="an address that other machines reach, and no tokens",
-            expected="tokens, or an address of this machine alone",
-            next_step="name a file of tokens with --token-file, or use 127.0.0.1",
+            found="an address that other machines can reach, without tokens",
+            expected="tokens, or an address that only this machine can reach",
+            next_step="pass a token file with --token-file, or use 127.0.0.1",
         )
     return is_local
 
@@ -176,8 +176,8 @@ def check_tls(cert: Path | None, key: Path | None) -> None:
     if (cert is None) != (key is None):
         raise InputError(
             where="TLS",
-            found="one of certificate and key",
-            expected="both, or neither",
+            found=f"a {'private key' if cert is None else 'certificate'} alone",
+            expected="both files, or neither",
             next_step="give --tls-cert and --tls-key",
         )
     for path in (cert, key):
@@ -201,7 +201,7 @@ def check_models(models: list[Path], head: Path | None, web: Path | None) -> Non
     if not models and web is None:
         found, expected = "no model", "a model.onnx, or a folder of static files"
     elif len(names) > len(set(names)):
-        found, expected = f"two of the name {max(names, key=names.count)}", "names that differ"
+        found, expected = f"two models named {max(names, key=names.count)}", "different names"
     elif head is not None and len(models) != 1:
         found, expected = f"{len(models)} models and one head", "one model"
     elif web is not None and not web.is_dir():

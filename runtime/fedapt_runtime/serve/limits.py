@@ -63,9 +63,9 @@ class Quota:
                 503,
                 retry_after_s=1,
                 where="the server",
-                found=f"{self.held} of {self._most} {self._what} taken, and {n} asked for",
-                expected="room for the request",
-                next_step="send it again after a while",
+                found=f"{self.held} of {self._most} {self._what} in use, and {n} requested",
+                expected="enough free capacity for the request",
+                next_step="send the request again later",
             )
         self.held += n
 

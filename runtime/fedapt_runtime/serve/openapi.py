@@ -171,7 +171,7 @@ def describe_api(limits: Limits) -> dict[str, Any]:
         }
         paths[path + "/infer"] = {
             "post": _operation(
-                "What the graph says of preprocessed images",
+                "The graph's outputs for preprocessed images",
                 _INFER_ANSWER,
                 "400 401 404 408 413 415 421 500 503",
                 {"application/json": _INFER_REQUEST},

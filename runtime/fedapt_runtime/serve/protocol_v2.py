@@ -118,7 +118,7 @@ def _find(request: Request) -> ServedModel:
             where="version",
             found=repr(asked),
             expected=model.current.label,
-            next_step="leave the version out, or ask for this one",
+            next_step="omit the version, or request this one",
         )
     return model
 

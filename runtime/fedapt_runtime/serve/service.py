@@ -190,7 +190,7 @@ class Service:
                 where="model",
                 found=repr(name),
                 expected=f"one of {', '.join(self.models) or 'none'}",
-                next_step="name a model that is served",
+                next_step="choose a model of this server",
             )
         return model
 
@@ -215,7 +215,7 @@ class Service:
                 where="flag_unknown",
                 found="a model without a signal for unknown domains",
                 expected="a model exported with images of two or more domains",
-                next_step="export the model with its images, or ask without flag_unknown",
+                next_step="export the model with its images, or omit flag_unknown",
             )
         with self.queue.hold(len(uploads)):
             answers = await asyncio.gather(*(self._answer(version, u) for u in uploads))

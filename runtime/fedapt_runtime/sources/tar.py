@@ -118,7 +118,7 @@ class TarFinder:
                     where=full,
                     found=f"the archive read {_MAX_REWINDS:,} times from its start",
                     expected="files in the archive's order",
-                    next_step="sort the list as the archive is, unpack it, or pack it as a zip",
+                    next_step="sort the list in the archive's order, or unpack the archive",
                 )
             self._rewinds += 1
             self._rest = _walk(self._path)
@@ -142,7 +142,9 @@ def _walk(path: str) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
             archive.members.clear()  # type: ignore[attr-defined]
         while rest := archive.fileobj.read(_CHUNK_BYTES):
             if rest.strip(b"\0"):
-                raise tarfile.ReadError("more behind its end, as of one archive behind another")
+                raise tarfile.ReadError(
+                    "data after the end of the archive, such as a second archive"
+                )
 
 
 def _read(archive: tarfile.TarFile, info: tarfile.TarInfo, names: list[str]) -> list[Member]:

@@ -97,7 +97,7 @@ def test_what_is_missing_is_told(tmp_path: Path) -> None:
     script = write(tmp_path, "model.onnx")
     done = run(script)
     assert done.returncode == 9
-    assert done.stderr == "error: no trtexec: install TensorRT 10 or 11, or add it to PATH\n"
+    assert done.stderr == "error: trtexec not found: install TensorRT 10 or 11, or add it to PATH\n"
     install_trtexec(tmp_path, "8601")
     done = run(script)
     assert done.returncode == 9
@@ -105,7 +105,7 @@ def test_what_is_missing_is_told(tmp_path: Path) -> None:
     install_trtexec(tmp_path, "110400")
     done = run(script)
     assert done.returncode == 9
-    assert "error: model.engine is built and not checked: install fedapt-runtime" in done.stderr
+    assert "error: model.engine is built but not verified: install fedapt-runtime" in done.stderr
     assert (tmp_path / "model.engine").is_file()
 
 

@@ -89,7 +89,7 @@ def test_the_command_prints_json_and_a_table(
 
 
 def test_other_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(FileError, match="no such file; expected a checkpoint, a head, a model or"):
+    with pytest.raises(FileError, match="no such file; expected a fedapt checkpoint, head"):
         describe(tmp_path / "absent")
     with pytest.raises(FileError, match="found not a file"):
         describe(tmp_path)

@@ -268,7 +268,7 @@ def test_an_output_in_a_folder_that_is_not_there_is_8_before_the_model_is_read(
     assert code == 8
     assert err == (
         f"error: {out}: found no folder {out.parent}; expected a folder that can be written."
-        " To do: create it, or choose another.\n"
+        " To do: create the folder, or choose another folder.\n"
     )
 
 
@@ -295,7 +295,7 @@ def test_cuda_without_cuda_is_8(
     monkeypatch.setattr(module, "get_available_providers", lambda: ["CPUExecutionProvider"])
     code, out, err = run(capsys, "classify", tiny_model, images, "--device", "cuda")
     assert (code, out) == (8, "")
-    assert "error: device: found 'cuda'; expected auto, cpu with the ONNX Runtime that is" in err
+    assert "error: device: found 'cuda'; expected auto, cpu with the installed ONNX Runtime" in err
 
 
 def test_both_variants_of_onnxruntime_are_9(
@@ -422,6 +422,6 @@ def test_a_full_stdout_is_8(tiny_model: Path, images: Path, name: str) -> None:
     assert done.returncode == 8
     assert done.stderr.splitlines()[-1] == (
         "error: stdout: found No space left on device; expected a stream that can be written."
-        " To do: check the free space and where the output goes."
+        " To do: check the free space and the destination of the output."
     )
     assert "Exception ignored" not in done.stderr

@@ -79,7 +79,7 @@ def test_a_right_engine_passes(
     before = (tmp_path / "model.engine.json").read_bytes()
     assert main(["check", str(engine), "--against", str(model)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"{engine} computes what {model} computes"
+    assert lines[0] == f"{engine} matches {model}"
     assert lines[1] == "batches of 1, 3, 8, on noise"
     assert lines[2].startswith("TensorRT against ONNX Runtime 0.0e+00  largest difference")
     assert (tmp_path / "model.engine.json").read_bytes() == before
@@ -122,7 +122,7 @@ def test_an_engine_of_another_model_is_refused(
 ) -> None:
     engine = write_engine(tmp_path, PLAN, onnx_sha256="0" * 64)
     assert main(["check", str(engine), "--against", str(model)]) == 8
-    assert "found an engine of a model of hash 000000000000; expected" in capsys.readouterr().err
+    assert "built from a model with hash 000000000000; expected" in capsys.readouterr().err
 
 
 def test_images_of_ones_own(

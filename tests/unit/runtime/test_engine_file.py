@@ -75,7 +75,7 @@ def test_an_engine_without_its_sidecar(tmp_path: Path) -> None:
         ({"batch": [1, float("inf"), 8]}, "cannot convert float infinity"),
         ({"library": {}}, "KeyError"),
         ({"library": "tensorrt"}, "string indices"),
-        ({"engine_sha256": "0" * 64}, "expected 000000000000, which model.engine.json describes"),
+        ({"engine_sha256": "0" * 64}, "hash 000000000000, which model.engine.json states"),
         ({"manifest": {}}, "found a damaged manifest"),
         ({"manifest": {"schema": 99}}, "found a manifest of schema 99"),
         ({"compute_capabilities": None}, "not iterable"),
@@ -109,7 +109,8 @@ def test_tensorrt_of_another_version_is_refused(tmp_path: Path) -> None:
     for other in ("11.4.1.106", "11.3.0.106", "10.4.0.106"):
         with pytest.raises(
             ModelFileError,
-            match=rf"found an engine of TensorRT 11\.4\.0\.106; expected one of {other}.*"
+            match=rf"found an engine of TensorRT 11\.4\.0\.106; expected an engine of"
+            rf" TensorRT {other}.*"
             r"pip install tensorrt==11\.4\.0\.106",
         ):
             engine.check_version(other)
@@ -121,7 +122,7 @@ def test_a_gpu_that_is_no_target_is_refused(tmp_path: Path) -> None:
     engine.check_gpu("sm89", "NVIDIA L4")
     with pytest.raises(
         RuntimeFailure,
-        match=r"found Tesla T4, a GPU of sm75; expected one of sm86, sm89, for which.* for sm75",
+        match=r"found Tesla T4, a GPU with sm75; expected a GPU with sm86 or sm89, .* for sm75",
     ):
         engine.check_gpu("sm75", "Tesla T4")
     anywhere = dataclasses.replace(engine, capabilities=("default",))

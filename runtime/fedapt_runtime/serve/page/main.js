@@ -41,8 +41,8 @@ async function loadModels() {
   access.hidden = answer.status !== 401;
   if (!answer.ok) {
     if (answer.status !== 401) showFailure(found.error);
-    else if (token()) showFailure("The server does not know this token.");
-    else showProgress("The server asks for a token.");
+    else if (token()) showFailure("This token is not valid.");
+    else showProgress("This server requires a token.");
     tokenInput.focus();
     return;
   }

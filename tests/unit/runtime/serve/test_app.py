@@ -223,7 +223,7 @@ def test_a_full_queue_answers_503_and_those_inside_are_answered(
         refused = await client.post("/v1/classify", files=form(RED))
         assert refused.status_code == 503
         assert refused.headers["retry-after"] == "1"
-        assert "2 of 2 places for images taken, and 1 asked for" in refused.json()["error"]
+        assert "2 of 2 places for images in use, and 1 requested" in refused.json()["error"]
         assert (await client.get("/readyz")).status_code == 503
         assert (await client.get("/healthz")).status_code == 200
         held.may_run.set()

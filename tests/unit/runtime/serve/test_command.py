@@ -30,7 +30,7 @@ def test_addresses_of_this_machine_need_no_token(host: str) -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "example.org", ""])
 def test_other_addresses_need_one(host: str) -> None:
-    with pytest.raises(InputError, match="an address that other machines reach, and no tokens"):
+    with pytest.raises(InputError, match="that other machines can reach, without tokens"):
         check_address(host, has_tokens=False)
     assert not check_address(host, has_tokens=True)
 
@@ -39,7 +39,7 @@ def test_a_public_address_without_a_token_is_refused_before_the_model_is_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = refusal(capsys, tmp_path / "no.onnx", "--host", "0.0.0.0")
-    assert said.startswith("error: host 0.0.0.0: found an address that other machines reach")
+    assert said.startswith("error: host 0.0.0.0: found an address that other machines can reach")
     assert "--token-file" in said
 
 
@@ -47,8 +47,8 @@ def test_a_public_address_without_a_token_is_refused_before_the_model_is_read(
     ("content", "found"),
     [
         (b"", "an empty file"),
-        (b"short", "a token that is shorter"),
-        (f"{TOKEN}\nshort".encode(), "a token that is shorter"),
+        (b"short", "a token that is too short"),
+        (f"{TOKEN}\nshort".encode(), "a token that is too short"),
         ("Schlüsselschlüsselschlüssel".encode(), "not ASCII"),
         (None, "No such file"),
     ],
@@ -72,9 +72,9 @@ def test_commands_that_make_no_sense(tmp_path: Path, capsys: pytest.CaptureFixtu
     cert.write_text("no certificate")
     for arguments, text in (
         ([], "serve: found no model;"),
-        ([a, b], "two of the name m"),
+        ([a, b], "two models named m"),
         ([a, tmp_path / "n.onnx", "--head", a], "2 models and one head"),
-        ([a, "--tls-cert", cert], "one of certificate and key"),
+        ([a, "--tls-cert", cert], "a certificate alone"),
         ([a, "--tls-cert", cert, "--tls-key", tmp_path / "key.pem"], "key.pem: found no such file"),
         (["--web", tmp_path / "web"], "found no folder"),
         ([a], "m.onnx: found no such file"),
