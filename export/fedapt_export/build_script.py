@@ -32,7 +32,8 @@ engine=@ENGINE_QUOTED@
 
 fail() { echo "error: $1" >&2; exit "$2"; }
 
-command -v trtexec >/dev/null || fail "trtexec not found: install TensorRT 10 or 11, or add it to PATH" 9
+command -v trtexec >/dev/null ||
+  fail "trtexec not found: install TensorRT 10 or 11, or add it to PATH" 9
 echo "@SHA256@  $model" | sha256sum --check --quiet ||
   fail "$model is not the model that this script was written for" 8
 options=$(trtexec --help 2>&1 || true)
