@@ -147,7 +147,8 @@ def test_a_node_gives_the_length_of_its_body(serve: Callable[..., Served]) -> No
     )
     served = serve()
     with served.secure() as secure:
-        secure.sendall(chunked + b"\r\n" + b"x" * 100_001)
+        # in one record with the header: the server hangs up before more could follow
+        secure.sendall(chunked + b"\r\n" + b"x" * 100)
         assert read_all(secure).startswith(b"HTTP/1.1 411")
     assert served.answered == []
 
