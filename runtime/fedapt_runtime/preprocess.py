@@ -26,6 +26,7 @@ from fedapt_runtime import vector_resize
 from fedapt_runtime.depth import scale_to_8_bits
 from fedapt_runtime.errors import ImageError, ModelFileError
 from fedapt_runtime.formats import FORMATS, optional_formats
+from fedapt_runtime.resize_weights import Box
 
 MAX_PIXELS = 100_000_000  # 300 MB decoded: the largest photo sensors, not a decompression bomb
 MAX_CANVAS = 1024  # pixels a side of an image that is resized on a GPU
@@ -116,9 +117,7 @@ class Preprocessing:
                 return self._convert(image, size, box)
         return resized
 
-    def _convert(
-        self, image: Image.Image, size: tuple[int, int], box: vector_resize.Box
-    ) -> NDArray[np.uint8]:
+    def _convert(self, image: Image.Image, size: tuple[int, int], box: Box) -> NDArray[np.uint8]:
         height, width = self.size
         resized = image if image.size == size else image.resize(size, self._resample)
         if size != (width, height):  # of a square, nothing is left to crop

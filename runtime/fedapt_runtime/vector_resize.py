@@ -3,22 +3,20 @@
 Pillow resamples the columns, rounds to 8 bits, and resamples the rows, with integer weights of 22
 fractional bits, one product at a time. vector_resize.ll computes eight at a time, reads the pixels
 where Pillow keeps them, and computes nothing outside the crop. llvmlite compiles it for the
-processor at hand, without the interpreter lock when it runs. An image that it does not take, and a
-machine without llvmlite, keep Pillow's own resize: the pixels do not depend on which of both ran.
+processor of this machine, and it runs without the interpreter lock. Pillow's own resize serves other
+images, and machines without llvmlite. The pixels are the same.
 
-Source: Pillow, src/libImaging/Resample.c (`precompute_coeffs`, `bicubic_filter` with a = -0.5,
-`ImagingResampleHorizontal_8bpc`); the Arrow C data interface (`struct ArrowArray`).
+Source: Pillow, src/libImaging/Resample.c (`ImagingResampleHorizontal_8bpc`); the Arrow C data
+interface (`struct ArrowArray`).
 """
 
 from __future__ import annotations
 
 import ctypes
-import functools
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +25,19 @@ from numpy.typing import NDArray
 from PIL import Image, __version__
 
 from fedapt_runtime.errors import MissingDependency, RuntimeFailure, first_line
+from fedapt_runtime.resize_weights import Box, plan_resize
 
 MODES = ("RGB", "L")
 LOAD_SECONDS = 0.1  # CPU time of importing llvmlite and compiling: short jobs never spend it
-_PRECISION_BITS = 22
 _BLOCK = 8  # pixels of a row that the function `rows` of vector_resize.ll writes at once
 _BAND_BYTES = 1 << 20  # of a large image at a time; about the size of a core's cache
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-_SUPPORT = {"bicubic": 2.0, "bilinear": 1.0}
 _PROBES = (  # (width, height), resized to, (left, top, right, bottom) of the crop
     ((61, 43), (31, 22), (5, 0, 27, 22)),
     ((300, 217), (40, 28), (0, 0, 40, 28)),
     ((9, 11), (37, 45), (0, 4, 37, 41)),
 )
 
-Box = tuple[int, int, int, int]
 Bytes = NDArray[np.uint8]
 
 
@@ -103,34 +99,6 @@ class Resize:
         self._is_decided = True
 
 
-@dataclass(frozen=True)
-class _Axis:
-    """How results come from the pixels of one axis.
-
-    Attributes:
-        starts: int64 [results], the first pixel that a result is made of.
-        weights: int32 [results, taps], of pixels from there on.
-    """
-
-    starts: NDArray[np.int64]
-    weights: NDArray[np.int32]
-
-    @property
-    def end(self) -> int:
-        """The pixel behind the last one that is read."""
-        return int(self.starts.max()) + int(self.weights.shape[1])
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """Both axes as vector_resize.ll takes them; rows `first_row` to `end_row` are read."""
-
-    columns: _Axis
-    rows: _Axis
-    first_row: int
-    end_row: int
-
-
 class VectorCode:
     """The compiled functions of vector_resize.ll.
 
@@ -167,7 +135,7 @@ class VectorCode:
     ) -> Bytes | None:
         """Resize and crop, see `Resize.try_vector`; None where Pillow has to."""
         width, height = box[2] - box[0], box[3] - box[1]
-        plan = _plan(image.size, size, box, interpolation)
+        plan = plan_resize(image.size, size, box, interpolation)
         if plan is None:
             return None
         rgb = image if image.mode == "RGB" else image.convert("RGB")
@@ -246,68 +214,6 @@ def _failure(found: str) -> RuntimeFailure:
         expected="the pixels of Pillow's resize",
         next_step="continue without: Pillow resizes, slower and with the same pixels",
     )
-
-
-@functools.lru_cache(maxsize=32)
-def _plan(
-    size: tuple[int, int], new_size: tuple[int, int], box: Box, interpolation: str
-) -> _Plan | None:
-    (width, height), (new_width, new_height) = size, new_size
-    if new_height < height and height - new_height > 2 * (width - new_width):
-        return None  # where height shrinks far more than width, Pillow takes rows first as of 13
-    left, top, right, bottom = box
-    columns = _weigh(width, new_width, left, right - left, interpolation, even=True)
-    rows = _weigh(height, new_height, top, bottom - top, interpolation, even=False)
-    if columns.end > width:
-        return None  # an odd number of pixels, all of which make one result
-    first = int(rows.starts.min())
-    return _Plan(
-        _Axis(columns.starts * 4, np.repeat(columns.weights, 4, axis=1)),
-        _Axis(rows.starts - first, rows.weights),
-        first,
-        rows.end,
-    )
-
-
-def _weigh(
-    length: int, new_length: int, first: int, count: int, interpolation: str, *, even: bool
-) -> _Axis:
-    """The weights of the results `first` to `first + count` of an axis.
-
-    Each result has the same number of taps, which is even on request; those that it does not need
-    weigh nothing.
-    """
-    scale = length / new_length
-    centres = (np.arange(first, first + count) + 0.5) * scale
-    if length == new_length:  # Pillow leaves an axis of the right length alone
-        starts = np.arange(first, first + count)
-        ends = starts + 1
-    else:
-        support = _SUPPORT[interpolation] * max(scale, 1.0)
-        starts = np.maximum((centres - support + 0.5).astype(np.int64), 0)
-        ends = np.minimum((centres + support + 0.5).astype(np.int64), length)
-    taps = int((ends - starts).max())
-    taps += even and taps % 2
-    # taps behind the last pixel move to before the first one of the result
-    moved = np.maximum(np.minimum(starts, (length if even else ends[-1]) - taps), 0)
-    pixels = moved[:, None] + np.arange(taps)
-    distances = np.abs((pixels - centres[:, None] + 0.5) * (1.0 / max(scale, 1.0)))
-    weights = _cubic(distances) if interpolation == "bicubic" else np.maximum(1 - distances, 0)
-    if length == new_length:
-        weights = np.ones_like(distances)
-    weights[(pixels < starts[:, None]) | (pixels >= ends[:, None])] = 0
-    total = np.cumsum(weights, axis=1)[:, -1:]  # one after another, as Pillow adds them
-    weights = weights / np.where(total == 0, 1, total) * (1 << _PRECISION_BITS)
-    rounded = weights + np.where(weights < 0, -0.5, 0.5)
-    return _Axis(moved, rounded.astype(np.int32))
-
-
-def _cubic(distances: NDArray[np.float64]) -> NDArray[np.float64]:
-    a = -0.5
-    d = distances
-    near = ((a + 2) * d - (a + 3)) * d * d + 1
-    far = (((d - 5) * d + 8) * d - 4) * a
-    return np.where(d < 1, near, np.where(d < 2, far, 0.0))
 
 
 class _ArrowArray(ctypes.Structure):

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fedapt_runtime import Preprocessing, preprocess, vector_resize
+from fedapt_runtime import Preprocessing, preprocess, resize_weights, vector_resize
 from fedapt_runtime.errors import MissingDependency, RuntimeFailure
 from fedapt_runtime.vector_resize import Resize, VectorCode, load_vector_code
 
@@ -154,11 +154,11 @@ def test_without_llvmlite_pillow_resizes(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_another_pillow_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vector_resize, "_cubic", lambda d: np.maximum(2 - d, 0))
-    vector_resize._plan.cache_clear()
+    monkeypatch.setattr(resize_weights, "_cubic", lambda d: np.maximum(2 - d, 0))
+    resize_weights.plan_resize.cache_clear()
     with pytest.raises(RuntimeFailure, match="other pixels than those of Pillow"):
         load_vector_code()
-    vector_resize._plan.cache_clear()
+    resize_weights.plan_resize.cache_clear()
 
 
 def test_a_processor_without_a_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
