@@ -3,7 +3,7 @@
 Pillow resamples the columns, rounds to 8 bits, and resamples the rows, with integer weights of 22
 fractional bits, one product at a time. vector_resize.ll computes eight at a time, reads the pixels
 where Pillow keeps them, and computes nothing outside the crop. llvmlite compiles it for the
-processor of this machine, and it runs without the interpreter lock. Pillow's own resize serves other
+processor of this machine. It runs without the interpreter lock. Pillow's own resize serves other
 images, and machines without llvmlite. The pixels are the same.
 
 Source: Pillow, src/libImaging/Resample.c (`ImagingResampleHorizontal_8bpc`); the Arrow C data
