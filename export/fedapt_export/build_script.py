@@ -39,7 +39,7 @@ echo "@SHA256@  $model" | sha256sum --check --quiet ||
 options=$(trtexec --help 2>&1 || true)
 version=$(sed -n 's/.*\[TensorRT v\([0-9]*\)\].*/\1/p' <<<"$options" | head -n 1)
 [ "${version:-100000}" -ge 100000 ] || fail "TensorRT $version; 10 (100000) or newer is needed" 9
-# the graph's types set the precision; TensorRT 11 always works so and may lack the option
+# the graph's types set the precision; TensorRT 11 has no other mode and may lack the option
 typed=()
 grep -q -- --stronglyTyped <<<"$options" && typed=(--stronglyTyped)
 
@@ -52,8 +52,8 @@ rm -f "$engine.json"  # of an older engine
 mv "$engine.part" "$engine"
 
 command -v fedapt-runtime >/dev/null ||
-  fail "$engine is built but not verified: install fedapt-runtime, then run \
-fedapt-runtime check $engine --against $model; the runtime refuses an unverified engine" 9
+  fail "$engine is built but not verified, and the runtime refuses it without $engine.json: \
+install fedapt-runtime, then run fedapt-runtime check $engine --against $model" 9
 fedapt-runtime check "$engine" --against "$model"
 """
 
