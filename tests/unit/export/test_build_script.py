@@ -105,7 +105,9 @@ def test_what_is_missing_is_told(tmp_path: Path) -> None:
     install_trtexec(tmp_path, "110400")
     done = run(script)
     assert done.returncode == 9
-    assert "error: model.engine is built but not verified, and the runtime refuses it" in done.stderr
+    assert (
+        "error: model.engine is built but not verified, and the runtime refuses it" in done.stderr
+    )
     assert (tmp_path / "model.engine").is_file()
 
 
