@@ -115,7 +115,7 @@ def parse_manifest(text: str | None, where: object) -> Manifest:
         if schema != SCHEMA:
             raise ModelFileError(
                 where=where,
-                found=f"a manifest of schema {schema}",
+                found=f"a manifest of schema {schema!r}",
                 expected=f"schema {SCHEMA}",
                 next_step="install a fedapt-runtime that reads this schema, or " + export_again,
             )

@@ -102,7 +102,9 @@ def test_the_manifest_is_no_json(tiny_model: Path, target: Path) -> None:
 
 def test_a_manifest_of_schema_99(tiny_model: Path, target: Path) -> None:
     edit_manifest(tiny_model, target, schema=99)
-    assert_refused(target, "a manifest of schema 99; expected schema 1. To do: install the fedapt")
+    assert_refused(
+        target, "a manifest of schema 99; expected schema 1. To do: install a fedapt-runtime"
+    )
 
 
 @pytest.mark.parametrize("size", [[32, 32], [64, 65]])

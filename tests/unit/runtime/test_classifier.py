@@ -216,7 +216,8 @@ def test_an_array_that_would_grow_beyond_the_limit_is_a_row(classifier: Classifi
 
 @pytest.mark.parametrize(("batch_size", "top_k"), [(0, 5), (-1, 5), (32, 0)])
 def test_sizes_below_1_are_refused(classifier: Classifier, batch_size: int, top_k: int) -> None:
-    with pytest.raises(InputError, match=f"found {batch_size} and {top_k}; expected whole numbers"):
+    found = f"found a batch size of {batch_size} and a top-k of {top_k}; expected whole numbers"
+    with pytest.raises(InputError, match=found):
         classifier([plain(CAT)], batch_size=batch_size, top_k=top_k)
 
 

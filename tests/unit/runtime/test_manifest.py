@@ -76,7 +76,7 @@ def test_a_field_of_a_later_version_is_left_out() -> None:
 def test_another_schema(schema: object) -> None:
     with pytest.raises(
         ModelFileError,
-        match=f"found a manifest of schema {schema}; expected schema 1. To do: install the",
+        match=f"found a manifest of schema {schema!r}; expected schema 1. To do: install a",
     ):
         parse_manifest(edited(schema=schema), "model.onnx")
 

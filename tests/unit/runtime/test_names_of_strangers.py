@@ -83,6 +83,7 @@ def test_classify_into_a_file(
 
 
 def test_errors(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     for arguments in (
         ("classify", tmp_path / f"no{EVIL}.onnx", tmp_path),
         ("classify", model, tmp_path / f"none{EVIL}"),
