@@ -20,11 +20,11 @@ from onnx import TensorProto, helper, numpy_helper
 from fedapt.model.head import Head
 from fedapt.onnx.types import copy_structure, count_weight_bytes, infer_types
 from fedapt_export.fuse import fuse
+from fedapt_export.outputs import run_in_batches, unit_difference
 from fedapt_runtime.agreement import Agreement
 from fedapt_runtime.backends.ort import import_onnxruntime, open_session
 
 MAX_BYTES = 1_000_000_000  # of a graph that is emulated, which takes several times its memory
-_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -96,25 +96,15 @@ def compare_bfloat16_products(
         images: uint8 [n, height, width, 3], at least one.
     """
     fused = fuse(emulated, head, "bf16 products").SerializeToString()
-    logits, features = _run(fused, images)
-    known_logits, known_features = _run(reference, images)
+    onnxruntime = import_onnxruntime()
+
+    def run(graph: bytes) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        return run_in_batches(open_session(onnxruntime, graph, "cpu", "the graph"), images)
+
+    logits, features = run(fused)
+    known_logits, known_features = run(reference)
     return ComputeReport(
         images=len(images),
         changed=int((logits.argmax(-1) != known_logits.argmax(-1)).sum()),
-        feature_difference=float(np.abs(_unit(features) - _unit(known_features)).max()),
+        feature_difference=unit_difference(features, known_features),
     )
-
-
-def _run(model: bytes, images: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[Any]]:
-    session = open_session(import_onnxruntime(), model, "cpu", "the graph")
-    parts = [
-        session.run(["logits", "features"], {"images": images[i : i + _BATCH]})
-        for i in range(0, len(images), _BATCH)
-    ]
-    logits, features = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return logits, features
-
-
-def _unit(features: NDArray[Any]) -> NDArray[Any]:
-    unit: NDArray[Any] = features / np.linalg.norm(features, axis=-1, keepdims=True)
-    return unit

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from fedapt.core.errors import ExportError, ParityError, UsageError
 from fedapt_export.half import emulate_bfloat16, to_half
 from fedapt_export.int8 import to_int8
+from fedapt_export.outputs import BATCH, run_in_batches, unit_difference
 from fedapt_runtime.backends.ort import PROVIDERS, import_onnxruntime, open_session
 from fedapt_runtime.errors import ModelFileError
 
@@ -25,7 +26,6 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 MAX_FEATURE_DIFFERENCE = {"fp32": 1e-4, "fp16": 2e-3, "bf16": 2e-2, "int8": 2.0}
 # share of images whose best class may change against float32
 MAX_DISAGREEMENT = {"fp32": 0.0, "fp16": 0.001, "bf16": 0.01, "int8": 0.01}
-_BATCH = 32
 _TURNS = 5
 
 
@@ -205,15 +205,15 @@ def compare_with_float32(
     found = measured or open_session(
         onnxruntime, to_runnable(model, precision), device, "emulation"
     )
-    logits, features = _run(found, images)
-    known_logits, known_features = _run(expected, images)
+    logits, features = run_in_batches(found, images)
+    known_logits, known_features = run_in_batches(expected, images)
     sessions = [expected] if measured is None else [expected, measured]
-    speeds = _time_in_turns(sessions, np.resize(images, (_BATCH, *images.shape[1:])))
+    speeds = _time_in_turns(sessions, np.resize(images, (BATCH, *images.shape[1:])))
     return PrecisionReport(
         precision=precision,
         images=len(images),
         disagreement=float((logits.argmax(-1) != known_logits.argmax(-1)).mean()),
-        feature_difference=float(np.abs(_unit(features) - _unit(known_features)).max()),
+        feature_difference=unit_difference(features, known_features),
         bytes=len(serialised),
         fp32_bytes=len(known),
         device=device,
@@ -222,20 +222,6 @@ def compare_with_float32(
         reduced_range=reduced_range,
         by_domain=compare_by_domain(truth, known_logits, logits),
     )
-
-
-def _run(session: Any, images: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[Any]]:
-    parts = [
-        session.run(["logits", "features"], {"images": images[i : i + _BATCH]})
-        for i in range(0, len(images), _BATCH)
-    ]
-    logits, features = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return logits, features
-
-
-def _unit(features: NDArray[Any]) -> NDArray[Any]:
-    unit: NDArray[Any] = features / np.linalg.norm(features, axis=-1, keepdims=True)
-    return unit
 
 
 def _time_in_turns(sessions: list[Any], batch: NDArray[np.uint8]) -> list[float]:

@@ -61,17 +61,22 @@ def test_a_gpu_is_read_from_nvidia_smi(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not finding("NVIDIA GPU").is_there
 
 
+OF_THE_RUNTIME = [
+    "NVIDIA GPU",
+    "ONNX Runtime",
+    "OpenVINO",
+    "llvmlite",
+    "TensorRT engines",
+    "Ray",
+    "Parquet",
+]
+
+
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--json"]) == 0
     names = [f["name"] for f in json.loads(capsys.readouterr().out)]
     assert names == [
-        "NVIDIA GPU",
-        "ONNX Runtime",
-        "OpenVINO",
-        "llvmlite",
-        "TensorRT engines",
-        "Ray",
-        "Parquet",
+        *OF_THE_RUNTIME,
         "torch",
         "OpenCLIP",
         "lite",
@@ -90,15 +95,7 @@ def test_the_runtimes_own_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     names = [f["name"] for f in found]
-    assert names == [
-        "NVIDIA GPU",
-        "ONNX Runtime",
-        "OpenVINO",
-        "llvmlite",
-        "TensorRT engines",
-        "Ray",
-        "Parquet",
-    ]
+    assert names == OF_THE_RUNTIME
     assert cli.main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].startswith("ONNX Runtime     yes  ")
