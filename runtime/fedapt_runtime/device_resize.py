@@ -1,8 +1,8 @@
-"""Resizing and cropping on a GPU, so that a processor's cores do nothing but decode.
+"""Resizing and cropping on a GPU, so that the cores of the CPU only decode.
 
-A batch of decoded images of several sizes goes over on one canvas; a small ONNX graph resamples
-each as Pillow does, and gives what every backend takes. The graph, one for each interpolation, is
-part of this package and depends on no model.
+One canvas holds a batch of decoded images of different sizes. A small ONNX graph resamples each
+image as Pillow does; its output is the input of every backend. This package contains one graph for
+each interpolation. The graphs do not depend on a model.
 
 Source: `fedapt_export.resize_graph`, which writes the graphs; Pillow, src/libImaging/Resample.c.
 """
@@ -19,7 +19,7 @@ from fedapt_runtime.backends.ort import PROVIDERS, import_onnxruntime, open_sess
 from fedapt_runtime.errors import RuntimeFailure
 from fedapt_runtime.preprocess import Preprocessing
 
-_STEP = 64  # canvases grow by so many pixels, so that few sizes come up
+_STEP = 64  # pixels: canvas sizes are multiples, so that few different shapes occur
 
 
 class DeviceResizer:
@@ -48,7 +48,14 @@ class DeviceResizer:
         self._preprocessing = preprocessing
 
     def run(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-        """uint8 RGB [h, w, 3], of any sizes -> uint8 [batch, height, width, 3]."""
+        """Resize and crop a batch.
+
+        Args:
+            images: uint8 RGB [h, w, 3], of any sizes; at least one.
+
+        Returns:
+            uint8 [batch, height, width, 3], the size that the model takes.
+        """
         sizes = np.array([image.shape[:2] for image in images])
         rows, columns = (-(-int(side) // _STEP) * _STEP for side in sizes.max(axis=0))
         canvas = np.zeros((len(images), rows, columns, 3), np.uint8)

@@ -20,10 +20,12 @@ def translate(
     """Raise `kind` in place of any exception of a library inside the block.
 
     Args:
+        kind: class of the error.
+        where, expected, next_step: see `ReportedError`.
         found: the fault in a few words; the library's message follows in brackets.
 
     Raises:
-        ReportedError: `kind`; one that was raised in the block passes unchanged.
+        ReportedError: an error of class `kind`. A ReportedError from the block passes unchanged.
     """
     try:
         yield
@@ -39,7 +41,7 @@ def translate(
 
 
 def explain(error: Exception) -> str:
-    """A library's error in one line; with its type if the message alone says little."""
+    """A library's error in one line, with its type if the message alone is unclear."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text, name = first_line(error), type(error).__name__

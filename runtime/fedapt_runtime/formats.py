@@ -41,9 +41,9 @@ SUFFIXES = {
     ".heif": "HEIF",
     ".hif": "HEIF",
 }
-# the decoders a photo needs, instead of the four dozen that Pillow carries
+# the decoders that photos need; Pillow has about 50, and fewer decoders are safer
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-# packages that teach Pillow HEIF, and the function that does it
+# packages that add HEIF to Pillow with their function `register_heif_opener`
 _HEIF = ("pi_heif", "pillow_heif")
 # folders in which macOS, Synology, QNAP and Windows keep thumbnails, metadata and deleted files
 _SYSTEM_FOLDERS = frozenset(
@@ -76,7 +76,7 @@ class LeftOut(Counter[str]):
     """Numbers of omitted files and folders, by reason."""
 
     def add(self, reason: str) -> None:
-        """Count one; beyond forty different suffixes they are counted together."""
+        """Count one file or folder. Beyond 40 reasons, new suffixes are counted together."""
         if reason not in self and reason.startswith(".") and len(self) >= _MAX_REASONS:
             reason = OTHER
         self[reason] += 1
@@ -84,8 +84,8 @@ class LeftOut(Counter[str]):
 
 def describe_left_out(left_out: Mapping[str, int]) -> str:
     """Text such as ".txt files (12), hidden folders (1)", in descending order."""
-    most = sorted(left_out.items(), key=lambda item: -item[1])
-    return ", ".join(f"{reason} ({count})" for reason, count in most)
+    ordered = sorted(left_out.items(), key=lambda item: -item[1])
+    return ", ".join(f"{reason} ({count})" for reason, count in ordered)
 
 
 @lru_cache(maxsize=1)
@@ -95,7 +95,7 @@ def optional_formats() -> tuple[str, ...]:
     for package in _HEIF:
         try:
             importlib.import_module(package).register_heif_opener()
-        except Exception:  # not there, or it does not fit this Pillow: the format is not read
+        except Exception:  # not installed, or incompatible with this Pillow
             continue
         return (*formats, "HEIF")
     return tuple(formats)
@@ -122,9 +122,9 @@ def reason_to_skip_file(name: str) -> str | None:
 
 
 class PathRule:
-    """The rule for paths inside one archive or prefix, which come without their folders.
+    """The rule for paths inside one archive or prefix, which lists files but no folders.
 
-    A folder that is not entered counts once, as it does on a disk.
+    An omitted folder counts once, as it does on a disk.
     """
 
     def __init__(self, left_out: LeftOut) -> None:

@@ -1,7 +1,9 @@
-"""Files behind a URI, s3://, gs://, hdfs:// or file://, through pyarrow's file systems.
+"""Files behind a URI (s3://, gs://, hdfs://, file://) through pyarrow's file systems.
 
-Credentials and endpoints are found where each file system looks for them (for S3: the AWS
-variables, files and roles). Source: Apache Arrow, "Filesystem Interface".
+Each file system finds credentials and endpoints in its own way (S3: the AWS variables, files and
+roles).
+
+Source: Apache Arrow, "Filesystem Interface".
 """
 
 from __future__ import annotations
@@ -24,13 +26,13 @@ _NEXT_STEP = "check the URI, the credentials and the network"
 
 
 def is_uri(path: object) -> bool:
-    """Whether this is a URI and no path: `s3://bucket/a.jpg`."""
+    """Whether this is a URI, such as `s3://bucket/a.jpg`, and not a path."""
     return isinstance(path, str) and _URI.match(path) is not None
 
 
 @lru_cache(maxsize=64)
 def _open_file_system(root: str) -> Any:
-    """The file system of `scheme://bucket`, made once in a process."""
+    """The file system of `scheme://bucket`, opened once per process."""
     try:
         from pyarrow.fs import FileSystem
     except ImportError as error:
@@ -44,9 +46,9 @@ def _open_file_system(root: str) -> Any:
 
 
 def to_local(uri: str) -> str | None:
-    """The path behind a file: URI, whose escapes such as %20 are read; None for any other URI.
+    """The path in a file: URI, with escapes such as %20 decoded; None for any other URI.
 
-    A path that was put behind file:// as it is, without escapes, is found too.
+    A path after file:// without escapes is found too.
     """
     scheme, rest = uri.split("://", 1)
     if scheme != "file":
@@ -63,24 +65,24 @@ def to_uri(path: str) -> str:
 
 
 def _resolve(uri: str) -> tuple[Any, str]:
-    """A file system, and the path in it.
+    """A file system and the path in it.
 
-    Keys of objects are taken as they are, escapes too; paths of file: URIs as `to_local` says.
+    Escapes in the keys of objects are not decoded. `to_local` decodes the paths of file: URIs.
     """
     if (local := to_local(uri)) is not None:
         return _open_file_system("file:///"), local
     scheme, rest = uri.split("://", 1)
     host, slash, path = rest.partition("/")
     file_system = _open_file_system(f"{scheme}://{host}/")
-    # a path begins with the bucket, but for HDFS, whose host is no part of it
+    # a path begins with the bucket; on HDFS the host is not part of the path
     return file_system, slash + path if scheme == "hdfs" else rest
 
 
 def find_remote(uri: str) -> Iterator[str]:
-    """URIs of all files below a folder or prefix, sorted; of a file, itself.
+    """Yield the URIs of all files below a folder or prefix, sorted. A file yields its own URI.
 
     Raises:
-        InputError: there is nothing, or it cannot be listed.
+        InputError: there is no such file or folder, or it cannot be listed.
         MissingDependency: pyarrow is not installed.
     """
     with translate(
@@ -113,7 +115,7 @@ def read_remote(uri: str) -> bytes:
     """The bytes of one image.
 
     Raises:
-        ImageError: it is missing, too large, or cannot be read.
+        ImageError: the file is missing, too large, or cannot be read.
         MissingDependency: pyarrow is not installed.
     """
     with translate(
@@ -138,15 +140,15 @@ def read_remote(uri: str) -> bytes:
 
 
 def check_folder(uri: str) -> None:
-    """Check that a file can be written there, as far as this is known in advance.
+    """Check, without writing, that the bucket or folder of an output exists.
 
     Raises:
-        OutputError: no such bucket or folder, or no access to it.
+        OutputError: there is no such bucket or folder, or no access to it.
         MissingDependency: pyarrow is not installed.
     """
     try:
         file_system, path = _resolve(uri)
-        # an object's folder comes with it; its bucket does not
+        # writing an object creates its folder, but not its bucket
         place = path.split("/", 1)[0] or path.rpartition("/")[0] or "/"
         is_there = file_system.get_file_info(place).type.name == "Directory"
         found = "" if is_there else f"no folder or bucket {place}"
@@ -162,10 +164,10 @@ def check_folder(uri: str) -> None:
 
 
 def copy_remote(uri: str, path: Path) -> bool:
-    """Copy an object to a local file; False if it does not exist.
+    """Copy an object to a local file. Returns False if the object does not exist.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the object cannot be read.
     """
     from pyarrow.fs import FileType, LocalFileSystem, copy_files
 
@@ -177,16 +179,16 @@ def copy_remote(uri: str, path: Path) -> bool:
 
 
 def write_remote(path: Path, uri: str) -> None:
-    """Copy a file to a URI, where it appears when it is complete.
+    """Copy a local file to a URI. The target appears only when it is complete.
 
     Raises:
-        OSError: it cannot be written, or is not there in full afterwards.
+        OSError: the target cannot be written, or has another size afterwards.
     """
     from pyarrow.fs import LocalFileSystem, copy_files
 
     file_system, target = _resolve(uri)
-    if file_system.type_name in ("local", "hdfs"):  # whose files grow under their names
-        fresh = f"{target}.new"  # .part is the journal's, which may be in the same folder
+    if file_system.type_name in ("local", "hdfs"):  # a file is visible while it is written
+        fresh = f"{target}.new"  # not .part: the journal may be in the same folder
         copy_files(str(path), fresh, LocalFileSystem(), file_system)
         file_system.move(fresh, target)
     else:

@@ -1,4 +1,4 @@
-"""Standard streams that are closed, full, or of another encoding."""
+"""Standard streams that are closed, full, or have another encoding."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from fedapt_runtime.errors import OutputError
 def open_standard_streams() -> None:
     """Make sure that all three streams are open, and that stdout accepts any file name.
 
-    A closed one is replaced: otherwise the next file that is opened gets its number, and what a
-    library writes to number 2 would end up in it. Nothing can be written to the replaced stdout,
-    which `fail_stdout` tells; messages for a closed stderr are dropped.
+    A closed stream is replaced. Otherwise the next opened file would get its number, and a library
+    that writes to stderr (number 2) would write into that file. Writing to the replaced stdout
+    fails, and `fail_stdout` reports it. Messages for a closed stderr are dropped.
     """
     for number, mode in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         try:
@@ -30,13 +30,13 @@ def open_standard_streams() -> None:
     if sys.stderr is None:
         sys.stderr = os.fdopen(2, "w", closefd=False, errors="backslashreplace")
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # JSON is UTF-8 whatever the locale, and a file name need not be valid text
+        # JSON is UTF-8 in any locale, and a file name need not be valid text
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
 
 
 def fail_stdout(error: OSError) -> OutputError | None:
-    """Error of a stdout that cannot be written; None if its reader has ended (`| head`)."""
-    # keeps the interpreter from complaining about it again at its end
+    """The error of a stdout that cannot be written; None if its reader has ended (`| head`)."""
+    # otherwise the interpreter reports the same failure again when it exits
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if isinstance(error, BrokenPipeError):
         return None

@@ -1,8 +1,8 @@
 """Distribution of work over a CPU's cores: all cores on one batch, or one batch on each core.
 
 A core with its own batch does not wait for other cores, and a core that decodes delays one batch
-instead of all (measured by `benchmarks/runtime.py`). Batches are then small, because there are as
-many at once as cores.
+instead of all (measured by `benchmarks/runtime.py`). Each core then has a batch in memory, so
+batches are small.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from fedapt_runtime.machine import limit_threads, usable_cores
 
 
 class CpuPlan(NamedTuple):
-    """See `plan_cpu_work`.
+    """The result of `plan_cpu_work`.
 
     Attributes:
-        in_flight: batches at once.
-        default_batch: images of each.
-        threads: threads of each; 0 is the library's default, every core of the machine.
+        in_flight: number of batches that run at the same time.
+        default_batch: images in each batch.
+        threads: threads for each batch; 0 is the library's default, every core of the machine.
     """
 
     in_flight: int
@@ -28,7 +28,12 @@ class CpuPlan(NamedTuple):
 
 
 def plan_cpu_work(threads: int, throughput: bool) -> CpuPlan:
-    """The plan for this number of threads (0: every core), by performance hint."""
+    """The plan for a number of threads and a performance hint.
+
+    Args:
+        threads: number of threads; 0 uses every core.
+        throughput: whether the performance hint is `throughput`; else it is `latency`.
+    """
     if throughput:
         return CpuPlan(threads or usable_cores(), 8, 1)
     return CpuPlan(1, DEFAULT_BATCH, limit_threads(threads))

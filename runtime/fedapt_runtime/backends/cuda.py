@@ -43,16 +43,17 @@ def import_cuda() -> Any:
 class Gpu:
     """The first GPU that CUDA_VISIBLE_DEVICES names: memory, streams, copies and graphs.
 
-    Looking at it takes no memory of the GPU; the first allocation does.
+    Only the first allocation takes memory of the GPU. Addresses, streams and sizes are integers;
+    sizes are in bytes.
 
     Attributes:
         name: the driver's name of the GPU.
-        capability: `sm89` and the like.
+        capability: compute capability, such as `sm89`.
 
     Raises:
         MissingDependency: cuda-bindings is not installed.
-        RuntimeFailure: there is no GPU, or no driver that CUDA could use; every method too, with
-            CUDA's own words.
+        RuntimeFailure: there is no GPU, or no driver that CUDA can use. Every method raises it too,
+            with CUDA's message.
     """
 
     def __init__(self) -> None:
@@ -77,7 +78,7 @@ class Gpu:
         except RuntimeError as failure:  # cuda-bindings 12 raises where there is no driver
             raise _refuse(f"{failure} (cuda{name})") from failure
         if error != self._cuda.cudaError_t.cudaSuccess:
-            self._cuda.cudaGetLastError()  # else another library in this process would find it
+            self._cuda.cudaGetLastError()  # clears the error, else another library would see it
             if error == self._cuda.cudaError_t.cudaErrorMemoryAllocation:
                 raise _refuse_size()
             text = self._cuda.cudaGetErrorString(error)[1].decode()
@@ -85,7 +86,7 @@ class Gpu:
         return results[0] if results else None
 
     def _give_back(self, name: str, resource: Any) -> None:
-        """Free a resource; ignores errors when CUDA has shut down at the process's end."""
+        """Free a resource; ignores errors, because CUDA may have shut down at the process's end."""
         getattr(self._cuda, f"cuda{name}")(resource)
 
     @contextmanager
@@ -110,7 +111,7 @@ class Gpu:
     def allocate_pinned(self, taken: ExitStack, n_bytes: int) -> NDArray[np.uint8]:
         """Host memory that the GPU copies directly: uint8 [n_bytes].
 
-        The array is no longer valid once `taken` is closed.
+        The array is valid until `taken` is closed.
         """
         address = int(self._call("MallocHost", n_bytes))
         taken.callback(self._give_back, "FreeHost", address)
@@ -148,9 +149,9 @@ class Gpu:
     def record(self, taken: ExitStack, stream: int, work: Callable[[], None]) -> Any:
         """A CUDA graph of the operations of `work`, ready to launch; runs none of them.
 
-        The stream no longer records when this returns or raises.
+        The recording has ended when this returns or raises.
         """
-        # in the other modes memory that Python's collector frees meanwhile ends the recording
+        # in other modes, memory that Python's garbage collector frees would end the recording
         mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed
         self._call("StreamBeginCapture", stream, mode)
         try:
@@ -178,7 +179,7 @@ class Gpu:
         self._call("StreamSynchronize", stream)
 
     def close(self, stream: int, taken: ExitStack) -> None:
-        """Give back what was taken, the last first, once the stream is done with it."""
+        """Wait for the stream, then free its resources in the opposite order of their creation."""
         self._give_back("StreamSynchronize", stream)
         taken.close()
 

@@ -1,8 +1,8 @@
 """A TensorRT engine and its JSON description, checked against this machine.
 
-The plan itself is a foreign binary without classes or origin, and TensorRT's messages about an
-engine of another version or GPU are hard to read. This module therefore checks everything that is
-known without a GPU first, from the description.
+The plan is a binary of TensorRT's without class names or origin. TensorRT's messages about an
+engine of another version or GPU are hard to read. This module therefore first checks, from the
+description, everything that can be checked without a GPU.
 """
 
 from __future__ import annotations
@@ -54,7 +54,10 @@ class EngineFile:
     def check_version(self, installed: str) -> None:
         """Refuse a TensorRT of another version, which cannot read the plan.
 
-        TensorRT-RTX says by itself, from the plan's header, what it can read.
+        TensorRT-RTX checks the plan's header itself.
+
+        Args:
+            installed: version of the installed library.
 
         Raises:
             ModelFileError: the versions differ in their first three numbers.
@@ -75,7 +78,7 @@ class EngineFile:
             name: name of this machine's GPU.
 
         Raises:
-            RuntimeFailure: the engine has other targets.
+            RuntimeFailure: this GPU is not a target of the engine.
         """
         if _ANY_TARGET not in self.capabilities and capability not in self.capabilities:
             raise RuntimeFailure(
@@ -91,10 +94,11 @@ def _release(version: str) -> list[str]:
 
 
 def read_engine_file(path: Path) -> EngineFile:
-    """Read and check an engine's description, and that it belongs to this engine.
+    """Read an engine's description, and check it and the engine's hash.
 
     Raises:
-        ModelFileError: no engine, no sidecar, a damaged one, or one of another engine.
+        ModelFileError: the engine or its description is missing, or the description is damaged or
+            of another engine.
     """
     check_model_file(path)
     beside = sidecar_path(path)
@@ -131,11 +135,15 @@ def hash_file(path: Path) -> str:
 
 
 def describe_engine(path: Path, fields: dict[str, Any]) -> EngineFile:
-    """The fields of an engine's description.
+    """The typed description of an engine.
+
+    Args:
+        path: the .engine file.
+        fields: the JSON of the description.
 
     Raises:
-        Exception: the fields are damaged; any class.
-        ModelFileError: the manifest among them is.
+        Exception: of any class: a field is missing or damaged.
+        ModelFileError: the manifest in it is damaged.
     """
     flavour, batches = fields["flavour"], fields["batch"]
     minimum, maximum = int(batches[0]), int(batches[-1])

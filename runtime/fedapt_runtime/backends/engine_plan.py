@@ -21,14 +21,14 @@ from fedapt_runtime.errors import MissingDependency, ModelFileError, RuntimeFail
 
 MODULES = {"rtx": "tensorrt_rtx_bindings", "tensorrt": "tensorrt"}
 _FLOAT32_BYTES = 4
-_MAX_WORDS = 300  # characters of what the library says
+_MAX_MESSAGE = 300  # characters of the library's messages in an error
 
 
 def import_library(flavour: str) -> Any:
     """Return the module of a flavour of TensorRT.
 
     Raises:
-        MissingDependency: it is not installed.
+        MissingDependency: the library is not installed or does not load.
     """
     try:
         return importlib.import_module(MODULES[flavour])
@@ -45,21 +45,21 @@ class EnginePlan:
     """An engine in the library that runs it.
 
     Args:
-        trt: see `import_library`.
-        engine_file: the plan and its sidecar.
+        trt: the library's module, from `import_library`.
+        engine_file: the plan and its description.
 
     Attributes:
         flavour: a key of `MODULES`.
         engine: the library's ICudaEngine.
-        min_batch, max_batch: the sizes that it takes.
+        min_batch, max_batch: minimum and maximum size of a batch.
         image_shape: height, width, 3.
         image_bytes: bytes of one image.
         row_bytes: bytes of one row of each output, all float32.
-        scratch_bytes: device memory that an execution context computes in.
+        scratch_bytes: bytes of device memory that an execution context needs.
 
     Raises:
         RuntimeFailure: the library does not start.
-        ModelFileError: the library refuses the plan, or it is none of a fedapt model.
+        ModelFileError: the library refuses the plan, or the plan is not of a fedapt model.
     """
 
     def __init__(self, trt: Any, engine_file: EngineFile) -> None:
@@ -79,7 +79,7 @@ class EnginePlan:
         if None in columns:
             raise self.fail(f"outputs of unknown width, {outputs}")
         self.row_bytes = [_FLOAT32_BYTES * (width or 0) for width in columns]
-        # 10.0 has the first name alone, 11 the second
+        # TensorRT 10.0 has only the first name, 11 only the second
         old = getattr(self.engine, "device_memory_size", 0)
         self.scratch_bytes = max(1, int(getattr(self.engine, "device_memory_size_v2", old)))
 
@@ -95,25 +95,25 @@ class EnginePlan:
         if engine is None:
             raise ModelFileError(
                 where=self._file.path,
-                found=f"an engine that {self._library} refuses{self._words(reasons)}",
+                found=f"an engine that {self._library} refuses{self._reasons(reasons)}",
                 expected="an engine of this version, for this GPU",
                 next_step="build the engine again",
             )
         return engine
 
     def read_profile(self) -> list[int]:
-        """The smallest batch that the engine takes, the one it is tuned for, and the largest."""
+        """Minimum, optimum and maximum batch size of the engine's optimisation profile."""
         return [shape[0] for shape in self.engine.get_tensor_profile_shape("images", 0)]
 
     def open_context(self, scratch: int) -> Any:
         """An execution context.
 
         Args:
-            scratch: the address of `scratch_bytes` of device memory that no other context uses at
-                the same time; of RTX, 0.
+            scratch: address of `scratch_bytes` of device memory that no other context uses at the
+                same time; 0 for RTX, which allocates its own.
 
         Raises:
-            RuntimeFailure: the library gives none.
+            RuntimeFailure: the library cannot create a context.
         """
         if self.flavour == "rtx":
             config = self.engine.create_runtime_config()
@@ -138,19 +138,19 @@ class EnginePlan:
         """The error of a failed call, with the library's messages since the last one."""
         return RuntimeFailure(
             where=self._file.path,
-            found=found + self._words([]),
+            found=found + self._reasons([]),
             expected="an engine that runs on this GPU",
             next_step="free the GPU's memory, or build the engine again for smaller batches",
         )
 
-    def _words(self, reasons: list[str]) -> str:
-        said = ", ".join([*reasons, *self._listener.take()])[:_MAX_WORDS]
-        return f" ({said or 'without a word'})"
+    def _reasons(self, reasons: list[str]) -> str:
+        text = ", ".join([*reasons, *self._listener.take()])[:_MAX_MESSAGE]
+        return f" ({text or 'no message'})"
 
 
 def _make_listener(trt: Any) -> Any:
     class Listener(trt.ILogger):  # type: ignore[misc]
-        """Keeps the library's errors, which it would print."""
+        """Collects the library's error messages instead of printing them."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -168,9 +168,9 @@ def _make_listener(trt: Any) -> Any:
 
 
 def _find_reasons(trt: Any, runtime: Any, plan: bytes) -> list[str] | None:
-    """Why the plan's header says that it cannot run here; None where it says nothing of the kind.
+    """The reasons, from the plan's header, why it cannot run here; None if it may run.
 
-    Only RTX can tell: TensorRT has to read the whole plan.
+    Only RTX checks the header. TensorRT must read the whole plan.
     """
     if not hasattr(runtime, "get_engine_validity"):
         return None
@@ -182,7 +182,7 @@ def _find_reasons(trt: Any, runtime: Any, plan: bytes) -> list[str] | None:
 
 
 def read_slots(trt: Any, engine: Any) -> tuple[dict[str, Slot], dict[str, Slot]]:
-    """Names, dtypes and shapes of an engine's inputs and outputs, without the batch axis."""
+    """An engine's inputs and outputs: name -> dtype and shape without the batch axis."""
     dtypes = {trt.DataType.UINT8: "uint8", trt.DataType.FLOAT: "float32"}
     inputs: dict[str, Slot] = {}
     outputs: dict[str, Slot] = {}

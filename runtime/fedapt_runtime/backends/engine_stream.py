@@ -1,9 +1,9 @@
 """A CUDA stream with its buffers, and the execution contexts that compute in it.
 
-CUDA graphs of TensorRT follow NVIDIA's rules: a graph holds what its execution context held when it
-was recorded, so each graph has a context of its own; a context runs once after its shape is set and
-before it is recorded; nothing but copies and the engine itself stands inside the recording. The
-contexts of a stream compute one after the other, and so share one block of scratch memory.
+CUDA graphs of TensorRT follow NVIDIA's rules. A graph holds the state of its execution context at
+the recording, so each graph has its own context. A context runs once after its shape is set and
+before it is recorded. A recording contains only copies and the engine. The contexts of a stream
+compute one after the other and share one block of scratch memory.
 
 Source: TensorRT documentation, "CUDA Graphs" (Best Practices) and `IExecutionContext`,
 "setDeviceMemory"; TensorRT-RTX documentation, "CUDA graphs".
@@ -23,33 +23,35 @@ from fedapt_runtime.backends.base import Outputs
 from fedapt_runtime.backends.cuda import Gpu
 from fedapt_runtime.backends.engine_plan import EnginePlan
 
-MAX_GRAPHS = 8  # of each stream: the sizes of batch that come again first
+MAX_GRAPHS = 8  # per stream: one for each of the first batch sizes that repeat
 
 
 class EngineStream:
-    """See `streams.BatchStream`.
+    """A `streams.BatchStream` that runs a TensorRT engine.
 
     Args:
         gpu: GPU on which the engine was loaded.
         plan: the engine.
 
     Raises:
-        RuntimeFailure: too little memory, or the library refuses a call; `start` and `finish` too.
+        RuntimeFailure: too little memory, or the library refuses a call. `start` and `finish` raise
+            it too.
     """
 
     def __init__(self, gpu: Gpu, plan: EnginePlan) -> None:
         self._gpu, self._plan, self._batch = gpu, plan, 0
-        self._contexts: dict[int, Any] = {}  # of a batch size each; of every other one under 0
+        # batch size -> its own context; key 0 -> the context of all other sizes
+        self._contexts: dict[int, Any] = {}
         self._graphs: dict[int, Any] = {}
-        self._seen: set[int] = set()  # sizes that the context of every other one has run
-        self._ready: set[int] = set()  # sizes that a context of their own has run
+        self._seen: set[int] = set()  # batch sizes that context 0 has run
+        self._ready: set[int] = set()  # batch sizes that their own context has run
         with gpu.current(), ExitStack() as taken:
-            # given back in the opposite order: graphs, contexts, buffers, stream
+            # freed in the opposite order: graphs, contexts, buffers, stream
             self._stream = gpu.open_stream(taken)
             sizes = [plan.max_batch * size for size in (plan.image_bytes, *plan.row_bytes)]
             self._device = [gpu.allocate(taken, size) for size in sizes]
             self._pinned = [gpu.allocate_pinned(taken, size) for size in sizes]
-            # TensorRT-RTX compiles kernels for a shape while it runs, and so keeps graphs by itself
+            # TensorRT-RTX compiles kernels for a shape at run time, and records graphs itself
             self._records = plan.flavour == "tensorrt"
             self._scratch = 0
             if self._records:
@@ -98,7 +100,7 @@ class EngineStream:
         return batch
 
     def _put(self, key: int, batch: int) -> None:
-        """Copy in, compute, copy out: into the stream, or into the graph that it records."""
+        """Put the copies and the computation into the stream, or into the graph being recorded."""
         n_bytes = batch * self._plan.image_bytes
         self._gpu.copy_in(self._device[0], self._pinned[0], n_bytes, self._stream)
         if not self._contexts[key].execute_async_v3(self._stream):

@@ -1,6 +1,6 @@
 """Checks of a model at load: its file, the names and types of its graph, and one black image.
 
-Every backend runs these checks once, when it loads a model. It checks nothing again while it runs.
+Every backend runs these checks once, when it loads a model, and not again while it runs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fedapt_runtime.machine import may_saturate_int8
 from fedapt_runtime.manifest import METADATA_KEY, Manifest, parse_manifest
 from fedapt_runtime.onnx_file import read_metadata
 
-# dtype and shape of one image's part, None where the size is free
+# dtype, and shape without the batch axis; None is a free size
 Slot = tuple[str, list[int | None]]
 
 
@@ -24,7 +24,7 @@ def check_model_file(path: Path) -> None:
     """Refuse a path that is not a file.
 
     Raises:
-        ModelFileError: nothing is there, or a folder.
+        ModelFileError: there is no such file, or the path is a folder.
     """
     if not path.is_file():
         raise ModelFileError(
@@ -39,14 +39,14 @@ def read_manifest(path: Path) -> Manifest:
     """The manifest of an .onnx file, without a backend.
 
     Raises:
-        ModelFileError: no such file, not ONNX, or not a fedapt model.
+        ModelFileError: there is no such file, or it is not ONNX or not a fedapt model.
     """
     check_model_file(path)
     return parse_manifest(read_metadata(path).get(METADATA_KEY), path)
 
 
 def describe_int8(manifest: Manifest) -> str:
-    """A warning if this processor's int8 products may saturate; else empty."""
+    """A warning, for `description`, if this processor's int8 products may saturate; else empty."""
     report = manifest.parity.get("against_fp32")
     has_room = isinstance(report, dict) and report.get("reduced_range") is True
     if manifest.precision != "int8" or has_room or not may_saturate_int8():
@@ -60,11 +60,13 @@ def check_signature(
     """Refuse a graph whose inputs or outputs have other names, dtypes or ranks.
 
     Args:
-        inputs: inputs without a default value; shapes have no batch axis.
-        outputs: likewise.
+        inputs: name -> slot, for inputs without a default value.
+        outputs: name -> slot.
+        manifest: manifest of the model.
+        where: the file, for messages.
 
     Raises:
-        ModelFileError: the graph is none that `fedapt export` writes.
+        ModelFileError: `fedapt export` does not write such graphs.
     """
     height, width = manifest.preprocessing.size
     as_expected = dict(inputs) == {"images": ("uint8", [height, width, 3])}
@@ -82,11 +84,15 @@ def check_signature(
 
 
 def probe(backend: Backend, where: object) -> None:
-    """Classify a black image: the first run allocates, and shows whether the sizes fit.
+    """Classify a black image. This first run allocates memory and checks the output sizes.
+
+    Args:
+        backend: the loaded model.
+        where: the file, for messages.
 
     Raises:
         ModelFileError: the graph does not run, or has other numbers of classes or domains.
-        ReportedError: the backend's own reason why it does not run.
+        ReportedError: the backend's own error.
     """
     manifest = backend.manifest
     counts = [len(manifest.classes), len(manifest.domains)]

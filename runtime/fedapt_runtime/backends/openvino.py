@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: Intel's own kernels, from the same .onnx file."""
+"""OpenVINO on the CPU: Intel's kernels for the same .onnx file."""
 
 from __future__ import annotations
 
@@ -32,14 +32,15 @@ from fedapt_runtime.options import LoadOptions
 def import_openvino() -> Any:
     """Return the module `openvino`, imported without its telemetry.
 
-    OpenVINO's import reports itself to its maker with the package `openvino_telemetry`, which has
-    no variable that stops it. Without that package OpenVINO takes its own stub instead (source:
-    openvino/tools/ovc/telemetry_utils.py).
+    OpenVINO reports its import to Intel through the package `openvino_telemetry`, which no
+    environment variable can turn off. Without that package OpenVINO uses a stub.
 
     Raises:
-        MissingDependency: it is not installed.
+        MissingDependency: OpenVINO is not installed.
+
+    Source: OpenVINO, openvino/tools/ovc/telemetry_utils.py.
     """
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # not importable
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # makes its import fail
     try:
         import openvino
     except ImportError as error:
@@ -69,19 +70,20 @@ def _capabilities(core: Any) -> list[str]:
 class OpenVinoBackend:
     """A fused model in OpenVINO, on the CPU.
 
-    OpenVINO reads an initialiser that is also an input as a constant, so a head is put into the
-    graph before it is compiled. By itself OpenVINO would multiply in bfloat16 where the processor
-    has it: `compute` decides. In `bf16` the image tower alone does so; the head, three small
-    products that decide, is compiled apart in float32.
+    OpenVINO treats an initialiser that is also an input as a constant, so a head replaces the
+    constants before the graph is compiled. OpenVINO's default is bfloat16 where the processor has
+    it; here `compute` decides. `bf16` applies to the image tower only. The head, three small
+    products that decide the label, is compiled separately in float32.
 
     Args:
         path: the .onnx file.
         options: `head`, `threads`, `performance_hint`, and `compute`, one of `options.COMPUTE`.
 
     Raises:
-        ModelFileError: no such file, not ONNX, not a fedapt model, or a head of another CLIP.
+        ModelFileError: there is no such file, it is not ONNX or not a fedapt model, or the head is
+            of another CLIP.
         MissingDependency: OpenVINO is not installed.
-        RuntimeFailure: `bf16` on a processor that has no such products, or for a graph that is not
+        RuntimeFailure: `bf16` on a processor without bfloat16 products, or for a graph that is not
             in float32.
     """
 
@@ -136,7 +138,7 @@ class OpenVinoBackend:
         in_compute = " in bf16" if compute == "bf16" else ""
         self.description = f"OpenVINO {version('openvino')} on cpu{in_compute}"
         self.description += describe_int8(self.manifest)
-        # requests are for one caller at a time; there are as many as there ever were callers
+        # a request serves one caller at a time; a new one is created when none is idle
         self._idle: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
         probe(self, path if head is None else head)
         check_content(path, METADATA_KEY)
@@ -156,14 +158,14 @@ class OpenVinoBackend:
                 requests[1].infer([features], share_inputs=True)
                 logits, weights = (requests[1].get_output_tensor(i) for i in (0, 1))
                 found = {"logits": logits, "domain_weights": weights, "features": features}
-            # copied: the next call of these requests writes over them
+            # copied, because the next call of these requests overwrites the arrays
             return Outputs(*(found[name].data.copy() for name in Outputs._fields))
         finally:
             self._idle.put(requests)
 
 
 def _split(openvino: Any, model: Any) -> tuple[Any, Any]:
-    """Image tower, images -> features, and head, features -> logits and domain weights."""
+    """The image tower (images -> features) and the head (features -> logits, domain weights)."""
     sources = {name: model.output(name).get_node().input_value(0) for name in Outputs._fields}
     features = sources["features"]
     tower = openvino.Model([features], list(model.get_parameters()), "tower")
@@ -187,7 +189,7 @@ def _check_float32(manifest: Manifest, path: Path) -> None:
 
 def _check_bfloat16(compiled: Any, path: Path) -> None:
     found = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-    if found != "bf16":  # OpenVINO passes over a hint that it cannot follow
+    if found != "bf16":  # OpenVINO ignores a hint that it cannot follow
         raise RuntimeFailure(
             where=path,
             found=f"products in {found}, although bf16 was requested",

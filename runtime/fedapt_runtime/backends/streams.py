@@ -18,21 +18,26 @@ from fedapt_runtime.backends.base import Outputs
 
 
 class BatchStream(Protocol):
-    """Runs one batch at a time; only its holder calls it."""
+    """Runs one batch at a time, for one caller at a time."""
 
     def start(self, images: NDArray[np.uint8]) -> None:
-        """Begin with uint8 [batch, height, width, 3] without waiting for the end."""
+        """Start a batch, uint8 [batch, height, width, 3], without waiting for its end."""
         ...
 
     def finish(self) -> Outputs:
-        """Wait for the started batch; the caller owns the arrays."""
+        """Wait for the started batch and return its outputs, which the caller owns."""
         ...
 
 
 def split_sizes(n_images: int, minimum: int, maximum: int) -> Iterator[tuple[slice, int]]:
-    """Cut a batch into parts that a TensorRT engine accepts: the images, and the size to run.
+    """Cut a batch into parts that a TensorRT engine accepts.
 
-    The size is larger than the part where that has fewer images than the engine takes.
+    Args:
+        n_images: size of the batch.
+        minimum, maximum: batch sizes of the engine.
+
+    Yields:
+        The images of a part, and the batch size to run, which is at least `minimum`.
     """
     for start in range(0, n_images, maximum):
         part = slice(start, min(start + maximum, n_images))
@@ -44,7 +49,7 @@ class StreamPool:
 
     Args:
         streams: one or more; two let copies and computation overlap.
-        minimum, maximum: the sizes of batch that a stream takes.
+        minimum, maximum: minimum and maximum batch size of a stream.
     """
 
     def __init__(self, streams: Sequence[BatchStream], minimum: int, maximum: int) -> None:
@@ -54,7 +59,11 @@ class StreamPool:
             self._free.put(stream)
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
-        """uint8 [batch, height, width, 3] -> outputs of all of them, in order."""
+        """Outputs of all images, in order.
+
+        Args:
+            images: uint8 [batch, height, width, 3], at least one; any size of batch.
+        """
         done: list[Outputs] = []
         begun: deque[tuple[BatchStream, int]] = deque()
 
@@ -69,7 +78,7 @@ class StreamPool:
             for part, size in split_sizes(len(images), self._minimum, self._maximum):
                 stream = self._take(wait=not begun)
                 while stream is None:
-                    # never wait for others while holding streams that they may be waiting for
+                    # no waiting while it holds streams, because other callers may wait for those
                     finish_oldest()
                     stream = self._take(wait=not begun)
                 chosen = images[part]
@@ -80,7 +89,7 @@ class StreamPool:
             while begun:
                 finish_oldest()
         finally:
-            while begun:  # after an error: the others must come back
+            while begun:  # after an error, the remaining streams become free too
                 self._free.put(begun.popleft()[0])
         return Outputs(*(np.concatenate(parts) for parts in zip(*done, strict=True)))
 

@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX engines, through NVIDIA's own bindings and without torch."""
+"""TensorRT and TensorRT-RTX engines through NVIDIA's bindings, without torch."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ _STREAMS = 2
 class TensorRtBackend:
     """A TensorRT engine on the first GPU that CUDA_VISIBLE_DEVICES names.
 
-    Batches above the engine's largest are cut; two streams with buffers of their own let copies and
-    computation overlap. A CUDA graph is kept for each size of batch that comes again.
+    Batches above the engine's maximum are cut. Two streams with their own buffers let copies and
+    computation overlap. Repeated batch sizes run as CUDA graphs, up to a maximum number.
 
     Args:
-        engine: the .engine file, whose .engine.json stands beside it; or its description.
-        head: must be None: an engine's head is fixed.
+        engine: the .engine file with its .engine.json beside it, or the description itself.
+        head: must be None, because an engine's head is fixed.
 
     Raises:
-        ModelFileError: no engine, not its sidecar, or an engine that this library cannot read.
+        ModelFileError: the engine or its description is missing or damaged, or this library cannot
+            read the engine.
         MissingDependency: TensorRT or cuda-bindings is not installed.
-        RuntimeFailure: no GPU, or one that the engine was not built for.
+        RuntimeFailure: a head, no GPU, or a GPU that the engine was not built for.
     """
 
     def __init__(self, engine: str | Path | EngineFile, head: str | Path | None = None) -> None:

@@ -1,12 +1,18 @@
 """Classification as a service: HTTP in front of the classifier (extra `serve`).
 
     command      the options of `fedapt-runtime serve`
-    server       the socket, TLS, deadlines of connections, the end
+    server       the socket, TLS, signals and shutdown
     app          routes
-    service      the models, their queues, and what answers an image
-    batcher      images that came apart, computed together
-    body, forms  what a client sends, within limits
+    page         the HTML pages and static files
+    access       tokens, the log and request metrics
+    connections  deadlines of idle connections
+    service      the models, their queues, and the path of an image
+    batcher      dynamic batching of images from different requests
+    body, forms  request bodies, within limits
+    limits       limits for each request and for the server
+    metrics      metrics for Prometheus
+    openapi      the OpenAPI document
     protocol_v2  the Open Inference Protocol, with `tensors` for its bodies
 
-Everything but `command` imports packages of the extra, and is imported by the command alone.
+Only `command` works without the packages of the extra. It imports the other modules when it runs.
 """

@@ -1,4 +1,4 @@
-"""Middleware of every request: token, deadline of the connection, metrics, log line."""
+"""Middleware of every request: token, idle timer of the connection, metrics, log line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fedapt_runtime.serve import page
 from fedapt_runtime.serve.connections import Connections
 from fedapt_runtime.serve.metrics import Metrics
 
-# paths for probes, and for the page, which requests the token itself
+# paths that need no token: probes, and the page, which asks for the token itself
 OPEN_PATHS = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", *page.PATHS)
 OPEN_FOLDERS = ("/web/",)
 GONE = 499  # nginx's status for a client that disconnected; only in the log and the metrics
@@ -27,12 +27,16 @@ _LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 
 class Access:
-    """ASGI middleware.
+    """ASGI middleware that checks, records and logs each request.
 
     Args:
-        tokens: one of these has to be in `Authorization: Bearer`; with none, everyone may ask.
-        local: refuse names of other hosts, by which a page of the web could reach this server in
-            the browser of someone on this machine (DNS rebinding).
+        app: the application behind it.
+        tokens: a request must carry one of these in `Authorization: Bearer`. An empty tuple accepts
+            every request.
+        local: without tokens, refuse a `Host` header that does not name this machine. This stops
+            DNS rebinding: a web page that reaches the server through a local user's browser.
+        connections: connections of the server, whose idle timers stop during a request.
+        metrics: counts each request.
     """
 
     def __init__(
@@ -47,7 +51,7 @@ class Access:
         self._connections, self._metrics = connections, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request to the application."""
+        """Pass a request to the application, or refuse it with status 401 or 421."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

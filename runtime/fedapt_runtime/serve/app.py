@@ -37,10 +37,11 @@ def create_app(
     """The service as an ASGI application.
 
     Args:
-        tokens: see `Access`.
-        local: see `Access`.
-        web: a folder of static files under /web/, see `page.web_routes`.
-        connections: connections of the server that runs the application.
+        service: the models; the application opens and closes it.
+        tokens, local: see `Access`.
+        web: a folder of static files for /web/, see `page.web_routes`; None omits the route.
+        connections: connections of the server that runs the application; None where that server
+            reports none.
     """
     connections = connections or Connections(service.limits)
     service.metrics.watch("fedapt_connections", "Open connections", lambda: len(connections))
@@ -87,7 +88,7 @@ def create_app(
 
 
 async def classify(request: Request) -> Response:
-    """`POST /v1/classify`: 200 where an image could be read, 422 where none could."""
+    """`POST /v1/classify`: status 200 if at least one image is readable, else 422."""
     service: Service = request.app.state.service
     async with open_body(request, service.limits, service.bodies) as chunks:
         question = await read_question(request, chunks, service.limits)
@@ -106,7 +107,7 @@ async def classify(request: Request) -> Response:
 
 
 async def list_models(request: Request) -> Response:
-    """`GET /v1/models`: what is served, the first one first."""
+    """`GET /v1/models`: the served models; the first is the default."""
     service: Service = request.app.state.service
     return JSONResponse({"models": [_describe(model) for model in service.models.values()]})
 
@@ -126,7 +127,7 @@ def _describe(model: Any) -> dict[str, Any]:
 
 
 async def swap_head(request: Request) -> Response:
-    """`POST /v1/head`: a head file as the body, `?model=NAME`; for holders of a token alone."""
+    """`POST /v1/head?model=NAME`: swap the head; the body is a head file. Requires a token."""
     service: Service = request.app.state.service
     if not request.app.state.has_tokens:
         raise RequestError(
@@ -154,20 +155,20 @@ async def healthz(request: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """`GET /readyz`: every model is loaded, and there is room for an image."""
+    """`GET /readyz`: every model is loaded, and the queue has room for an image."""
     service: Service = request.app.state.service
     with service.queue.hold(1):
         return PlainTextResponse("ready\n")
 
 
 async def metrics(request: Request) -> Response:
-    """`GET /metrics`: figures for Prometheus."""
+    """`GET /metrics`: the metrics in Prometheus' text format."""
     service: Service = request.app.state.service
     return Response(service.metrics.show(), headers={"Content-Type": CONTENT_TYPE})
 
 
 async def openapi(request: Request) -> Response:
-    """`GET /openapi.json`."""
+    """`GET /openapi.json`: the OpenAPI document."""
     return JSONResponse(describe_api(request.app.state.service.limits))
 
 

@@ -1,7 +1,7 @@
-"""Dynamic batching: images of different requests are computed in one run of the graph.
+"""Dynamic batching: one run of the graph computes images of different requests.
 
-A batch starts when a core is free for it and it is full, or its first image has waited long enough.
-While all cores compute, images gather by themselves; the delay matters where they are idle.
+A batch starts when a run is free and either the batch is full or its first image has waited for the
+delay. While all runs are in use, images gather without it; the delay matters at low load.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class BatchSettings:
     """Settings of the dynamic batching.
 
     Attributes:
-        max_batch: images of a batch.
-        max_delay_s: how long the first image of a batch waits for others.
-        in_flight: batches that are computed at once.
+        max_batch: maximum number of images in a batch.
+        max_delay_s: maximum time, in seconds, that the first image of a batch waits for others.
+        in_flight: maximum number of batches that run at the same time.
     """
 
     max_batch: int
@@ -46,8 +46,10 @@ class Batcher:
     """Collects images for one graph. It belongs to the event loop that creates it.
 
     Args:
-        run: uint8 [batch, height, width, 3] -> what the graph says; called in `executor`.
-        observe: is told the images and seconds of each batch.
+        run: uint8 [batch, height, width, 3] -> the graph's outputs; called in `executor`.
+        executor: threads for `run`, at least `settings.in_flight`.
+        settings: sizes and delay.
+        observe: called after each batch with its number of images and its seconds.
     """
 
     def __init__(
@@ -61,26 +63,32 @@ class Batcher:
         self._observe = observe
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[_Waiting] = deque()
-        self._came = asyncio.Event()
+        self._arrived = asyncio.Event()
         self._full = asyncio.Event()
-        self._cores = asyncio.Semaphore(settings.in_flight)
+        self._free_runs = asyncio.Semaphore(settings.in_flight)
         self._running: set[asyncio.Task[None]] = set()
         self._dispatcher = asyncio.create_task(self._dispatch())
 
     async def infer(self, pixels: NDArray[np.uint8]) -> Outputs:
-        """The graph's outputs for one image, uint8 [height, width, 3], without the batch axis.
+        """The graph's outputs for one image, without the batch axis.
 
         If the caller is cancelled before its batch starts, its image leaves the queue.
+
+        Args:
+            pixels: uint8 [height, width, 3].
+
+        Raises:
+            Exception: the error of `run`, the same for each image of the batch.
         """
         item = _Waiting(pixels, self._loop.create_future(), self._loop.time())
         self._waiting.append(item)
-        self._came.set()
+        self._arrived.set()
         if len(self._waiting) >= self._settings.max_batch:
             self._full.set()
         return await item.answer
 
     async def close(self) -> None:
-        """Complete the accepted images; accepts no more."""
+        """Complete the accepted images; the caller must send no more."""
         while self._waiting or self._running:
             await asyncio.sleep(0.005)
         self._dispatcher.cancel()
@@ -88,7 +96,7 @@ class Batcher:
 
     async def _dispatch(self) -> None:
         while True:
-            await self._cores.acquire()
+            await self._free_runs.acquire()
             batch: list[_Waiting] = []
             while not batch:
                 await self._gather()
@@ -100,8 +108,8 @@ class Batcher:
     async def _gather(self) -> None:
         """Wait for a first image, and then for a full batch or the end of the delay."""
         while not self._waiting:
-            self._came.clear()
-            await self._came.wait()
+            self._arrived.clear()
+            await self._arrived.wait()
         left = self._waiting[0].since_s + self._settings.max_delay_s - self._loop.time()
         if left > 0 and len(self._waiting) < self._settings.max_batch:
             self._full.clear()
@@ -125,13 +133,13 @@ class Batcher:
             outputs = await self._loop.run_in_executor(
                 self._executor, lambda: self._run(np.stack([item.pixels for item in batch]))
             )
-        except Exception as error:  # every request of the batch is told
+        except Exception as error:  # every request of the batch gets it
             for item in batch:
                 if not item.answer.done():
                     item.answer.set_exception(error)
             return
         finally:
-            self._cores.release()
+            self._free_runs.release()
             self._observe(len(batch), self._loop.time() - started)
         for i, item in enumerate(batch):
             if not item.answer.done():

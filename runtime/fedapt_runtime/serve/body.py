@@ -1,4 +1,4 @@
-"""Reading of a request's body, within limits of size and time, until the client disconnects."""
+"""Request bodies, read within limits of size and time, until the client disconnects."""
 
 from __future__ import annotations
 
@@ -21,10 +21,13 @@ async def open_body(
 ) -> AsyncGenerator[AsyncGenerator[bytes, None], None]:
     """The chunks of a body; its bytes count as held while the block runs.
 
+    Args:
+        bodies: bytes of all bodies that the server holds.
+
     Raises:
-        RequestError: 413 over the limit, 415 with a content coding, 408 too slow, 503 where all
-            bodies together are too large.
-        ClientDisconnect: the client went away.
+        RequestError: 413 if the body is over the limit, 415 if it has a content coding, 408 if it
+            is too slow, 503 if all bodies together are over their limit.
+        ClientDisconnect: the client disconnected.
     """
     _check_headers(request, limits)
     held = 0
@@ -36,7 +39,7 @@ async def open_body(
         stream = request.stream()
         while True:
             try:
-                # a timeout around the whole generator would run while its consumer does
+                # a timeout around the whole generator would also count the consumer's time
                 async with asyncio.timeout_at(deadline):
                     chunk = await anext(stream, None)
             except TimeoutError as error:
@@ -101,8 +104,8 @@ async def answer_in_time(request: Request, work: Awaitable[_Answer], limits: Lim
     """Wait for the work on a complete request; cancel it if the client disconnects.
 
     Raises:
-        ClientDisconnect: the client went away.
-        RequestError: 503, it took too long.
+        ClientDisconnect: the client disconnected.
+        RequestError: 503, the work took longer than `limits.answer_s`.
     """
     working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_wait_until_gone(request))
@@ -125,7 +128,7 @@ async def answer_in_time(request: Request, work: Awaitable[_Answer], limits: Lim
     finally:
         working.cancel()
         leaving.cancel()
-        await asyncio.wait({working, leaving})  # what they held is given back before the answer
+        await asyncio.wait({working, leaving})  # they release their quota before the response
 
 
 async def _wait_until_gone(request: Request) -> None:

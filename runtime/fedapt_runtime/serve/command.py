@@ -120,7 +120,7 @@ def _load_models(options: argparse.Namespace) -> Iterator[tuple[str, Classifier]
     for path in options.models:
         backend = options.backend
         if backend == "auto" and path.suffix == ".onnx":
-            backend = "onnxruntime"  # whose heads can be swapped, and no start takes measurements
+            backend = "onnxruntime"  # it can swap heads, and the start needs no measurements
         classifier = Classifier.load(
             path, backend, options.device, options.head, performance_hint="throughput"
         )
@@ -132,9 +132,9 @@ def read_tokens(path: Path) -> tuple[bytes, ...]:
     """The tokens of a file, one per line.
 
     Raises:
-        InputError: no such file, none in it, or one that can be guessed.
+        InputError: the file cannot be read or has no token, or a token is too short.
     """
-    expected = f"tokens of {_MIN_TOKEN} printable ASCII characters or more, one a line"
+    expected = f"tokens of at least {_MIN_TOKEN} printable ASCII characters, one per line"
     next_step = "python -c 'import secrets; print(secrets.token_urlsafe())' > FILE"
     try:
         lines = path.read_bytes().split()
@@ -148,10 +148,10 @@ def read_tokens(path: Path) -> tuple[bytes, ...]:
 
 
 def check_address(host: str, has_tokens: bool) -> bool:
-    """Whether only this machine reaches an address.
+    """Whether only this machine can reach an address.
 
     Raises:
-        InputError: other machines reach it, and there is no token.
+        InputError: other machines can reach it, and there is no token.
     """
     try:
         is_local = ipaddress.ip_address(host).is_loopback
@@ -171,7 +171,7 @@ def check_tls(cert: Path | None, key: Path | None) -> None:
     """Refuse a certificate without its key, and a key without its certificate.
 
     Raises:
-        InputError: one of the two is missing, or is no file.
+        InputError: one of the two is missing, or is not a file.
     """
     if (cert is None) != (key is None):
         raise InputError(
@@ -191,10 +191,11 @@ def check_tls(cert: Path | None, key: Path | None) -> None:
 
 
 def check_models(models: list[Path], head: Path | None, web: Path | None) -> None:
-    """Refuse an empty list, two models of one name, and one head for several models.
+    """Check the models, the head and the folder of static files.
 
     Raises:
-        InputError: one of these.
+        InputError: neither a model nor a folder, two models of one name, a head for several models,
+            or no such folder.
     """
     names = [path.stem for path in models]
     found = expected = ""

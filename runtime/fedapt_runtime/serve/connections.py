@@ -1,7 +1,7 @@
-"""Connections that send nothing, or send it slowly, are closed; so are too many at once.
+"""Limits of connections: idle and slow connections are closed, and so are those over the maximum.
 
-uvicorn bounds the size of a request's head, and the time between an answer and the next request,
-but not the time until a head is complete.
+uvicorn limits the size of a request's head, and the time between a response and the next request.
+It does not limit the time until a head is complete.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ Client = tuple[str, int]
 class Connections:
     """The connections of one server, by the client's address and port.
 
-    A connection is idle until the application says that a request has begun on it; one that is idle
-    for too long is closed.
+    A connection is idle until the head of a request is complete, and again after the response. A
+    connection that is idle for `limits.header_s` is closed.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -34,7 +34,7 @@ class Connections:
         return len(self._open)
 
     def add(self, client: Client, transport: asyncio.Transport) -> None:
-        """Record a new connection; closes it if there are too many."""
+        """Record a new connection; close it if there are too many."""
         if len(self._open) >= self._limits.max_connections:
             transport.abort()
             return

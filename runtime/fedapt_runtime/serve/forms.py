@@ -29,7 +29,8 @@ class Question:
     """The content of a request to `POST /v1/classify`.
 
     Attributes:
-        model: a name, or None for the first.
+        images: the uploaded files, in order.
+        model: name of the model; None for the first.
         options: `top_k` and `flag_unknown`.
     """
 
@@ -62,22 +63,24 @@ async def read_question(
 
 
 def parse_json(body: bytes) -> dict[str, Any]:
-    """A JSON object.
+    """The JSON object in a body.
 
-    The parser lets no other thread run and may need twenty times the text's memory, so the text
-    has a limit of its own.
+    The parser blocks all other threads and may need twenty times the memory of the text, so JSON
+    has its own limit.
 
     Raises:
-        RequestError: 400, it is none; 413, it is too long.
+        RequestError: 400, the body is not a JSON object; 413, it is too long.
     """
     if len(body) > MAX_JSON:
         raise malformed("the body", f"JSON of {len(body):,} bytes, over {MAX_JSON:,}", 413)
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise malformed("a body", f"no JSON ({type(error).__name__}: {error})") from error
+        raise malformed(
+            "the body", f"text that is not JSON ({type(error).__name__}: {error})"
+        ) from error
     if not isinstance(fields, dict):
-        raise malformed("the body", f"JSON of a {type(fields).__name__}, no object")
+        raise malformed("the body", f"JSON of a {type(fields).__name__}, not an object")
     return fields
 
 
@@ -93,9 +96,9 @@ def malformed(where: str, found: str, status: int = 400) -> RequestError:
 
 
 class _FormInMemory(MultiPartParser):
-    """Files stay in memory, which the limit on bodies bounds: the disk may be read-only."""
+    """Keeps files in memory, within the limit for bodies, because the disk may be read-only."""
 
-    spool_max_size = 0  # of a SpooledTemporaryFile: it never rolls over to the disk
+    spool_max_size = 0  # SpooledTemporaryFile: 0 never writes to the disk
 
 
 async def _read_form(
@@ -128,7 +131,7 @@ async def _read_form(
 def _read_json(fields: dict[str, Any]) -> Question:
     images = fields.pop("images", None)
     if not isinstance(images, list):
-        raise malformed("images", f"a {type(images).__name__}, no array", 422)
+        raise malformed("images", f"a {type(images).__name__}, not an array", 422)
     uploads = tuple(_read_image(image, i) for i, image in enumerate(images))
     return _question(uploads, fields)
 
@@ -137,13 +140,13 @@ def _read_image(image: Any, index: int) -> Upload:
     where = f"images[{index}]"
     parts = {"data": image} if isinstance(image, str) else image
     if not isinstance(parts, dict) or not {"data"} <= set(parts) <= {"data", "name"}:
-        raise malformed(where, "neither base64 nor an object of data and name", 422)
+        raise malformed(where, "neither base64 nor an object with data and name", 422)
     if not all(isinstance(part, str) for part in parts.values()):
-        raise malformed(where, "data or a name that is no string", 422)
+        raise malformed(where, "data or a name that is not a string", 422)
     try:
         data = base64.b64decode(parts["data"], validate=True)
     except (binascii.Error, ValueError) as error:
-        raise malformed(where, f"no base64 ({error})", 422) from error
+        raise malformed(where, f"text that is not base64 ({error})", 422) from error
     return Upload(parts.get("name", f"#{index}"), data)
 
 
@@ -152,9 +155,9 @@ def _question(images: tuple[Upload, ...], fields: dict[str, Any]) -> Question:
         raise malformed("the body", f"unknown fields {', '.join(unknown)}", 422)
     top_k = fields.get("top_k", 1)
     if type(top_k) is not int or top_k < 1:
-        raise malformed("top_k", f"{top_k!r}, no whole number from 1 on", 422)
+        raise malformed("top_k", f"{top_k!r}, not a whole number of at least 1", 422)
     if not isinstance(fields.get("flag_unknown", False), bool):
-        raise malformed("flag_unknown", f"{fields['flag_unknown']!r}, no boolean", 422)
+        raise malformed("flag_unknown", f"{fields['flag_unknown']!r}, not a boolean", 422)
     if not isinstance(fields.get("model", ""), str):
-        raise malformed("model", f"a {type(fields['model']).__name__}, no string", 422)
+        raise malformed("model", f"a {type(fields['model']).__name__}, not a string", 422)
     return Question(images, fields.pop("model", None), ClassifyOptions(**fields))

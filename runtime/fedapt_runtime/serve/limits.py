@@ -16,16 +16,16 @@ class Limits:
     """The limits of a server.
 
     Attributes:
-        max_body: bytes of a request's body.
-        max_bodies: bytes of all bodies that are held at once.
-        max_images: images of a request.
+        max_body: maximum size of a request's body, in bytes.
+        max_bodies: maximum size of all bodies that are held at the same time, in bytes.
+        max_images: maximum number of images in a request.
         max_pixels: maximum number of pixels of an image before it is resized.
-        max_queue: images that are accepted and not yet answered.
-        max_connections: connections at once; more are closed as they come.
-        header_s: seconds until a connection has sent the head of its next request.
-        body_s: seconds until a request's body is there.
-        answer_s: seconds from a whole body to its answer.
-        drain_s: seconds that running requests get when the server ends.
+        max_queue: maximum number of images that are accepted and not yet answered.
+        max_connections: maximum number of open connections; further ones are closed at once.
+        header_s: seconds until the head of a connection's next request is complete.
+        body_s: seconds until a request's body is complete.
+        answer_s: seconds from the complete body to the response.
+        drain_s: seconds for running requests after the server has been told to stop.
     """
 
     max_body: int = 32 * MIB
@@ -44,26 +44,29 @@ class Quota:
     """A maximum number of items that are held at once.
 
     Args:
-        most: how many.
-        what: name of the items, for messages.
+        maximum: number of items.
+        items: name of the items, for messages.
+
+    Attributes:
+        held: number of items that are held now.
     """
 
-    def __init__(self, most: int, what: str) -> None:
-        self._most, self._what = most, what
+    def __init__(self, maximum: int, items: str) -> None:
+        self._maximum, self._items = maximum, items
         self.held = 0
 
     def take(self, n: int) -> None:
         """Hold n more items.
 
         Raises:
-            RequestError: 503, as all are taken.
+            RequestError: 503, fewer than n items are free.
         """
-        if self.held + n > self._most:
+        if self.held + n > self._maximum:
             raise RequestError(
                 503,
                 retry_after_s=1,
                 where="the server",
-                found=f"{self.held} of {self._most} {self._what} in use, and {n} requested",
+                found=f"{self.held} of {self._maximum} {self._items} in use, and {n} requested",
                 expected="enough free capacity for the request",
                 next_step="send the request again later",
             )
@@ -75,7 +78,11 @@ class Quota:
 
     @contextmanager
     def hold(self, n: int) -> Iterator[None]:
-        """Hold n items while the block runs."""
+        """Hold n items while the block runs.
+
+        Raises:
+            RequestError: see `take`.
+        """
         self.take(n)
         try:
             yield

@@ -23,13 +23,13 @@ class Metrics:
 
     Attributes:
         requests: count by route, method and status.
-        request_s: seconds from a request's head to the end of its answer, by route.
+        request_s: seconds from a request's head to the end of its response, by route.
         images: count by model and outcome, `classified` or `unreadable`.
-        batch_images: images of each run of a graph, by model.
+        batch_images: images in each run of a graph, by model.
         inference_s: seconds of each run of a graph, by model.
-        decode_s: seconds to decode and resize an image, waiting for a thread left out.
+        decode_s: seconds to decode and resize an image, without the wait for a thread.
         head_swaps: count by model.
-        model: 1, with the version and the backend of each model.
+        model: always 1; its labels are the name, version and backend of each model.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Metrics:
         )
         self.request_s = Histogram(
             "fedapt_request_seconds",
-            "Seconds from a request's head to the end of its answer",
+            "Seconds from a request's head to the end of its response",
             ["route"],
             buckets=_SECONDS,
             registry=registry,
@@ -48,7 +48,7 @@ class Metrics:
         self.images = Counter("fedapt_images", "Images", ["model", "outcome"], registry=registry)
         self.batch_images = Histogram(
             "fedapt_batch_images",
-            "Images of each run of a graph",
+            "Images in each run of a graph",
             ["model"],
             buckets=_IMAGES,
             registry=registry,
@@ -66,18 +66,16 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
-        self.head_swaps = Counter(
-            "fedapt_head_swaps", "Heads that were swapped", ["model"], registry=registry
-        )
+        self.head_swaps = Counter("fedapt_head_swaps", "Head swaps", ["model"], registry=registry)
         self.model = Gauge(
             "fedapt_model_info",
-            "Models that are served",
+            "Served models",
             ["model", "version", "backend"],
             registry=registry,
         )
 
     def watch(self, name: str, text: str, read: Callable[[], float]) -> None:
-        """A gauge whose value is read on each request of Prometheus."""
+        """Add a gauge; `read` gives its value each time Prometheus reads the metrics."""
         Gauge(name, text, registry=self.registry).set_function(read)
 
     def show(self) -> bytes:

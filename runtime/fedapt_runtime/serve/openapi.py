@@ -15,7 +15,7 @@ _BOOL: Schema = {"type": "boolean"}
 _TOP_K: Schema = {"type": "integer", "minimum": 1, "default": 5}
 _ERROR = {"type": "object", "properties": {"error": _TEXT}, "required": ["error"]}
 _OPTIONS = {
-    "model": {"type": "string", "description": "a name of /v1/models; by default the first"},
+    "model": {"type": "string", "description": "a name from /v1/models; the first is the default"},
     "top_k": _TOP_K,
     "flag_unknown": {"type": "boolean", "default": False},
 }
@@ -24,14 +24,14 @@ _REASONS = {
     "401": "no token of this server",
     "403": "a server without tokens swaps no heads",
     "404": "no such model or version",
-    "408": "the body came too slowly",
+    "408": "the body was not complete in time",
     "409": "a head that does not fit the model",
     "413": "over a limit: bytes, or images",
     "415": "another content type, or a content coding",
-    "421": "the name of another host, on a server of this machine alone",
-    "422": "fields of a wrong name or type, a damaged head, or no image that could be read",
+    "421": "a Host header of another machine, on a server for this machine only",
+    "422": "fields of a wrong name or type, a damaged head, or no readable image",
     "500": "the model failed",
-    "503": "the server is full; Retry-After says when to come again",
+    "503": "the server is full; Retry-After says when to repeat the request",
 }
 _PREDICTION = {
     "type": "object",
@@ -109,7 +109,7 @@ _INFER_ANSWER = {
 
 
 def describe_api(limits: Limits) -> dict[str, Any]:
-    """The document, with the limits of this server."""
+    """The OpenAPI 3.1 document, as plain values for JSON, with the limits of this server."""
     image = {
         "oneOf": [
             {"type": "string", "contentEncoding": "base64"},
@@ -126,7 +126,7 @@ def describe_api(limits: Limits) -> dict[str, Any]:
     }
     images = {"type": "array", "items": image, "minItems": 1, "maxItems": limits.max_images}
     files = {"type": "array", "items": {"type": "string", "format": "binary"}}
-    asked = {
+    body = {
         "application/json": _object({"images": images, **_OPTIONS}, ["images"]),
         "multipart/form-data": _object({"image": files, **_OPTIONS}, ["image"]),
     }
@@ -138,12 +138,12 @@ def describe_api(limits: Limits) -> dict[str, Any]:
                 f"Classify 1 to {limits.max_images} images, {limits.max_body:,} bytes in all",
                 _ANSWER,
                 "400 401 404 408 413 415 421 422 500 503",
-                body=asked,
+                body=body,
             )
         },
         "/v1/models": {
             "get": _operation(
-                "The models that are served",
+                "The served models",
                 _object({"models": {"type": "array", "items": _MODEL}}, ["models"]),
                 "401 421",
             )
@@ -158,16 +158,14 @@ def describe_api(limits: Limits) -> dict[str, Any]:
             )
         },
         "/v2": {"get": _operation("The server", {"type": "object"}, "401 421")},
-        "/v2/health/live": {"get": _operation("Whether it lives", {"type": "object"}, "421")},
-        "/v2/health/ready": {"get": _operation("Whether it is ready", {"type": "object"}, "421")},
+        "/v2/health/live": {"get": _operation("Liveness", {"type": "object"}, "421")},
+        "/v2/health/ready": {"get": _operation("Readiness", {"type": "object"}, "421")},
     }
     for path, parameters in ((v2, by_model), (v2_version, by_version)):
         described = {"type": "object", "required": ["name"]}
         paths[path] = {"get": _operation("A model", described, "401 404 421", None, parameters)}
         paths[path + "/ready"] = {
-            "get": _operation(
-                "Whether a model is ready", described, "401 404 421", None, parameters
-            )
+            "get": _operation("Readiness of a model", described, "401 404 421", None, parameters)
         }
         paths[path + "/infer"] = {
             "post": _operation(
@@ -207,7 +205,7 @@ def _operation(
     body: dict[str, Schema] | None = None,
     parameters: list[Schema] | None = None,
 ) -> Schema:
-    responses = {"200": _response("the answer", answer)}
+    responses = {"200": _response("success", answer)}
     responses |= {status: _response(_REASONS[status], _ERROR) for status in refusals.split()}
     if "422" in responses and answer is _ANSWER:
         responses["422"] = _response(_REASONS["422"], {"oneOf": [_ANSWER, _ERROR]})

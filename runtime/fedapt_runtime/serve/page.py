@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fedapt_runtime.serve.openapi import describe_api
 
-# the page that the bundle for browsers shares, and what this server gives it
+# the files of the page that the browser bundle shares, and the service's own files
 _FOLDERS = (files("fedapt_runtime") / "page", files("fedapt_runtime.serve") / "page")
 _TYPES = {
     "index.html": "text/html",
@@ -38,14 +38,14 @@ _HEADERS = {
 
 
 async def page_file(request: Request) -> Response:
-    """`GET /`: classify images in a browser; and the files of that page."""
+    """`GET /` and the files of that page, which classifies images in a browser."""
     name = request.scope["path"].removeprefix("/") or "index.html"
     (content,) = (folder / name for folder in _FOLDERS if (folder / name).is_file())
     return Response(content.read_bytes(), media_type=_TYPES[name], headers=_HEADERS)
 
 
 async def docs(request: Request) -> Response:
-    """`GET /docs`: /openapi.json for people."""
+    """`GET /docs`: the content of /openapi.json as HTML."""
     api = describe_api(request.app.state.service.limits)
     rows = [
         _row(method.upper(), path, operation)
@@ -84,7 +84,7 @@ ROUTES: list[BaseRoute] = [
 
 
 class _Isolated:
-    """Headers without which a browser gives WebAssembly one thread."""
+    """Adds the headers that let WebAssembly use more than one thread."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

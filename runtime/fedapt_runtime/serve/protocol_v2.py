@@ -97,12 +97,11 @@ async def _infer(
     service: Service, model: ServedModel, body: bytes, json_length: str | None
 ) -> tuple[bytes, int | None]:
     size = model.current.classifier.manifest.preprocessing.size
-
     fields, binary = split_body(body, json_length)
     wanted = wanted_outputs(fields, Outputs._fields)
     images = read_images(fields, binary, size, service.limits.max_images)
     echo = {"id": fields["id"]} if isinstance(fields.get("id"), str) else {}
-    del fields  # numbers in JSON are large
+    del fields  # the numbers in JSON take much memory
     version, outputs = await service.infer(model, images)
     head = {"model_name": model.name, "model_version": version.label, **echo}
     return write_response(head, outputs._asdict(), wanted)

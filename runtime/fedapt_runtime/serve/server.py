@@ -23,7 +23,7 @@ __all__ = ["MIB", "Address", "Limits", "serve"]
 
 _BACKLOG = 1024
 _MAX_HEAD = 32 * 1024  # bytes of a request's line and headers
-_RESERVED = 64  # files that the process opens beside connections
+_RESERVED = 64  # open files of the process other than connections
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,9 @@ class Address:
     """The address of a server.
 
     Attributes:
-        cert, key: PEM files of TLS; None for plain HTTP.
+        host: a name or an IP address of this machine.
+        port: TCP port; 0 selects a free one.
+        cert, key: PEM files for TLS; None for plain HTTP.
     """
 
     host: str
@@ -55,12 +57,14 @@ def serve(
     """Serve until SIGTERM or Ctrl-C; then answer the accepted requests, and return.
 
     Args:
-        classifiers: name -> classifier.
+        classifiers: name -> classifier; the first is the default.
+        address: host, port and TLS files.
+        limits: limits of requests and connections.
         tokens, local, web: see `create_app`.
         max_batch, max_delay_s, workers: see `Service`.
 
     Raises:
-        InputError: the address is taken or not of this machine, or TLS cannot use its files.
+        InputError: the address is in use or not of this machine, or TLS cannot use its files.
     """
     _raise_file_limit(limits.max_connections + _RESERVED)
     service = Service(
@@ -91,7 +95,7 @@ def serve(
     scheme = "http" if address.cert is None else "https"
     shown = f"[{host}]" if ":" in host else host
     print(f"serving at {scheme}://{shown}:{port}", file=sys.stderr, flush=True)
-    # uvicorn raises the signal again when it has drained: an orderly end is no failure
+    # uvicorn raises the signal again after its shutdown; an orderly shutdown must exit with 0
     signal.signal(signal.SIGTERM, lambda number, frame: None)
     try:
         uvicorn.Server(config).run(sockets=[listener])
@@ -118,11 +122,11 @@ def _listen(address: Address) -> socket.socket:
         )
         return socket.create_server(found[0][4][:2], family=found[0][0], backlog=_BACKLOG)
     except OSError as error:
-        is_name = isinstance(error, socket.gaierror)  # its numbers are not those of the system
+        is_name = isinstance(error, socket.gaierror)  # its numbers are not errno values
         raise InputError(
             where=f"{address.host}:{address.port}",
             found=first_line(error) if is_name else os.strerror(error.errno or 0),
-            expected="an address of this machine, and a port that is free",
+            expected="an address of this machine and a free port",
             next_step="choose another address or port",
         ) from error
 
@@ -135,5 +139,5 @@ def _raise_file_limit(files: int) -> None:
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < files:
-        most = files if hard == resource.RLIM_INFINITY else min(files, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        raised = files if hard == resource.RLIM_INFINITY else min(files, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))

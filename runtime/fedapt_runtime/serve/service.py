@@ -37,19 +37,22 @@ class Upload:
 
 @dataclass(frozen=True)
 class Version:
-    """A model with one head. One version answers a whole request."""
+    """A model with one head. The same version answers all images of a request."""
 
     classifier: Classifier
     batcher: Batcher
 
     @functools.cached_property
     def label(self) -> str:
-        """A hash of its manifest, which names the content of model or head: 12 digits."""
+        """The first 12 hexadecimal digits of SHA-256 of its manifest.
+
+        The manifest contains the hash of the model's or the head's content.
+        """
         return hashlib.sha256(self.classifier.manifest.to_json().encode()).hexdigest()[:12]
 
 
 class ServedModel:
-    """A model under a name, whose head can be swapped. It belongs to an event loop."""
+    """A named model whose head can be swapped. It belongs to the event loop that creates it."""
 
     def __init__(
         self, name: str, classifier: Classifier, settings: BatchSettings, metrics: Metrics
@@ -77,7 +80,8 @@ class ServedModel:
             data: a head file.
 
         Raises:
-            RequestError: 422 for a damaged head, 409 for one that does not fit the model.
+            RequestError: 422 for a damaged head, 409 for a head that does not fit the model, or a
+                model whose backend cannot swap heads.
         """
         async with self._swapping:
             old = self.current
@@ -88,7 +92,7 @@ class ServedModel:
                 self._metrics.model.remove(self.name, old.label, description)
             self._metrics.head_swaps.labels(self.name).inc()
             drained = asyncio.create_task(old.batcher.close())
-            self._draining = drained  # a task without a reference may vanish
+            self._draining = drained  # asyncio may collect a task without a reference
             return self.current
 
     async def close(self) -> None:
@@ -128,13 +132,20 @@ def _as_request_error(status: int, error: ReportedError) -> RequestError:
 
 
 class Service:
-    """All models of a server with their limits and figures.
+    """All models of a server, with their limits and metrics.
 
     Args:
         classifiers: name -> classifier; the first is the default.
-        max_batch: images of a batch; None takes what suits each backend.
-        max_delay_s: how long the first image of a batch waits for others.
-        workers: decoding threads; None takes one for each core.
+        limits: limits of requests.
+        max_batch: maximum number of images in a batch; None uses each backend's default.
+        max_delay_s: maximum time, in seconds, that the first image of a batch waits for others.
+        workers: decoding threads; None starts one for each core.
+
+    Attributes:
+        metrics: the server's metrics.
+        queue: images that are accepted and not yet answered.
+        bodies: bytes of request bodies.
+        models: name -> model, filled by `open`.
     """
 
     def __init__(
@@ -159,11 +170,11 @@ class Service:
             "fedapt_queued_images", "Images accepted and not answered", lambda: self.queue.held
         )
         self.metrics.watch(
-            "fedapt_body_bytes", "Bytes of bodies that are held", lambda: self.bodies.held
+            "fedapt_body_bytes", "Bytes of held request bodies", lambda: self.bodies.held
         )
 
     def open(self) -> None:
-        """Start, in the event loop that serves."""
+        """Start the batchers; call it in the server's event loop."""
         for name, classifier in self._classifiers.items():
             backend = classifier.backend
             settings = BatchSettings(
@@ -178,10 +189,10 @@ class Service:
         self._decoders.shutdown()
 
     def find_model(self, name: str | None = None) -> ServedModel:
-        """The model of this name, or the first.
+        """The model of this name; the first where None.
 
         Raises:
-            RequestError: 404, no such model.
+            RequestError: 404, there is no such model.
         """
         model = self.models.get(next(iter(self.models), "") if name is None else name)
         if model is None:
@@ -197,16 +208,17 @@ class Service:
     async def classify(
         self, model: ServedModel, uploads: Sequence[Upload], options: ClassifyOptions
     ) -> tuple[Version, list[Prediction]]:
-        """A prediction for each image, in order; one that cannot be read has an error.
+        """Classify uploaded images.
 
         Returns:
-            Also the version that made all of them.
+            The version that answered, and one prediction for each image, in order. The prediction
+            of an unreadable image has an `error`.
 
         Raises:
-            RequestError: 413 for too many images, 503 where the queue is full, 400 for
+            RequestError: 413 for too many images, 503 if the queue is full, 400 for no image or for
                 `flag_unknown` with a model that has no such signal.
         """
-        self.check_count(len(uploads))
+        self._check_count(len(uploads))
         version = model.current
         classifier = version.classifier
         if options.flag_unknown and classifier.manifest.unknown is None:
@@ -229,24 +241,22 @@ class Service:
         return version, predictions
 
     async def infer(self, model: ServedModel, images: np.ndarray) -> tuple[Version, Outputs]:
-        """The graph's outputs for preprocessed images, uint8 [n, height, width, 3].
+        """The graph's outputs for preprocessed images, and the version that computed them.
+
+        Args:
+            images: uint8 [n, height, width, 3].
 
         Raises:
-            RequestError: 413 for too many images, 503 where the queue is full.
+            RequestError: 400 for no image, 413 for too many images, 503 if the queue is full.
         """
-        self.check_count(len(images))
+        self._check_count(len(images))
         version = model.current
         with self.queue.hold(len(images)):
             rows = await asyncio.gather(*(version.batcher.infer(image) for image in images))
         self.metrics.images.labels(model.name, "classified").inc(len(images))
         return version, Outputs(*map(np.stack, zip(*rows, strict=True)))
 
-    def check_count(self, images: int) -> None:
-        """Refuse a request without images, or with too many.
-
-        Raises:
-            RequestError: 400 or 413.
-        """
+    def _check_count(self, images: int) -> None:
         if not 1 <= images <= self.limits.max_images:
             raise RequestError(
                 413 if images else 400,
@@ -272,7 +282,7 @@ class Service:
                 io.BytesIO(upload.data), upload.name, max_pixels=self.limits.max_pixels
             )
         except ImageError as error:
-            # a copy has no traceback, whose frames would keep the decoded pixels in memory
+            # the traceback's frames would keep the decoded pixels in memory; a copy has none
             return Decoded(upload.name, error=copy.copy(error))
         finally:
             self.metrics.decode_s.observe(time.perf_counter() - started)

@@ -1,4 +1,4 @@
-"""Tensors of the Open Inference Protocol: as numbers in JSON, or as bytes behind it.
+"""Tensors of the Open Inference Protocol: numbers in JSON, or bytes after the JSON.
 
 Source: Open Inference Protocol, "REST API"; Triton's "Binary data extension".
 """
@@ -27,7 +27,7 @@ def split_body(body: bytes, json_length: str | None) -> tuple[dict[str, Any], me
         json_length: the value of `LENGTH_HEADER`; None where all of the body is JSON.
 
     Raises:
-        RequestError: 400, no number, or no JSON.
+        RequestError: 400, the header is not a valid length, or the text is not a JSON object.
     """
     if json_length is None:
         return parse_json(body), memoryview(b"")
@@ -41,6 +41,12 @@ def read_images(
     request: Mapping[str, Any], binary: memoryview, size: tuple[int, int], max_images: int
 ) -> NDArray[np.uint8]:
     """The input `images`: uint8 [n, height, width, 3].
+
+    Args:
+        request: the JSON of the request.
+        binary: the bytes after it.
+        size: height and width.
+        max_images: maximum n.
 
     Raises:
         RequestError: 400 for any other input, 413 for too many images.
@@ -74,39 +80,42 @@ def _read_numbers(data: Any, shape: list[int]) -> NDArray[np.uint8]:
     depth = 1
     while isinstance(data, list) and data and isinstance(data[0], list) and depth < len(shape):
         if not all(isinstance(part, list) for part in data):
-            raise malformed("data", "arrays beside numbers")
+            raise malformed("data", "a mixture of arrays and numbers")
         data, depth = list(itertools.chain.from_iterable(data)), depth + 1
-    # numpy would make an array of anything, strings of any length too
+    # numpy would also convert other types, such as strings of any length
     if not isinstance(data, list) or set(map(type, data)) != {int}:
-        raise malformed("data", "no array of whole numbers")
+        raise malformed("data", "something other than an array of whole numbers")
     if len(data) != math.prod(shape):
         raise malformed("data", f"{len(data)} numbers of {shape}")
     try:
         return np.frombuffer(bytes(data), np.uint8).reshape(shape)
     except ValueError as error:
-        raise malformed("data", "numbers beyond 0 to 255") from error
+        raise malformed("data", "numbers outside 0 to 255") from error
 
 
 def wanted_outputs(request: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, bool]:
-    """The requested outputs, and whether each is sent as bytes.
+    """The requested outputs: name -> whether the tensor is sent as bytes.
+
+    Args:
+        names: the graph's outputs; all of them are sent where the request names none.
 
     Raises:
-        RequestError: 400, an output or a parameter that is not known.
+        RequestError: 400, an unknown output or parameter.
     """
     parameters = request.get("parameters", {})
     if not isinstance(parameters, dict):
-        raise malformed("parameters", "no object")
+        raise malformed("parameters", "a value that is not an object")
     all_binary = parameters.get("binary_data_output", False) is True
     wanted = request.get("outputs")
     if wanted is None:
         return dict.fromkeys(names, all_binary)
     if not isinstance(wanted, list) or not all(isinstance(output, dict) for output in wanted):
-        raise malformed("outputs", "no array of objects")
+        raise malformed("outputs", "a value that is not an array of objects")
     found: dict[str, bool] = {}
     for output in wanted:
         name, own = output.get("name"), output.get("parameters", {})
         if name not in names:
-            raise malformed("outputs", f"{name!r}, which is none of {', '.join(names)}")
+            raise malformed("outputs", f"{name!r}, not one of {', '.join(names)}")
         if not isinstance(own, dict) or not set(own) <= {"binary_data"}:
             raise malformed("outputs", f"parameters of {name} other than binary_data")
         found[name] = own.get("binary_data", all_binary) is True
@@ -116,10 +125,15 @@ def wanted_outputs(request: Mapping[str, Any], names: tuple[str, ...]) -> dict[s
 def write_response(
     head: Mapping[str, Any], tensors: Mapping[str, NDArray[np.float32]], wanted: Mapping[str, bool]
 ) -> tuple[bytes, int | None]:
-    """The body of a response, and the length of its JSON; None if it is all JSON.
+    """The body of a response, and the length of its JSON; None if all of it is JSON.
+
+    Args:
+        head: the fields of the JSON other than `outputs`.
+        tensors: name -> float32 array.
+        wanted: see `wanted_outputs`.
 
     Raises:
-        RequestError: 500, NaN or infinity, which JSON cannot hold.
+        RequestError: 500, a tensor for JSON holds NaN or infinity.
     """
     outputs: list[dict[str, Any]] = []
     binary: list[bytes] = []

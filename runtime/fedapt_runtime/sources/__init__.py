@@ -1,7 +1,7 @@
 """Images to classify: files, folders, patterns, lists, archives, URIs, standard input; one by one.
 
-Nothing is extracted to disk, and of folders, lists and tar archives no name is held longer than its
-turn: a million paths need no more memory than a thousand.
+Nothing is extracted to disk. Names from folders, lists and tar archives are not collected, so a
+million paths need no more memory than a thousand.
 """
 
 from fedapt_runtime.sources.archives import Member

@@ -17,10 +17,8 @@ from fedapt_runtime.preprocess import MAX_FILE_BYTES
 
 ZIP_SUFFIXES = (".zip",)
 _MAX_LINK_BYTES = 4096
-_ADVICE = {
-    "expected": "an image that can be read out of its archive",
-    "next_step": "pack the archive again",
-}
+_EXPECTED = "an image that can be read out of its archive"
+_NEXT_STEP = "pack the archive again"
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Member:
 
     Attributes:
         name: `archive::path inside`.
-        read: its bytes; raises ImageError.
+        read: returns the bytes of the file; raises ImageError.
     """
 
     name: str
@@ -37,7 +35,7 @@ class Member:
 
 
 def failing(error: ImageError) -> Callable[[], bytes]:
-    """Reader of a member that cannot be read."""
+    """A function for `Member.read` that raises this error."""
 
     def read() -> bytes:
         raise error
@@ -46,19 +44,17 @@ def failing(error: ImageError) -> Callable[[], bytes]:
 
 
 def reading(name: str, found: str) -> AbstractContextManager[None]:
-    """Turn any exception of an archive's reader inside the block into one row's error."""
-    return translate(ImageError, where=name, found=found, **_ADVICE)
+    """Raise an ImageError in place of any exception of an archive library inside the block."""
+    return translate(ImageError, where=name, found=found, expected=_EXPECTED, next_step=_NEXT_STEP)
 
 
 def unreadable(name: str, found: str) -> ImageError:
-    """The error of one member."""
-    return ImageError(
-        where=name, found=found, expected=_ADVICE["expected"], next_step=_ADVICE["next_step"]
-    )
+    """The error of a member that cannot be read."""
+    return ImageError(where=name, found=found, expected=_EXPECTED, next_step=_NEXT_STEP)
 
 
 def too_large(name: str, size: int) -> ImageError:
-    """The error for a member over the size limit of all files."""
+    """The error of a member over the size limit of files, `size` in bytes."""
     return unreadable(name, f"a file of {size:,} bytes, over the limit of {MAX_FILE_BYTES:,}")
 
 
@@ -68,12 +64,12 @@ def resolve_link(name: str, target: str) -> str:
 
 
 class ZipIndex:
-    """A zip whose directory is read once; threads read members in parallel.
+    """A zip archive whose directory is read once. Threads can read members in parallel.
 
-    It closes when neither the listing nor a member holds it any more.
+    The archive is closed when no reference to it or to a member is left.
 
     Raises:
-        InputError: no zip, or a damaged one.
+        InputError: the file is not a zip archive, or it is damaged.
     """
 
     def __init__(self, path: str) -> None:
@@ -89,7 +85,11 @@ class ZipIndex:
             self._archive = zipfile.ZipFile(path)
 
     def members(self, left_out: LeftOut) -> Iterator[Member]:
-        """The images in archive order; a link to a member is read as its target."""
+        """Yield the images in archive order; a link to a member is read as its target.
+
+        Args:
+            left_out: counts omitted members by reason.
+        """
         rule = PathRule(left_out)
         for info in self._archive.infolist():
             if info.is_dir() or not rule.takes(info.filename.replace("\\", "/")):
@@ -125,10 +125,10 @@ class ZipIndex:
         if info.file_size > MAX_FILE_BYTES:
             raise too_large(name, info.file_size)
         with reading(name, "a damaged archive member"):
-            with self._lock:  # zipfile counts its open members without one
+            with self._lock:  # zipfile's count of open members is not safe for threads
                 stream = self._archive.open(info)
             try:
-                return stream.read()  # never more than the archive declares
+                return stream.read()  # zipfile reads at most the declared size
             finally:
                 with self._lock:
                     stream.close()

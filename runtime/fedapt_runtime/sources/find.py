@@ -23,7 +23,7 @@ from fedapt_runtime.sources.lists import (
 from fedapt_runtime.sources.tar import TAR_SUFFIXES, TarFinder, read_tar
 
 STDIN = "-"
-_INSIDE = "::"  # between an archive and the name of an image in it
+_INSIDE = "::"  # separates an archive from the name of an image in it
 _MAX_OPEN_ARCHIVES = 8
 _IMAGES = "files that end in " + ", ".join(s for s, kind in SUFFIXES.items() if kind in FORMATS)
 _PATHS = "paths of images"
@@ -34,21 +34,29 @@ Found = str | Member
 def find_images(
     paths: Iterable[str | os.PathLike[str]], left_out: LeftOut | None = None
 ) -> Iterator[Found]:
-    """The images of these paths.
+    """Yield the images of these paths.
 
-    A file stands for itself; a folder for every image file below it, sorted; an archive for every
-    image file in it, in its order; `archive::name` for one image in it; a .txt or .lst file, and
-    `-` for standard input, for the paths on its lines; a .parquet, .jsonl or .csv file for its
-    column `path`; a URI for itself, or for every image file below it; a pattern with * for the
-    files that it matches, sorted. Which files are image files, `formats` says. A file that
-    turns out to be no image is a matter of its row.
+    | path | images |
+    |---|---|
+    | a file | the file |
+    | a folder | every image file below it, sorted |
+    | an archive | every image file in it, in its order |
+    | `archive::name` | one image in the archive |
+    | .txt, .lst, or `-` for standard input | the paths on its lines |
+    | .parquet, .jsonl, .csv | the paths in its column `path` |
+    | a URI | the file, or every image file below it, sorted |
+    | a pattern with `*` | the image files that it matches, sorted |
+
+    `formats` defines image files by their suffixes. The files are not opened here: a file without
+    an image gets a row with an error.
 
     Args:
         left_out: counts omitted files and folders by reason.
 
     Raises:
-        InputError: a path that does not exist, a folder, archive or pattern without any image file,
-            a list or table without any path.
+        InputError: a path does not exist, or a folder, archive, pattern, list or table contains no
+            image.
+        MissingDependency: Parquet or a URI without pyarrow.
     """
     left_out = LeftOut() if left_out is None else left_out
     for given in paths:
@@ -67,10 +75,11 @@ def find_images(
 
 
 def count_images(paths: Iterable[str | os.PathLike[str]]) -> int | None:
-    """Number of images of these paths; None if they have to be read to count them.
+    """Number of images of these paths; None if counting would read standard input, a tar or a URI.
 
     Raises:
-        InputError: see `find_images`; raised before any work.
+        InputError: see `find_images`.
+        MissingDependency: Parquet without pyarrow.
     """
     total: int | None = 0
     for given in paths:
@@ -85,7 +94,7 @@ def count_images(paths: Iterable[str | os.PathLike[str]]) -> int | None:
 
 
 def _choose(path: str) -> tuple[str, Callable[[LeftOut], Iterator[Found]] | None]:
-    """Name of a path in messages, and the function that finds its images; None for an image."""
+    """The kind of a path, for messages, and the function that finds its images; None for a file."""
     small = path.lower()
     if path == STDIN:
         return "a list", lambda left_out: _open_members(read_stdin())
@@ -127,7 +136,7 @@ def _find_uri(uri: str, left_out: LeftOut) -> Iterator[str]:
 
 
 def _split_member(path: str) -> tuple[str, str] | None:
-    """The archive and the name inside, of `archive::name`; None where there is no such archive."""
+    """The archive and the name in `archive::name`; None if there is no such archive."""
     end = path.find(_INSIDE)
     while end >= 0:
         archive = path[:end]
@@ -138,7 +147,7 @@ def _split_member(path: str) -> tuple[str, str] | None:
 
 
 def _open_members(names: Iterable[str]) -> Iterator[Found]:
-    """The same paths, with those of images in archives opened; an archive is read once."""
+    """The same names, with a `Member` for each `archive::name`; each archive is opened once."""
     opened: OrderedDict[str, ZipIndex | TarFinder] = OrderedDict()
     for name in names:
         inside = None

@@ -1,4 +1,4 @@
-"""Images below a folder, and images that match a pattern."""
+"""Images below a folder and images that match a pattern."""
 
 from __future__ import annotations
 
@@ -26,17 +26,18 @@ def _take_all(path: str) -> bool:
 def walk_folder(
     top: str, left_out: LeftOut, wanted: Callable[[str], bool] = _take_all
 ) -> Iterator[str]:
-    """The images below a folder: its own, sorted by name, then those of its subfolders.
+    """Yield the images below a folder: its own, sorted by name, then those of its subfolders.
 
-    A link to a folder is entered like a folder, but where what it leads to is read anyway: above
-    it (a loop), in the tree itself, or behind another link. So no folder is read twice, and links
-    that lead to each other end.
+    A link to a folder is followed unless its target is read anyway: a parent of the link (a loop),
+    a folder of the same tree, or the target of another link. No folder is read twice, and cycles of
+    links end.
 
     Args:
-        wanted: which paths of files are asked for; others are not even counted.
+        left_out: counts omitted files and folders by reason.
+        wanted: selects files by path; others are neither yielded nor counted.
 
     Raises:
-        InputError: a folder that cannot be read.
+        InputError: a folder cannot be read.
     """
     trees = {os.path.realpath(top)}
     left = [(top, os.path.realpath(top))]
@@ -80,7 +81,7 @@ def walk_folder(
 
 
 def list_folder(folder: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
-    """Names of files and of folders, both sorted; a link counts as its target.
+    """Names of files and names of folders, both sorted; a link counts as its target.
 
     Raises:
         OSError: the folder cannot be read.
@@ -91,7 +92,7 @@ def list_folder(folder: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
         for entry in entries:
             try:
                 is_folder = entry.is_dir()
-            except OSError:  # links that lead to each other: a file that cannot be read
+            except OSError:  # a cycle of links counts as a file, whose row reports the error
                 is_folder = False
             (folders if is_folder else names).append(entry.name)
     return sorted(names), sorted(folders)
@@ -102,9 +103,15 @@ def _is_below(path: str, folder: str) -> bool:
 
 
 def match_pattern(pattern: str, left_out: LeftOut) -> Iterator[str]:
-    """The images that a pattern matches, with `**` for any number of folders.
+    """Yield the images that a pattern matches, with `**` for any number of folders.
 
-    Brackets in the names of folders that are there stand for themselves.
+    Brackets in the name of an existing folder are literal.
+
+    Args:
+        left_out: counts omitted files and folders by reason.
+
+    Raises:
+        InputError: a folder cannot be read.
     """
     place, parts = _split_pattern(pattern)
     if "**" in parts:
@@ -126,7 +133,7 @@ def match_pattern(pattern: str, left_out: LeftOut) -> Iterator[str]:
 
 
 def _split_pattern(pattern: str) -> tuple[str, list[str]]:
-    """The folder that the pattern begins with, and the parts behind it."""
+    """The existing folder at the start of a pattern, and the parts after it."""
     parts = pattern.split(os.sep)
     place = ""
     while len(parts) > 1 and os.path.isdir(ahead := os.path.join(place, parts[0] or os.sep)):

@@ -20,15 +20,15 @@ from fedapt_runtime.text import detect_encoding
 LIST_SUFFIXES = (".txt", ".lst")
 TABLE_SUFFIXES = (".parquet", ".jsonl", ".csv")
 _CHUNK_BYTES = 1 << 16
-_MAX_LINE_BYTES = 1 << 24  # of an output's row; a path has a few thousand
+_MAX_LINE_BYTES = 1 << 24  # enough for a row of an output; a path has a few thousand bytes
 _ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
 
 
 def read_stdin() -> Iterator[str]:
-    """The paths in the lines of standard input.
+    """Yield the paths in the lines of standard input.
 
     Raises:
-        InputError: it is closed, or cannot be read.
+        InputError: standard input is closed or cannot be read.
     """
     if sys.stdin is None or sys.stdin.closed:
         raise refuse("stdin", "a closed standard input")
@@ -37,23 +37,24 @@ def read_stdin() -> Iterator[str]:
 
 
 def read_list(path: str) -> Iterator[str]:
-    """The paths in a text, one per line, or each followed by NUL (`find -print0`).
+    """Yield the paths in a text file, one per line, or each followed by NUL (`find -print0`).
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the file cannot be read.
     """
     with _reading(path, "a list that cannot be read"), open(path, "rb") as stream:
         yield from _read_lines(stream)
 
 
 def read_table(path: str, left_out: LeftOut) -> Iterator[str]:
-    """The column `path` of a table, such as the output of another job.
+    """Yield the column `path` of a table, such as the output of another job.
 
     Args:
+        path: a .jsonl, .csv or .parquet file.
         left_out: counts rows without a path.
 
     Raises:
-        InputError: it cannot be read, or has no such column.
+        InputError: the table cannot be read or has no such column.
         MissingDependency: Parquet without pyarrow.
     """
     read = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
@@ -69,7 +70,7 @@ def _read_lines(stream: BinaryIO) -> Iterator[str]:
     start = _read_some(stream)
     encoding, mark = detect_encoding(start)
     chunks = _chunks(start[mark:], stream)
-    if encoding == "utf-8":  # bytes that are not are kept, as the file system has them
+    if encoding == "utf-8":  # invalid bytes are kept, because file names may contain them
         # old editors of macOS end lines with a carriage return alone
         separator = next((mark for mark in (b"\0", b"\n", b"\r") if mark in start), b"\n")
         for line in _split(chunks, separator):
@@ -85,7 +86,7 @@ def _read_lines(stream: BinaryIO) -> Iterator[str]:
 
 
 def _read_some(stream: BinaryIO) -> bytes:
-    """The first bytes, to the end of the first path or farther."""
+    """The first bytes, at least to the end of the first path."""
     start = b""
     while len(start) < 4 or not (b"\n" in start or b"\0" in start):
         if len(start) > _MAX_LINE_BYTES or not (more := _read_now(stream)):
@@ -102,7 +103,7 @@ def _read_now(stream: BinaryIO) -> bytes:
 
 
 def _chunks(start: bytes, stream: BinaryIO) -> Iterator[bytes]:
-    """All bytes; the last of them are none, which says that it is the end."""
+    """All bytes in chunks; an empty chunk marks the end."""
     yield start
     while chunk := _read_now(stream):
         yield chunk
@@ -158,18 +159,18 @@ def _read_parquet(path: str) -> Iterator[str]:
 
 
 def _to_names(values: Iterable[object], path: str) -> Iterator[str]:
-    """The paths; an empty one for a row without."""
+    """Paths from a column's values; an empty string for a row without a path."""
     for value in values:
         if isinstance(value, bytes):
             value = os.fsdecode(value)
         if value is not None and not isinstance(value, str):
             raise refuse(path, f"a column path with a {type(value).__name__}, {value!r:.60}")
-        os.fsencode(value or "")  # a lone surrogate, which JSON can hold, names no file
+        os.fsencode(value or "")  # raises for a lone surrogate, which JSON can contain
         yield value or ""
 
 
 def _unescape(name: str) -> str:
-    """A name that is not UTF-8, from its escaped form in an output."""
+    """A path whose bytes are not UTF-8, from its escaped form in an output."""
     if os.path.lexists(name):
         return name
     raw = _ESCAPED.sub(lambda match: bytes.fromhex(match[1].decode()), os.fsencode(name))
@@ -181,13 +182,13 @@ def _reading(path: str, found: str) -> AbstractContextManager[None]:
         InputError,
         where=path,
         found=found,
-        expected="paths of images, a line or a row each",
+        expected="paths of images, one per line or row",
         next_step="check the file",
     )
 
 
 def refuse(path: str, found: str) -> InputError:
-    """The error for an argument that cannot be used."""
+    """The error for a path that cannot be used."""
     return InputError(
         where=path,
         found=found,

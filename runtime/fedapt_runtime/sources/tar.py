@@ -1,4 +1,7 @@
-"""Images inside a tar, which has no index: read front to back, one member in memory at a time."""
+"""Images inside a tar archive.
+
+A tar has no index. It is read from start to end, with one member in memory at a time.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,8 @@ from fedapt_runtime.sources.archives import (
 )
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-_MAX_HEADER_BYTES = 1 << 20  # of a long name, or of the records of one member
-_MAX_LINKS = 40  # in a row, as many as Linux follows
+_MAX_HEADER_BYTES = 1 << 20  # for a long name, or for the records of one member
+_MAX_LINKS = 40  # in a chain; Linux has the same limit
 _MAX_REWINDS = 100
 _CHUNK_BYTES = 1 << 20
 _NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
@@ -29,7 +32,7 @@ _RECORDS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 
 
 class _Header(tarfile.TarInfo):
-    """A header with limits: tarfile would read a name of gigabytes into memory."""
+    """A header with size limits; tarfile alone would read a name of gigabytes into memory."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
@@ -40,9 +43,13 @@ class _Header(tarfile.TarInfo):
 
 
 def read_tar(path: str, left_out: LeftOut) -> Iterator[Member]:
-    """The images in a tar, compressed or not, in its order.
+    """Yield the images in a tar, compressed or not, in archive order.
 
-    Links, hard and symbolic, are read as what they lead to, in a second pass behind the others.
+    Hard and symbolic links follow after all other members, in a second pass. Each is read as its
+    target. A damaged archive ends with a member whose `read` raises the error.
+
+    Args:
+        left_out: counts omitted members by reason.
     """
     rule = PathRule(left_out)
     links: dict[str, str] = {}
@@ -63,7 +70,7 @@ def read_tar(path: str, left_out: LeftOut) -> Iterator[Member]:
     except ReportedError:
         raise
     except Exception as error:
-        # later members cannot be read: one row reports it
+        # no later member can be read; one row reports that
         yield Member(where, failing(unreadable(where, f"a damaged archive ({explain(error)})")))
 
 
@@ -83,19 +90,19 @@ def _read_links(path: str, links: dict[str, str], left_out: LeftOut) -> Iterator
 
 
 class TarFinder:
-    """Members of a tar by name, fastest in archive order.
+    """Members of a tar by name; names in archive order are fastest.
 
-    What lies behind the place that was reached makes it begin again, a limited number of times:
-    otherwise a shuffled list of a large archive would take days.
+    A member before the current position makes it read the archive again from the start. It does so
+    a limited number of times, because a shuffled list of a large archive would take days.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._rest: Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]] = iter(())
-        self._rewinds = -1  # the first pass is none
+        self._rewinds = -1  # the first pass is not a rewind
 
     def find(self, name: str) -> Member:
-        """The member of this name; read at once, for the place will be another one soon."""
+        """The member of this name. Its bytes are read now, because later calls move on."""
         full, wanted = f"{self._path}::{name}", posixpath.normpath(name)
         try:
             with reading(full, "a damaged archive"):
@@ -132,13 +139,13 @@ def _walk(path: str) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
     """Yield the members one by one.
 
     Raises:
-        Exception: the archive is damaged, or has data after its end, which would be lost silently;
-            any class.
+        Exception: of any class: the archive is damaged, or has data after its end, which would be
+            lost silently.
     """
     with tarfile.open(path, "r|*", tarinfo=_Header) as archive:
         while (info := archive.next()) is not None:
             yield archive, info
-            # it would keep the header of every member
+            # tarfile would keep the header of every member
             archive.members.clear()  # type: ignore[attr-defined]
         while rest := archive.fileobj.read(_CHUNK_BYTES):
             if rest.strip(b"\0"):
@@ -148,7 +155,7 @@ def _walk(path: str) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
 
 
 def _read(archive: tarfile.TarFile, info: tarfile.TarInfo, names: list[str]) -> list[Member]:
-    """The bytes of the member at hand, under each of its names."""
+    """The current member under each of its names, with its bytes."""
     if info.size > MAX_FILE_BYTES:
         return [Member(name, failing(too_large(name, info.size))) for name in names]
     stream = archive.extractfile(info)
@@ -157,6 +164,6 @@ def _read(archive: tarfile.TarFile, info: tarfile.TarInfo, names: list[str]) -> 
 
 
 def _target(link: tarfile.TarInfo) -> str:
-    """Where a link leads: a hard one from the top of the archive, a symbolic one from its place."""
+    """A link's target: hard links start at the archive's root, symbolic links at their folder."""
     name = "" if link.islnk() else link.name
     return resolve_link(name, link.linkname)

@@ -4,7 +4,7 @@ import { showFailure, showModel, showProgress, startPage } from "./page.js";
 
 const PARALLEL = 4; // a folder of photos must not fill the server's queue
 
-// in session storage: a token is gone with the tab
+// session storage: closing the tab removes the token
 const token = () => sessionStorage.getItem("token");
 
 const access = makeElement("form", { id: "access", hidden: true });

@@ -94,21 +94,21 @@ def test_a_bad_image_is_a_row_and_nothing_but_bad_ones_is_422(serving: Ask) -> N
 @pytest.mark.parametrize(
     ("body", "status", "text"),
     [
-        (b"{", 400, "no JSON"),
-        (b"[" * 100_000, 400, "no JSON (RecursionError"),
+        (b"{", 400, "text that is not JSON"),
+        (b"[" * 100_000, 400, "text that is not JSON (RecursionError"),
         (b"[1]", 400, "JSON of a list"),
-        (b"{}", 422, "a NoneType, no array"),
+        (b"{}", 422, "a NoneType, not an array"),
         (b'{"images": []}', 400, "0 images"),
         (b'{"images": [1]}', 422, "neither base64 nor"),
         (b'{"images": [{"name": "a"}]}', 422, "neither base64 nor"),
-        (b'{"images": [{"data": 1}]}', 422, "no string"),
-        (b'{"images": ["@@@@"]}', 422, "no base64"),
-        (b'{"images": ["\xc3\xa9"]}', 422, "no base64"),
+        (b'{"images": [{"data": 1}]}', 422, "not a string"),
+        (b'{"images": ["@@@@"]}', 422, "text that is not base64"),
+        (b'{"images": ["\xc3\xa9"]}', 422, "text that is not base64"),
         (b'{"images": ["AAAA"], "top": 1}', 422, "unknown fields top"),
-        (b'{"images": ["AAAA"], "top_k": 0}', 422, "no whole number"),
-        (b'{"images": ["AAAA"], "top_k": true}', 422, "no whole number"),
-        (b'{"images": ["AAAA"], "flag_unknown": 1}', 422, "no boolean"),
-        (b'{"images": ["AAAA"], "model": 1}', 422, "no string"),
+        (b'{"images": ["AAAA"], "top_k": 0}', 422, "not a whole number of at least 1"),
+        (b'{"images": ["AAAA"], "top_k": true}', 422, "not a whole number of at least 1"),
+        (b'{"images": ["AAAA"], "flag_unknown": 1}', 422, "not a boolean"),
+        (b'{"images": ["AAAA"], "model": 1}', 422, "not a string"),
         (b'{"images": ["AAAA"], "model": "other"}', 404, "expected one of tiny"),
     ],
 )
@@ -150,8 +150,8 @@ def test_malformed_forms(serving: Ask, kind: str, body: bytes, status: int, text
 def test_fields_of_a_form_are_checked(serving: Ask) -> None:
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         for data, text in (
-            ({"top_k": "many"}, "no whole number"),
-            ({"flag_unknown": "yes"}, "no boolean"),
+            ({"top_k": "many"}, "not a whole number"),
+            ({"flag_unknown": "yes"}, "not a boolean"),
             ({"colour": "red"}, "unknown fields colour"),
         ):
             answer = await client.post("/v1/classify", files=form(RED), data=data)
