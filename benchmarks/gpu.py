@@ -11,6 +11,7 @@ speed does not depend on their values. Rows:
     tower, fused   images a second of the bare image tower and of the fused graph in the runtime's
                    backend, from uint8 images in host memory to labels' logits in host memory
     torch, compile the tower in torch, eager and compiled, from images on the GPU
+    operators      the same with the fused operators of ONNX Runtime (`export --operators`)
     exact          unit features and labels of the fused graph on the GPU against the CPU's
     files          photos to predictions, with the time of decoding alone beside it
     training       a round of 345 classes and 24 context tokens, on the GPU and on the CPU
@@ -27,6 +28,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +45,18 @@ from fedapt.model.backbone import Backbone, load_backbone
 from fedapt.model.image_tower import image_tower
 from fedapt.onnx.tower import read_tower
 from fedapt_export.fuse import build_zero_shot_manifest, fuse
+from fedapt_export.fused_operators import fuse_operators
 from fedapt_export.half import to_half
 from fedapt_export.head import zero_shot_head
 from fedapt_export.model_file import write_model
 from fedapt_runtime import Classifier
 from fedapt_runtime.backends.choose import load_backend
-from fedapt_runtime.backends.ort import import_onnxruntime, open_session
+from fedapt_runtime.backends.ort import import_onnxruntime, layout_options, open_session
+from fedapt_runtime.manifest import ONNX, ONNXRUNTIME
 from fedapt_runtime.options import LoadOptions
 
-MODELS = {"vit-b-32": ("ViT-B-32", "random"), "lite": ("lite", "")}
+VIT = "vit-b-32"
+MODELS = {VIT: ("ViT-B-32", "random"), "lite": ("lite", "")}
 CLASSES = ("mug", "bike", "keyboard")
 BATCHES = (1, 8, 64, 256, 1024)
 SECONDS = 0.6  # of each figure, at least
@@ -85,13 +90,17 @@ class Bench:
         return load_backbone(*MODELS[model], device)
 
     @functools.cache  # noqa: B019
-    def fused(self, model: str, precision: str) -> Path:
+    def fused(self, model: str, precision: str, operators: str = ONNX) -> Path:
         """The fused graph's file."""
         backbone = self.backbone(model)
         tower = self.tower(model, precision)
-        path = self.folder / f"{model}_{precision}.onnx"
+        if operators == ONNXRUNTIME:
+            tower, _ = fuse_operators(tower)
+        path = self.folder / f"{model}_{precision}_{operators}.onnx"
         head = zero_shot_head(backbone, CLASSES)
-        manifest = build_zero_shot_manifest(backbone, CLASSES)
+        manifest = replace(
+            build_zero_shot_manifest(backbone, CLASSES), precision=precision, operators=operators
+        )
         write_model(fuse(tower, head, MODELS[model][0]), manifest, path)
         return path
 
@@ -145,9 +154,12 @@ def measure_copy(bench: Bench) -> dict[str, float]:
     return speeds
 
 
-def measure_fused(bench: Bench, model: str, precision: str) -> dict[int, float]:
+def measure_fused(
+    bench: Bench, model: str, precision: str, operators: str = ONNX
+) -> dict[int, float]:
     """The runtime's backend, from images in host memory."""
-    backend = load_backend(bench.fused(model, precision), LoadOptions(device=bench.device))
+    path = bench.fused(model, precision, operators)
+    backend = load_backend(path, LoadOptions(device=bench.device))
     size = backend.manifest.preprocessing.size
     speeds = {}
     for batch in BATCHES:
@@ -163,10 +175,13 @@ def measure_tower(bench: Bench, model: str, precision: str) -> dict[str, dict[in
         "tower": bench.tower(model, precision).SerializeToString(),
         "fused": str(bench.fused(model, precision)),
     }
+    if model == VIT:
+        graphs["operators"] = str(bench.fused(model, precision, ONNXRUNTIME))
     size = bench.backbone(model).preprocessing.size
     speeds: dict[str, dict[int, float]] = {}
     for name, graph in graphs.items():
-        session = open_session(onnxruntime, graph, bench.device, name)
+        cuda = layout_options(precision)
+        session = open_session(onnxruntime, graph, bench.device, name, cuda=cuda)
         speeds[name] = {}
         for batch in BATCHES[2:4]:
             binding = session.io_binding()
@@ -209,10 +224,13 @@ def tower_size(bench: Bench, model: str) -> tuple[int, int]:
     return bench.backbone(model).preprocessing.size
 
 
-def measure_exactness(bench: Bench, model: str, precision: str) -> dict[str, float | int]:
+def measure_exactness(
+    bench: Bench, model: str, precision: str, operators: str = ONNX
+) -> dict[str, float | int]:
     """The fused graph on the GPU against float32 on the CPU, at several sizes of batch."""
     reference = load_backend(bench.fused(model, "fp32"), LoadOptions(device="cpu"))
-    found = load_backend(bench.fused(model, precision), LoadOptions(device=bench.device))
+    path = bench.fused(model, precision, operators)
+    found = load_backend(path, LoadOptions(device=bench.device))
     images = noise(70, tower_size(bench, model), seed=1)
     if bench.photos is not None:
         preprocessing = reference.manifest.preprocessing
@@ -242,7 +260,9 @@ def measure_files(bench: Bench, model: str, precision: str) -> dict[str, float]:
         raise ValueError("no --photos")
     paths = sorted(bench.photos.rglob("*.jpg"))
     paths = (paths * (2000 // len(paths) + 1))[:2000]
-    classifier = Classifier.load(bench.fused(model, precision), device=bench.device)
+    operators = ONNXRUNTIME if model == VIT else ONNX
+    path = bench.fused(model, precision, operators)
+    classifier = Classifier.load(path, device=bench.device)
     speeds = {}
     for name, fast in (("exact", False), ("fast", True)):
         started = time.perf_counter()
@@ -278,14 +298,18 @@ def rows(bench: Bench) -> dict[str, Callable[[], Any]]:
             table[f"fused {key}"] = part(measure_fused, bench, model, precision)
             table[f"tower {key}"] = part(measure_tower, bench, model, precision)
             table[f"exact {key}"] = part(measure_exactness, bench, model, precision)
+            if model == VIT:
+                fused = (bench, model, precision, ONNXRUNTIME)
+                table[f"operators {key}"] = part(measure_fused, *fused)
+                table[f"exact operators {key}"] = part(measure_exactness, *fused)
             table[f"torch {key}"] = part(measure_torch, bench, model, precision, False)
     if bench.photos is not None:
         for model in MODELS:
             table[f"files {model} fp16"] = part(measure_files, bench, model, "fp16")
-    for device in dict.fromkeys((bench.device, "cpu")):
-        table[f"training {device}"] = part(measure_training, device)
     for model in MODELS:
         table[f"compile {model} fp16"] = part(measure_torch, bench, model, "fp16", True)
+    for device in dict.fromkeys((bench.device, "cpu")):
+        table[f"training {device}"] = part(measure_training, device)
     return table
 
 

@@ -16,6 +16,7 @@ from fedapt_export.settings import ExportSettings
 from fedapt_export.triton import write_repository
 from fedapt_export.web.bundle import Bundle, write_bundle
 from fedapt_export.web.runtime_files import read_runtime_files
+from fedapt_runtime.manifest import ONNXRUNTIME
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,13 @@ def deliver(
             where="head_only and " + ("trt" if trt else "triton" if triton else "web"),
             found="both",
             expected="one of them: a TensorRT engine, a server or a page needs the whole graph",
+            next_step="leave one out",
+        )
+    if settings.operators == ONNXRUNTIME and (trt or web):
+        raise UsageError(
+            where="operators and " + ("trt" if trt else "web"),
+            found=f"both, with {ONNXRUNTIME}",
+            expected="one of them: only ONNX Runtime itself has these operators",
             next_step="leave one out",
         )
     engine = engine or EngineSettings()

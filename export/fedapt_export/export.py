@@ -35,6 +35,7 @@ from fedapt_export.fuse import (
     read_fusable_tower,
     read_opset,
 )
+from fedapt_export.fused_operators import fuse_operators
 from fedapt_export.images import (
     collect_calibration,
     collect_features,
@@ -57,6 +58,7 @@ from fedapt_export.unknown import calibrate_unknown
 from fedapt_runtime import Manifest
 from fedapt_runtime.agreement import PARITY_KEY
 from fedapt_runtime.machine import usable_memory
+from fedapt_runtime.manifest import ONNXRUNTIME
 
 _MAX_MODEL_BYTES = 2_000_000_000
 
@@ -167,6 +169,7 @@ def _export(
         mixing=settings.mixing,
         precision=settings.precision,
         opset=built.opset,
+        operators=settings.operators,
     )
     unknown = calibrate_unknown(
         checkpoint, fusable, checkpoint_path, settings.data, backbone, reporter
@@ -212,15 +215,19 @@ def _build_model(
     reference = fuse(tower, head, backbone.label)
     _check_size(reference, backbone.label)
     model, comparison = reference, None
-    if settings.precision != "fp32":
-        lowered = lower_precision(
-            tower,
-            settings.precision,
-            calibration,
-            symmetric=settings.symmetric,
-            reduced_range=settings.reduced_range,
-        )
+    lowered = lower_precision(
+        tower,
+        settings.precision,
+        calibration,
+        symmetric=settings.symmetric,
+        reduced_range=settings.reduced_range,
+    )
+    if settings.operators == ONNXRUNTIME:
+        lowered = _fuse_operators(lowered, backbone.label, reporter)
+    if lowered is not tower:
         model = fuse(lowered, head, backbone.label)
+    del lowered
+    if settings.precision != "fp32":
         comparison = compare_with_float32(
             reference,
             model,
@@ -229,7 +236,7 @@ def _build_model(
             truth,
             reduced_range=settings.reduced_range,
         )
-    compares = settings.precision == "fp32" and has_photos(source.path, settings.data)
+    compares = model is reference and has_photos(source.path, settings.data)
     emulated = emulate_bfloat16_products(tower) if compares and is_emulated(tower) else None
     del tower
     graph, opset = model.SerializeToString(), read_opset(model)
@@ -245,6 +252,19 @@ def _build_model(
         bfloat16 = compare_bfloat16_products(graph, emulated, head, images)
         reporter.message(f"products in bfloat16: {bfloat16.agreement}")
     return _Built(parity, images, graph, opset, comparison, bfloat16)
+
+
+def _fuse_operators(tower: onnx.ModelProto, label: str, reporter: Reporter) -> onnx.ModelProto:
+    fused, n_fused = fuse_operators(tower)
+    if not n_fused:
+        raise ExportError(
+            where=f"model {label}",
+            found="an image tower without attention or LayerNorm that ONNX Runtime fuses",
+            expected="the operators of a ViT",
+            next_step="leave `operators` out: this model gains nothing; nothing was written",
+        )
+    reporter.message(f"{n_fused} operators of ONNX Runtime; no other library reads the file")
+    return fused
 
 
 def _check_precision(

@@ -21,6 +21,7 @@ from fedapt.run.rebuild import rebuild_method
 from fedapt.training.methods.base import ALL_DOMAINS, Fusable
 from fedapt_export.head import LOGITS, WEIGHTS, build_head, swappable_inputs
 from fedapt_runtime import Manifest
+from fedapt_runtime.manifest import ONNX
 
 
 def fuse(tower: onnx.ModelProto, head: Head, label: str) -> onnx.ModelProto:
@@ -134,6 +135,7 @@ def build_manifest(
     mixing: str = "exact",
     precision: str = "fp32",
     opset: int = OPSET,
+    operators: str = ONNX,
 ) -> Manifest:
     """The manifest of a checkpoint's fused graph."""
     info = checkpoint.info
@@ -152,6 +154,7 @@ def build_manifest(
         mixing=mixing,
         precision=precision,
         opset=opset,
+        operators=operators,
         checkpoint_sha256=checkpoint_sha256,
         parity=parity,
         versions=software_versions() | {"onnx": onnx.__version__},

@@ -7,8 +7,11 @@ from pathlib import Path
 
 from fedapt.core.errors import UsageError
 from fedapt_export.precision import check_precision
+from fedapt_runtime.manifest import ONNX, ONNXRUNTIME
 
 MIXINGS = ("exact", "hard")
+OPERATORS = (ONNX, ONNXRUNTIME)
+_FUSABLE = ("fp32", "fp16")  # precisions that ONNX Runtime's fused operators have
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class ExportSettings:
         calibration_images: how many of them; 0 takes all.
         symmetric: int8 around zero, as TensorRT takes it; see `int8.to_int8`.
         reduced_range: int8 weights in 7 bits, for x86 without VNNI; see `int8.to_int8`.
+        operators: operators of the image tower, one of `OPERATORS`; `onnxruntime` fuses attention
+            and LayerNorm, see `fused_operators`.
         max_disagreement: share of images that a lower precision may label otherwise than float32;
             None takes `precision.MAX_DISAGREEMENT`.
         calibrate: fit the logit scale to the run's validation images; no label changes.
@@ -45,6 +50,7 @@ class ExportSettings:
     calibration_images: int = 128
     symmetric: bool = False
     reduced_range: bool = False
+    operators: str = ONNX
     max_disagreement: float | None = None
     calibrate: bool = False
     client: str = ""
@@ -78,6 +84,21 @@ class ExportSettings:
                 found=repr(self.mixing),
                 expected=" or ".join(MIXINGS),
                 next_step="choose one of these",
+            )
+        if self.operators not in OPERATORS:
+            raise UsageError(
+                where="operators",
+                found=repr(self.operators),
+                expected=" or ".join(OPERATORS),
+                next_step="choose one of these",
+            )
+        if self.operators == ONNXRUNTIME and (self.head_only or self.precision not in _FUSABLE):
+            other = "`head_only`" if self.head_only else f"precision {self.precision}"
+            raise UsageError(
+                where="operators",
+                found=f"{ONNXRUNTIME} with {other}",
+                expected=f"an image tower in {' or '.join(_FUSABLE)}",
+                next_step="leave one out",
             )
         if self.head_only and self.precision != "fp32":
             raise UsageError(

@@ -64,6 +64,12 @@ def export(
         bool,
         typer.Option("--reduced-range", help="Weights of int8 in 7 bits, for x86 without VNNI."),
     ] = False,
+    operators: Annotated[
+        str,
+        typer.Option(
+            help="Operators of the graph: onnx, or onnxruntime (faster on a GPU, no other library)."
+        ),
+    ] = "onnx",
     max_disagreement: Annotated[
         float | None,
         typer.Option(
@@ -155,6 +161,7 @@ def export(
             precision=precision,
             calibration=calibration,
             calibration_images=calibration_images,
+            operators=operators,
             max_disagreement=max_disagreement,
             force=force,
         )

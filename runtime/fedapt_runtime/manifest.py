@@ -20,6 +20,7 @@ from fedapt_runtime.preprocess import Preprocessing
 
 METADATA_KEY = "fedapt"
 _SHA256 = re.compile("(?:[0-9a-f]{64})?")
+ONNX, ONNXRUNTIME = "onnx", "onnxruntime"  # sets of operators
 SCHEMA = 1  # raise when an older runtime would misread the file; added fields do not count
 
 
@@ -38,6 +39,7 @@ class Manifest:
         mixing: how text banks are mixed (`exact`: cosine to the renormalised mixture).
         precision: dtype of the weights inside the graph.
         opset: ONNX opset of the graph.
+        operators: `onnx`, or `onnxruntime` for a graph with operators that only it has.
         checkpoint_sha256: hash of the checkpoint file that was fused.
         parity: figures of the parity report of the export.
         versions: versions of the software that exported the model.
@@ -63,6 +65,7 @@ class Manifest:
     schema: int = SCHEMA
     unknown: dict[str, Any] | None = None
     content_sha256: str = ""
+    operators: str = ONNX
 
     def to_json(self) -> str:
         """One line of JSON with sorted keys: the same manifest gives the same bytes."""
@@ -80,6 +83,8 @@ class Manifest:
         del fields[integrity.KEY]
         if self.unknown is None:
             del fields["unknown"]
+        if self.operators == ONNX:
+            del fields["operators"]
         return fields
 
     def describe(self) -> dict[str, Any]:
@@ -171,6 +176,7 @@ _TYPES: dict[str, Callable[[Any], bool]] = {
     "mixing": _is_text,
     "precision": _is_text,
     "opset": _is_count,
+    "operators": _is_text,
     "checkpoint_sha256": _is_text,
     "parity": lambda value: isinstance(value, dict),
     "versions": _is_texts,

@@ -16,6 +16,7 @@ from fedapt.onnx.image_encoder import OrtEncoder, TorchEncoder, image_encoder
 from fedapt.run.train import train
 from fedapt_runtime import Classifier
 from fedapt_runtime.backends.ort import PROVIDERS, import_onnxruntime
+from tests.support.fusing import export_run
 
 pytestmark = [
     pytest.mark.gpu,
@@ -59,3 +60,22 @@ def test_the_runtime_on_cuda_agrees_with_the_cpu(tiny_model: Path, batch: int) -
     for a, b in zip(on_gpu, on_cpu, strict=True):
         assert a.label == b.label
         assert a.score == pytest.approx(b.score, abs=1e-3)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("fp16", 5e-2)])
+def test_fused_operators_on_cuda_agree_with_the_cpu(
+    tiny_run: Path, tmp_path: Path, precision: str, tolerance: float
+) -> None:
+    if PROVIDERS["cuda"] not in import_onnxruntime().get_available_providers():
+        pytest.skip("this ONNX Runtime has no CUDA provider: install fedapt-runtime[gpu]")
+    export_run(tiny_run, tmp_path / "plain.onnx")
+    lowered = {"precision": precision, "operators": "onnxruntime", "force": True}
+    export_run(tiny_run, tmp_path / "fused.onnx", **lowered, max_disagreement=1.0)
+    on_gpu = Classifier.load(tmp_path / "fused.onnx", device="cuda")
+    on_cpu = Classifier.load(tmp_path / "plain.onnx", device="cpu")
+    for batch in (1, 3, 64):
+        images = np.random.default_rng(batch).integers(0, 256, (batch, 64, 64, 3), dtype=np.uint8)
+        for _ in range(3):  # a size is recorded as a CUDA graph on its way
+            found = on_gpu.backend.run(images).features
+        expected = on_cpu.backend.run(images).features
+        np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max())

@@ -15,7 +15,7 @@ from fedapt_runtime.backends.selection import Candidate, select
 from fedapt_runtime.errors import RuntimeFailure
 from fedapt_runtime.head import read_head
 from fedapt_runtime.machine import may_have_bfloat16
-from fedapt_runtime.manifest import Manifest
+from fedapt_runtime.manifest import ONNXRUNTIME, Manifest
 from fedapt_runtime.options import (
     BACKENDS,
     COMPUTE,
@@ -68,7 +68,7 @@ def load_backend(path: str | Path, options: LoadOptions = LOAD_DEFAULTS) -> Back
         _check_choice(path, is_engine, backend, device)
     elif device not in ("auto", *DEVICES):
         raise _unknown("device", device, f"auto or one of {', '.join(DEVICES)}")
-    candidates = list_candidates(backend, device, compute)
+    candidates = list_candidates(path, backend, device, compute)
     notes = []
     if backend == "auto" and len(candidates) > 1 and _is_small(options.n_images):
         # OpenVINO starts later than ONNX Runtime, by more than a small job can regain
@@ -134,14 +134,15 @@ def _unknown(where: str, found: str, expected: str) -> RuntimeFailure:
     )
 
 
-def list_candidates(backend: str, device: str, compute: str) -> list[Candidate]:
+def list_candidates(path: Path, backend: str, device: str, compute: str) -> list[Candidate]:
     """The ways to run an .onnx or .engine file here that fit the request; at least one.
 
     Args:
+        path: the file.
         backend, device, compute: see `LoadOptions`.
 
     Raises:
-        RuntimeFailure: none has such a compute precision.
+        RuntimeFailure: none has such a compute precision, or the graph's operators.
     """
     backends = [backend]
     if backend == "auto":
@@ -151,6 +152,8 @@ def list_candidates(backend: str, device: str, compute: str) -> list[Candidate]:
             backends = ["openvino"]
         elif has_openvino and (device == "cpu" or (device == "auto" and not _has_cuda())):
             backends = ["onnxruntime", "openvino"]
+    if "openvino" in backends and read_manifest(path).operators == ONNXRUNTIME:
+        backends = _without_openvino(backends, path)
     precisions = COMPUTE if compute == "auto" else (compute,)
     found = [Candidate(b, c) for b in backends for c in precisions if _computes_in(b, c, compute)]
     if not found:
@@ -194,6 +197,17 @@ def _keep_exact(candidates: list[Candidate], manifest: Manifest) -> tuple[list[C
         why = str(agreement)
     exact = [candidate for candidate in candidates if candidate.compute == "fp32"]
     return exact, f"not bf16, which {why}"
+
+
+def _without_openvino(backends: list[str], path: Path) -> list[str]:
+    if backends == ["openvino"]:
+        raise RuntimeFailure(
+            where=path,
+            found="operators of ONNX Runtime, for the backend openvino",
+            expected="a model of ONNX operators",
+            next_step="choose the backend onnxruntime, or export without `operators` onnxruntime",
+        )
+    return [backend for backend in backends if backend != "openvino"]
 
 
 def _read_manifest(path: Path, head: str | Path | None) -> Manifest:

@@ -17,8 +17,15 @@ from fedapt_runtime.backends.model_checks import (
     check_signature,
     describe_int8,
     probe,
+    read_manifest,
 )
-from fedapt_runtime.backends.ort import PROVIDERS, check_device, import_onnxruntime, open_session
+from fedapt_runtime.backends.ort import (
+    PROVIDERS,
+    check_device,
+    import_onnxruntime,
+    layout_options,
+    open_session,
+)
 from fedapt_runtime.backends.ort_cuda import (
     DEFAULT_BATCH,
     STREAMS,
@@ -139,12 +146,12 @@ def _open_on(onnxruntime: Any, path: Path, device: str, threads: int) -> _Opened
 def _open_on_cuda(onnxruntime: Any, path: Path, why: str = "") -> _Opened:
     """Open with CUDA graphs; without them, and with a note, if a part runs on the CPU."""
     compute = open_compute_stream()
+    layout = layout_options(read_manifest(path).precision)
     try:
-        session = open_session(
-            onnxruntime, str(path), "cuda", path, cuda=compute.options(graphs=True)
-        )
+        options = compute.options(graphs=True) | layout
+        session = open_session(onnxruntime, str(path), "cuda", path, cuda=options)
     except ModelFileError:
-        options = compute.options(graphs=False)
+        options = compute.options(graphs=False) | layout
         session = open_session(onnxruntime, str(path), "cuda", path, cuda=options)
         why += ", without CUDA graphs"
     return _Opened(session, "cuda", why, compute)

@@ -109,5 +109,5 @@ def _list_candidates(options: argparse.Namespace) -> list[Candidate]:
         backend, compute = read_environment(name, options.compute, is_engine)
         if is_engine and backend == "auto":
             backend = "tensorrt"
-        found |= dict.fromkeys(list_candidates(backend, options.device, compute))
+        found |= dict.fromkeys(list_candidates(options.model, backend, options.device, compute))
     return list(found)
