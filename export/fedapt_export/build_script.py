@@ -1,7 +1,7 @@
-"""The script that builds a TensorRT engine on another machine, which has the GPU.
+"""A script that builds a TensorRT engine on another machine, which has the GPU.
 
 `trtexec` builds the engine with the requested profile. `fedapt-runtime check` then compares the
-engine with the ONNX file there and writes its description. Neither needs torch or fedapt.
+engine with the ONNX file and writes its description. Neither needs torch or fedapt.
 
 Source: TensorRT documentation, "trtexec" (Command-Line Programs).
 """
@@ -19,11 +19,11 @@ from fedapt_runtime import Manifest
 NAME = "build_engine.sh"
 _TEMPLATE = r"""#!/usr/bin/env bash
 # Builds @ENGINE@ from @MODEL@ on the GPU that will run it (the first of
-# CUDA_VISIBLE_DEVICES), and checks it there. Written by fedapt @VERSION@.
+# CUDA_VISIBLE_DEVICES), and checks it. Written by fedapt @VERSION@.
 #
 #     bash @NAME@ [more options of trtexec]
 #
-# It needs trtexec of TensorRT 10 or 11 (an ONNX parser of opset @OPSET@), and for the check
+# Requirements: trtexec of TensorRT 10 or 11 (its ONNX parser reads opset @OPSET@); for the check
 #     pip install 'fedapt-runtime[cpu,tensorrt]' tensorrt==VERSION_OF_TRTEXEC
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -62,9 +62,9 @@ def write_build_script(model: Path, manifest: Manifest, settings: EngineSettings
     """Write build_engine.sh beside a model.
 
     Args:
-        model: the .onnx file; the engine gets its name.
+        model: the .onnx file; the engine gets the same name with the suffix .engine.
         manifest: manifest of the model.
-        settings: batch sizes, timing cache and refit; the flavour is TensorRT's.
+        settings: batch sizes, timing cache and refit; the flavour is always `tensorrt`.
 
     Returns:
         The script's path.

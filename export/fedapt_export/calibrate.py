@@ -24,8 +24,8 @@ class Calibration:
     """Effect of the calibration on the probabilities of validation images.
 
     Attributes:
-        images: how many these were.
-        factor: on the logit scale.
+        images: number of validation images.
+        factor: factor for the logit scale.
         error_before, error: expected calibration error, from 0 to 1, without and with the factor.
     """
 
@@ -46,13 +46,18 @@ def calibrate(
     data: Path | None,
     backbone: Backbone,
 ) -> tuple[Fusable, Calibration]:
-    """The same global model with a logit scale fitted to its validation images; labels stay.
+    """The same global model with a logit scale fitted to validation images; no label changes.
 
     Args:
-        data: a folder of domains; None takes the one that the run folder names.
+        fusable: the global model.
+        checkpoint: its checkpoint, read from `checkpoint_path`.
+        data: a folder of domains; None uses the folder that the run folder names.
+        backbone: the CLIP model, which encodes the images.
 
     Raises:
-        DataError: there are no validation images, or the tower is the model's own.
+        DataError: there are no validation images, or the model has its own image tower.
+
+    Source: `fedapt.training.calibration`.
     """
     data = data or root_of_run(checkpoint_path)
     images = None if data is None else open_images(checkpoint, data)
@@ -65,7 +70,7 @@ def calibrate(
             where="calibrating the probabilities",
             found="no validation images" if not paths else "a model with its own image tower",
             expected="validation images, which a run keeps with data.validation_fraction",
-            next_step="train with validation images and name their folder, or do not calibrate",
+            next_step="train with validation images and name their folder, or omit the calibration",
         )
     found = extract_features(paths, image_encoder(backbone))
     names = [sample.label for part in samples for sample in part]

@@ -1,9 +1,9 @@
 """The number of labels that change when a backend multiplies float32 matrices in bfloat16.
 
-The runtime can request that from a backend (`Classifier.load(compute="bf16")`) without another
-file. This module emulates it, with the same result on every machine: it rounds the outputs of the
-tower's operators and the weights of products to bfloat16, and computes sums in float32. Backends
-round no more than that. The head stays in float32, as in the runtime.
+`Classifier.load(compute="bf16")` requests such products from a backend, for the same file. This
+module emulates them, with the same result on every machine. It rounds the outputs of the tower's
+operators and the weights of products to bfloat16, and computes sums in float32. Backends round at
+most these values. The head stays in float32, as in the runtime.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fedapt_export.outputs import run_in_batches, unit_difference
 from fedapt_runtime.agreement import Agreement
 from fedapt_runtime.backends.ort import import_onnxruntime, open_session
 
-MAX_BYTES = 1_000_000_000  # of a graph that is emulated, which takes several times its memory
+MAX_BYTES = 1_000_000_000  # of weights; the emulation takes several times their memory
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class ComputeReport:
     """Comparison of products in a lower precision with float32, on the same images.
 
     Attributes:
-        images: compared.
-        changed: images with another best class.
-        feature_difference: largest absolute difference of unit features.
+        images: number of compared images.
+        changed: number of images whose label differs.
+        feature_difference: maximum absolute difference of unit features.
     """
 
     images: int
@@ -47,7 +47,7 @@ class ComputeReport:
 
     @property
     def agreement(self) -> Agreement:
-        """The part of this result that the runtime reads from the manifest."""
+        """The part of this report that the runtime reads from the manifest."""
         return Agreement(self.images, self.changed)
 
 
@@ -57,7 +57,7 @@ def is_emulated(tower: onnx.ModelProto) -> bool:
 
 
 def emulate_bfloat16_products(tower: onnx.ModelProto) -> onnx.ModelProto:
-    """A float32 copy whose weights and intermediate values are bfloat16 numbers."""
+    """A float32 copy of a tower, with weights and intermediate values rounded to bfloat16."""
     copy = copy_structure(tower)
     graph = copy.graph
     types = infer_types(tower).items()
@@ -92,7 +92,8 @@ def compare_bfloat16_products(
 
     Args:
         reference: the fused float32 graph of the tower and `head`, serialised.
-        emulated: the tower of `emulate_bfloat16_products`.
+        emulated: the tower from `emulate_bfloat16_products`.
+        head: the head of both graphs.
         images: uint8 [n, height, width, 3], at least one.
     """
     fused = fuse(emulated, head, "bf16 products").SerializeToString()

@@ -1,4 +1,4 @@
-"""Checkpoint -> model.onnx and, on request, TensorRT engine, Triton model repository, page."""
+"""Checkpoint -> model.onnx and, on request, a TensorRT engine, a Triton repository, a web page."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from fedapt_runtime.manifest import ONNXRUNTIME
 
 @dataclass(frozen=True)
 class Delivered:
-    """The files that were written.
+    """The written files.
 
     Attributes:
         exported: the manifest and the reports.
         model: the .onnx file, or the head's .safetensors.
-        engine: the TensorRT engine beside it; None where none was built.
-        script: builds the engine elsewhere; None where the engine was built here, or not wanted.
-        repository: the model's folder in the Triton repository; None where none was written.
-        bundle: the page that runs the model in browsers; None where none was written.
+        engine: the TensorRT engine beside it; None if it was not built here.
+        script: a script that builds the engine on another machine; None if it is not needed.
+        repository: the model's folder in the Triton repository; None if it was not requested.
+        bundle: the web page that runs the model in browsers; None if it was not requested.
     """
 
     exported: Exported
@@ -52,20 +52,21 @@ def deliver(
     web: Path | None = None,
     onnxruntime_web: Path | None = None,
 ) -> Delivered:
-    """Export a checkpoint; then build its TensorRT engine and write a Triton repository.
+    """Export a checkpoint; then build its TensorRT engine, Triton repository and web page.
 
     Args:
         checkpoint: checkpoint of a method that can be fused.
         out: the .onnx file to write, or the head's .safetensors.
-        settings: settings of the export; `symmetric` follows from `trt`.
+        settings: settings of the export; `symmetric` is set from `trt`.
+        reporter: receives the progress and the names of the files.
         engine: settings of the TensorRT engine; the Triton repository has the same batch sizes.
         trt: whether to build the engine, beside `out` with the suffix .engine.
-        triton: the folder of a Triton model repository.
-        web: the folder of a static page that runs the model in browsers.
-        onnxruntime_web: its npm package, see `web.runtime_files.read_runtime_files`.
+        triton: folder of a Triton model repository; None omits it.
+        web: folder of a static page that runs the model in browsers; None omits it.
+        onnxruntime_web: npm package for `web`, see `web.runtime_files.read_runtime_files`.
 
     Raises:
-        UsageError: settings that do not go together.
+        UsageError: settings that exclude each other.
         ReportedError: see `fedapt.core.errors`; files of earlier steps stay.
     """
     if settings.head_only and (trt or triton or web):
@@ -83,7 +84,7 @@ def deliver(
             next_step="leave one out",
         )
     engine = engine or EngineSettings()
-    engine.check()  # what cannot work is refused before the work
+    engine.check()  # before any work
     obstacle = engine.find_obstacle(settings.precision) if trt else ""
     runtime = {}
     if web is not None:
@@ -124,7 +125,7 @@ def _megabytes(path: Path) -> str:
 
 def _describe_engine(sidecar: dict[str, Any]) -> str:
     library = " ".join(sidecar["library"].values())
-    run = "not run, which takes its GPU"
+    run = "not verified: its GPU is not in this machine"
     if verified := sidecar["verified"]:
-        run = f"run here, probabilities within {verified['probability_difference']:.1e}"
+        run = f"verified here, probabilities within {verified['probability_difference']:.1e}"
     return f"{library}, {', '.join(sidecar['compute_capabilities'])}); {run}"

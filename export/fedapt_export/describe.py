@@ -15,14 +15,14 @@ from fedapt.core.errors import FileError
 from fedapt.core.files import hash_file
 from fedapt.model.checkpoint import load_checkpoint
 from fedapt_export.model_file import read_manifest
-from fedapt_runtime.backends.engine_file import read_engine_file
+from fedapt_runtime.backends.engine_file import read_engine_file, sidecar_path
 from fedapt_runtime.head import read_head
 from fedapt_runtime.manifest import METADATA_KEY
 from fedapt_runtime.onnx_file import check_content, check_one_file
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Plain values: `kind`, `bytes`, `sha256`, and the metadata of that kind of file.
+    """Plain values for JSON: `kind`, `file`, `bytes`, `sha256`, and the metadata of the file.
 
     Raises:
         FileError: the file does not exist or is not a fedapt file.
@@ -46,8 +46,8 @@ def describe(path: Path) -> dict[str, Any]:
 
 def _describe_engine(path: Path) -> dict[str, Any]:
     facts = {"kind": "engine", "file": str(path), "bytes": _size(path)}
-    engine = read_engine_file(path)  # which checks every field that follows
-    sidecar: dict[str, Any] = json.loads(path.with_name(path.name + ".json").read_text("utf-8"))
+    engine = read_engine_file(path)  # also checks the description
+    sidecar: dict[str, Any] = json.loads(sidecar_path(path).read_text("utf-8"))
     sha256 = sidecar.pop("engine_sha256")
     del sidecar["manifest"]
     return facts | {"sha256": sha256} | sidecar | engine.manifest.describe()
@@ -70,7 +70,7 @@ def _tensor_names(path: Path) -> set[str] | None:
 def _describe_model(path: Path) -> dict[str, Any]:
     try:
         model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf's errors share no useful base class
+    except Exception as error:  # protobuf's errors have no common base class
         raise _refuse(path, "a file that is neither safetensors nor ONNX") from error
     check_one_file(path)
     manifest = read_manifest(model, path)

@@ -1,4 +1,4 @@
-"""Which optional packages and devices are here, and the command that installs a missing one."""
+"""The installed optional packages and devices, and the commands that install missing ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedapt_runtime.doctor import Finding, look_for
 
 
 def examine() -> list[Finding]:
-    """Check everything, the runtime's parts first; installs nothing."""
+    """Look for every optional package and device, the runtime's first; installs nothing."""
     return [
         *doctor.examine(),
         look_for("torch", _torch, "pip install torch"),
@@ -50,7 +50,7 @@ def _tensorrt_rtx() -> str:
 
 
 def _tensorrt() -> str:
-    return f"{version('tensorrt')}, engines for the GPU at hand"
+    return f"{version('tensorrt')}, engines for the GPU of this machine"
 
 
 def _transformers() -> str:

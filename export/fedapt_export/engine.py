@@ -1,8 +1,8 @@
 """model.onnx -> TensorRT engine, in one of two flavours.
 
-`rtx` is TensorRT-RTX. It compiles ahead of time for compute capabilities, without a GPU, and
-completes the compilation when the target first loads the engine. `tensorrt` is TensorRT 10 or 11.
-It measures kernels on the GPU that will run the engine.
+`rtx` is TensorRT-RTX. It compiles ahead of time for compute capabilities, without a GPU. The
+compilation is completed on the target machine, when it first loads the engine. `tensorrt` is
+TensorRT 10 or 11. It measures kernels on the GPU that will run the engine.
 
 The engine file is a plain plan without a header. Its description is the file `<name>.engine.json`
 beside it. A child process builds the engine, so a crash of the builder becomes an error message.
@@ -44,7 +44,7 @@ CAPABILITIES = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 _DATA_CENTRE = ("sm90", "sm100", "sm103")
 _INSTALL = {
     "rtx": "pip install 'fedapt[rtx]' (Linux or Windows, x86-64)",
-    "tensorrt": "pip install 'fedapt[gpu]', which takes NVIDIA's package index",
+    "tensorrt": "pip install 'fedapt[gpu]', which needs NVIDIA's package index",
 }
 
 
@@ -53,12 +53,14 @@ class EngineSettings:
     """Settings of a TensorRT engine.
 
     Attributes:
-        flavour: `rtx`, `tensorrt`, or `auto`: `tensorrt` where it and a GPU are there, and where
-            the engine needs what `rtx` lacks (int8, refit, a timing cache); else `rtx`.
-        capabilities: `sm89` and the like, of `rtx`; empty takes the library's defaults.
+        flavour: `rtx`, `tensorrt` or `auto`. `auto` chooses `tensorrt` if it and a GPU are present,
+            or if the engine needs a feature that `rtx` lacks (int8, refit, a timing cache); else
+            `rtx`.
+        capabilities: targets of `rtx`, such as `sm89`; empty uses the library's defaults.
         min_batch, opt_batch, max_batch: the optimisation profile of the batch axis.
-        timing_cache: a file of `tensorrt` that later builds on the same GPU are faster with.
-        refit: whether weights can be replaced in the engine, of `tensorrt`.
+        timing_cache: a file with measurements that makes later builds on the same GPU faster; only
+            `tensorrt`.
+        refit: whether weights can be replaced in the engine; only `tensorrt`.
     """
 
     flavour: str = "auto"
@@ -91,14 +93,14 @@ class EngineSettings:
             )
 
     def resolve(self, precision: str = "fp32") -> EngineSettings:
-        """The same settings with a flavour that works here; others are refused.
+        """The same settings with a definite flavour, checked against this machine.
 
         Args:
             precision: precision of the graph.
 
         Raises:
             UsageError: see `check`.
-            ExportError: settings that the flavour does not have, or no GPU for it.
+            ExportError: the flavour lacks a setting, or there is no GPU for it.
             DependencyError: the library is not installed.
         """
         self.check()
@@ -118,10 +120,10 @@ class EngineSettings:
         return resolved
 
     def find_obstacle(self, precision: str = "fp32") -> str:
-        """Why the engine has to be built on another machine; empty where it need not.
+        """The reason why the engine must be built on another machine; empty if there is none.
 
-        TensorRT needs its library and the GPU here; TensorRT-RTX needs no GPU. Without either
-        library, `auto` leaves the build to the machine with the GPU.
+        TensorRT needs its library and the GPU on this machine. TensorRT-RTX needs no GPU. `auto`
+        without both libraries leaves the build to the machine with the GPU.
 
         Args:
             precision: precision of the graph.
@@ -138,7 +140,7 @@ class EngineSettings:
     def _choose_flavour(self, precision: str) -> str:
         if self.flavour != "auto":
             return self.flavour
-        if self.capabilities:  # an engine of TensorRT is for the GPU at hand alone
+        if self.capabilities:  # TensorRT builds only for the GPU of this machine
             return "rtx"
         needs_tensorrt = precision == "int8" or self.refit or self.timing_cache is not None
         native = _is_installed("tensorrt") and find_gpu()
@@ -163,14 +165,14 @@ class EngineSettings:
                     where=setting,
                     found="the flavour rtx, which would need a GPU to build",
                     expected="the flavour tensorrt",
-                    next_step=f"leave {setting} out: building again takes seconds",
+                    next_step=f"omit {setting}: building again takes seconds",
                 )
         if precision == "int8":
             raise ExportError(
                 where="precision int8",
                 found="the flavour rtx, whose int8 is for weights only",
                 expected="fp32, fp16 or bf16",
-                next_step="choose fp16, or the flavour tensorrt, which is built where its GPU is",
+                next_step="choose fp16, or the flavour tensorrt on a machine with the GPU",
             )
 
     def _check_tensorrt(self) -> None:
@@ -179,21 +181,21 @@ class EngineSettings:
                 where="flavour tensorrt",
                 found=_why_no_gpu(),
                 expected="the GPU that the engine will run on: TensorRT measures on it",
-                next_step="export there, or use the flavour rtx, which builds without one",
+                next_step="export on its machine, or use the flavour rtx, which needs no GPU",
             )
         if self.capabilities:
             raise ExportError(
                 where="compute capability",
                 found="the flavour tensorrt",
                 expected="no targets: this flavour builds for the GPU of this machine",
-                next_step="leave it out, or use the flavour rtx",
+                next_step="omit it, or use the flavour rtx",
             )
 
 
 def find_gpu() -> str:
-    """Compute capability, such as `sm90`, of the GPU that would run the engine; empty without.
+    """Compute capability, such as `sm90`, of the GPU that would run the engine; empty if none.
 
-    It is the first that CUDA_VISIBLE_DEVICES names, for the builder as for the runtime.
+    The builder and the runtime both use the first GPU that CUDA_VISIBLE_DEVICES names.
     """
     try:
         return Gpu().capability
@@ -203,7 +205,7 @@ def find_gpu() -> str:
 
 def _why_no_gpu() -> str:
     try:
-        return f"{Gpu().name}, which was not there a moment ago"
+        return f"{Gpu().name}, which an earlier call did not find"
     except RuntimeFailure as error:
         return f"no usable NVIDIA GPU ({error.found})"
 
@@ -217,17 +219,17 @@ def build_engine(
 ) -> dict[str, Any]:
     """Build `out` from a fused model, and write `out`.json beside it.
 
-    Where the GPU is here that the engine is for, it is run before it is written.
+    If this machine has a target GPU, the engine is compared with the model before it is written.
 
     Args:
         model: an .onnx file with a manifest.
         out: the .engine file.
-        settings: with any flavour; they are resolved here.
-        images: to run it on, uint8 [n, height, width, 3]; noise where None.
+        settings: settings with any flavour; this function resolves them.
+        images: images for the comparison, uint8 [n, height, width, 3]; None uses noise.
 
     Returns:
-        The sidecar: the model's manifest and hash, library, targets, batch profile, and what was
-        measured of the engine, or None.
+        The description: the model's manifest and hash, library, targets, batch profile, and the
+        figures of the comparison, or None.
 
     Raises:
         DependencyError: the library is not installed.
@@ -286,7 +288,7 @@ def _run_builder(model: Path, out: Path, settings: EngineSettings) -> dict[str, 
     if done.returncode < 0:
         found = f"a builder that crashed ({signal.Signals(-done.returncode).name}{said})"
     else:
-        found = f"a builder that failed ({said[2:] or 'without a word'})"
+        found = f"a builder that failed ({said[2:] or 'no message'})"
     cache = settings.timing_cache
     raise ExportError(
         where=model,
@@ -294,5 +296,5 @@ def _run_builder(model: Path, out: Path, settings: EngineSettings) -> dict[str, 
         expected="an engine",
         next_step=(f"remove the timing cache {cache} and build again, or " if cache else "")
         + f"report this with the model's name and the version of {settings.flavour};"
-        " model.onnx itself is whole and runs in ONNX Runtime",
+        " model.onnx is complete and runs in ONNX Runtime",
     )

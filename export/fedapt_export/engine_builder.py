@@ -1,10 +1,10 @@
 """The child process that builds an engine: settings as JSON on stdin, the result on stdout.
 
 `engine.build_engine` runs it as `python -m fedapt_export.engine_builder`. It does not import torch,
-so the builder has the memory of the process for itself. The same code serves TensorRT 10 and 11 and
-TensorRT-RTX; it does not use options that a version lacks.
+which leaves more memory to the builder. The same code serves TensorRT 10, TensorRT 11 and
+TensorRT-RTX; each option is used only with a library that has it.
 
-Source: TensorRT documentation, Python API: the return values of failed calls.
+Source: TensorRT documentation, "Python API", the return values of failed calls.
 """
 
 from __future__ import annotations
@@ -30,8 +30,14 @@ class BuildError(Exception):
 def build(request: dict[str, Any]) -> dict[str, Any]:
     """Parse, build and write one engine.
 
+    Args:
+        request: the fields of `EngineSettings`, with `flavour` resolved, and `model` and `out`.
+
+    Returns:
+        `library` and `version` of the builder.
+
     Raises:
-        BuildError: with the library's own words, where it has any.
+        BuildError: a step failed; the text contains the library's message if there is one.
     """
     flavour = request["flavour"]
     trt: Any = importlib.import_module(MODULES[flavour])
@@ -39,7 +45,7 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
         raise BuildError(f"TensorRT {trt.__version__}; {_MIN_TENSORRT} or newer is needed")
     logger = trt.Logger(trt.Logger.ERROR)
     builder = _create(trt.Builder, logger)
-    # strong typing is the only mode of RTX and of TensorRT 11: the graph's dtypes are the engine's
+    # strong typing, the only mode of RTX and TensorRT 11: the engine has the graph's dtypes
     strongly_typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = _need(builder.create_network(strongly_typed), "no network")
     parser = _create(trt.OnnxParser, network, logger)
@@ -47,7 +53,7 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
         errors = [parser.get_error(i).desc() for i in range(parser.num_errors)]
         raise BuildError("; ".join(errors) or "the parser refused the graph")
     config = _need(builder.create_builder_config(), "no configuration")
-    config.clear_flag(trt.BuilderFlag.TF32)  # float32 in the graph means float32
+    config.clear_flag(trt.BuilderFlag.TF32)  # float32 must stay float32
     if request["refit"]:
         config.set_flag(trt.BuilderFlag.REFIT)
     profile = _need(builder.create_optimization_profile(), "no optimisation profile")
@@ -67,16 +73,16 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
     Path(request["out"]).write_bytes(memoryview(plan))
     if request["timing_cache"]:
         timings = _need(config.get_timing_cache(), "no timing cache").serialize()
-        _write_whole(Path(request["timing_cache"]), _need(timings, "an unreadable timing cache"))
+        _replace_file(Path(request["timing_cache"]), _need(timings, "an unreadable timing cache"))
     return {"library": _NAMES[flavour], "version": trt.__version__}
 
 
 def _create(kind: Any, *arguments: Any) -> Any:
-    """An object of the library, whose bindings raise TypeError on failure."""
+    """An object of the library; its constructors raise TypeError on failure."""
     try:
         return kind(*arguments)
     except TypeError as error:
-        raise BuildError(f"the library gave no {kind.__name__}: does it find a GPU?") from error
+        raise BuildError(f"the library created no {kind.__name__}; check the GPU") from error
 
 
 def _need(given: _T | None, instead: str) -> _T:
@@ -87,7 +93,7 @@ def _need(given: _T | None, instead: str) -> _T:
 
 
 def _attach_timing_cache(config: Any, path: Path) -> None:
-    """The timings of earlier builds; those of another GPU or version are refused by TensorRT."""
+    """Use the timings of earlier builds; TensorRT refuses those of another GPU or version."""
     known = path.read_bytes() if path.is_file() else b""
     cache = config.create_timing_cache(known)
     if cache is None:
@@ -99,7 +105,7 @@ def _attach_timing_cache(config: Any, path: Path) -> None:
         )
 
 
-def _write_whole(path: Path, data: Any) -> None:
+def _replace_file(path: Path, data: Any) -> None:
     temporary = path.with_name(path.name + ".part")
     temporary.write_bytes(memoryview(data))
     os.replace(temporary, path)
@@ -109,7 +115,7 @@ def main() -> int:
     """Read the request, build, and print the result as the last line of stdout."""
     try:
         result = build(json.loads(sys.stdin.read()))
-    except Exception as error:  # the bindings' exceptions share no base class
+    except Exception as error:  # the bindings' exceptions have no common base class
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     print(json.dumps(result))

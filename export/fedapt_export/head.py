@@ -3,8 +3,10 @@
     z = Q r + q0;  r = f or f^;  z~ = (z - mean(z)) / std(z), or z;  w = softmax(z~ / tau)
     S_nc = f^ . T_nc;  logits_c = exp(s) ((w . S_.c) / sqrt(w' G_c w) + w . b_.c)
 
-Built node by node rather than traced, so that it holds these operations and nothing else: three
-small matrix products, whatever the number of images. Source: `fedapt.model.head`.
+The head is built node by node and not traced, so it contains exactly these operations: three small
+matrix products, whatever the number of images.
+
+Source: `fedapt.model.head`.
 """
 
 from __future__ import annotations
@@ -50,12 +52,15 @@ class _GraphBuilder:
 
 
 def zero_shot_head(backbone: Backbone, class_names: tuple[str, ...]) -> Head:
-    """Zero-shot CLIP as a head of one domain, to be measured the same way."""
+    """Zero-shot CLIP as a head of one domain, so that the same code measures it."""
     return single_bank(zero_shot_features(backbone, class_names), backbone.logit_scale)
 
 
 def head_tensors(head: Head) -> dict[str, NDArray[np.float32]]:
-    """The head's own tensors, in the layout that the products read: no transposes at run time."""
+    """The head's own tensors, float32, in the layout of the products: no transposes at run time.
+
+    `swappable_inputs` gives their shapes.
+    """
     banks, network = head.banks, head.adaptive_network
     bank_bias = banks.new_zeros(banks.shape[:2]) if head.bank_bias is None else head.bank_bias
     router_bias = network.new_zeros(len(network)) if head.router_bias is None else head.router_bias
@@ -77,9 +82,11 @@ def head_tensors(head: Head) -> dict[str, NDArray[np.float32]]:
 
 
 def build_head(head: Head) -> onnx.ModelProto:
-    """The head as ONNX: input `features` [batch, D], outputs `logits` and `domain_weights`.
+    """The head as ONNX, all float32.
 
-    The head's tensors are initialisers; `swappable_inputs` makes them inputs with defaults.
+    Its input is `features` [batch, D]; its outputs are `logits` [batch, classes] and
+    `domain_weights` [batch, domains]. The head's tensors are initialisers. A graph that also has
+    the inputs from `swappable_inputs` uses them as default values.
     """
     n_domains, n_classes, image_width = head.banks.shape
     g = _GraphBuilder()
@@ -132,9 +139,9 @@ def _domain_weights(g: _GraphBuilder, unit: str, mixing: str) -> str:
     total = g.node("ReduceSumSquare", "head.spread", centred, axis, keepdims=1)
     variance = g.node("Div", "head.variance", total, "other_domains")
     std = g.node("Sqrt", "head.std", variance)
-    # one domain, or equal scores: 0 / the least std = 0, and softmax makes the weights uniform
+    # one domain, or equal scores: 0 / MIN_STD = 0, and softmax gives uniform weights
     std = g.node("Max", "head.safe_std", std, g.scalar("head.min_std", MIN_STD))
-    # scores less their mean have the same softmax
+    # subtracting the mean from the scores does not change their softmax
     std = _choose(g, "router_standardised", std, g.scalar("head.one", 1.0))
     standard = g.node("Div", "head.standard_scores", centred, std)
     sharp = g.node("Div", "head.sharp_scores", standard, "temperature")
@@ -142,13 +149,13 @@ def _domain_weights(g: _GraphBuilder, unit: str, mixing: str) -> str:
 
 
 def _choose(g: _GraphBuilder, switch: str, one: str, zero: str) -> str:
-    """`one` where the head's switch is 1, `zero` where it is 0; neither is rounded."""
+    """`one` if the head's switch is 1, `zero` if it is 0; the value itself is not rounded."""
     on = g.node("Cast", f"head.{switch}", switch, to=TensorProto.BOOL)
     return g.node("Where", f"head.{switch}.chosen", on, one, zero)
 
 
 def swappable_inputs(image_width: int) -> list[onnx.ValueInfoProto]:
-    """The head's tensors as inputs of a graph; all sizes except D are free."""
+    """The head's tensors as graph inputs; only D, the width of the features, is fixed."""
     shapes: dict[str, tuple[int, list[int | str]]] = {
         "text_banks": (TensorProto.FLOAT, [image_width, "domains_times_classes"]),
         "bank_bias": (TensorProto.FLOAT, ["domains", "classes"]),

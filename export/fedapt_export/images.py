@@ -1,4 +1,4 @@
-"""The images on which an exported graph is compared with its checkpoint."""
+"""Images for the comparison of an exported graph with its checkpoint, and for calibration."""
 
 from __future__ import annotations
 
@@ -35,13 +35,14 @@ def collect_labelled_images(
 ) -> tuple[NDArray[np.uint8], str, list[tuple[str, int]]]:
     """Test images for a comparison.
 
-    Returns:
-        uint8 [n, height, width, 3], a line that says which, and domain and label of each, the
-        label as the checkpoint numbers classes; nothing of noise, or of images of other classes.
-
     Args:
-        data: a folder of domains; None takes the one that the run folder names, else noise.
-        count: how many at most, drawn from a fixed seed; 0 takes all.
+        checkpoint: the checkpoint, read from `checkpoint_path`.
+        data: a folder of domains; None uses the folder that the run folder names, else noise.
+        count: maximum number of images, drawn from a fixed seed; 0 takes all.
+
+    Returns:
+        uint8 [n, height, width, 3], a description of the images, and (domain, label) of each, with
+        the checkpoint's class numbers. The last is empty for noise and for other classes.
 
     Raises:
         DataError: there is no readable test image.
@@ -64,9 +65,9 @@ def collect_features(
     count: int,
     encoder: ImageEncoder,
 ) -> tuple[NDArray[np.float32], str]:
-    """Features of the same test images, from the cache if it has them: float32 [n, D], and a note.
+    """Features of the same test images, float32 [n, D], and a description of the images.
 
-    See `collect_labelled_images`.
+    The feature cache is used. See `collect_labelled_images`.
     """
     data = data or root_of_run(checkpoint_path)
     if data is None:
@@ -86,16 +87,17 @@ def has_photos(checkpoint_path: Path, data: Path | None) -> bool:
 def collect_calibration(
     checkpoint: Checkpoint, checkpoint_path: Path, data: Path | None, count: int
 ) -> tuple[NDArray[np.uint8], str]:
-    """Training images that set the scales of int8: uint8 [n, height, width, 3], and a note.
+    """Training images that set the scales of int8: uint8 [n, height, width, 3], and a description.
 
-    Test images never do: they measure what came of it.
+    Test images are not used, because they measure the result.
 
     Args:
-        data: a folder of domains; None takes the one that the run folder names.
-        count: how many at most, drawn from a fixed seed; 0 takes all.
+        checkpoint: the checkpoint, read from `checkpoint_path`.
+        data: a folder of domains; None uses the folder that the run folder names.
+        count: maximum number of images, drawn from a fixed seed; 0 takes all.
 
     Raises:
-        DataError: no folder, or no readable image in it.
+        DataError: there is no folder, or no readable image in it.
     """
     data = data or root_of_run(checkpoint_path)
     if data is None:
@@ -110,14 +112,14 @@ def collect_calibration(
 
 
 def open_images(checkpoint: Checkpoint, data: Path) -> Collection:
-    """Images as the checkpoint's training named and split them; of any folder of domains."""
+    """The images of a folder of domains, with the class names and splits of the training."""
     return open_collection(checkpoint.info.config.data, data, training=False)
 
 
 def _collect(
     checkpoint: Checkpoint, images: Collection, part: str, purpose: str, count: int
 ) -> tuple[NDArray[np.uint8], str, list[tuple[str, int]]]:
-    """The readable ones of `count` drawn for a purpose, which these are, and domains and labels."""
+    """Readable images among `count` drawn for a purpose, their description, domains and labels."""
     samples = _choose(images, part, purpose, count)
     paths = [images.root / sample.path for _, sample in samples]
     decoded = list(decode_ahead(paths, checkpoint.info.preprocessing, workers=4, ahead=64))
@@ -149,7 +151,7 @@ def _describe(images: Collection, part: str, n_read: int, n_images: int) -> str:
             next_step="pass a folder with readable images",
         )
     n_broken = n_images - n_read
-    skipped = f", {n_broken} unreadable ones left out" if n_broken else ""
+    skipped = f", without {n_broken} unreadable ones" if n_broken else ""
     return f"{n_read} {_KINDS[part]} of {images.root.name}{skipped}"
 
 

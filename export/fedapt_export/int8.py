@@ -1,8 +1,8 @@
-"""float32 tower -> int8 tower: Q/DQ pairs with scales that calibration images give.
+"""float32 tower -> int8 tower: Q/DQ pairs whose scales come from calibration images.
 
-Weights per channel, activations per tensor, by ONNX Runtime's own quantiser. The first
-convolutions and the last projection stay in float32: they are a few hundredths of the work and
-most of the loss (`benchmarks/precision.py` has the figures).
+ONNX Runtime's quantiser quantises weights per channel and activations per tensor. The first
+convolutions and the last projection stay in float32. They are a few per cent of the work and would
+cause most of the loss (`benchmarks/precision.py` measures both).
 
 Source: ONNX Runtime, "Quantize ONNX models"; arXiv 1806.08342 for weights per channel.
 """
@@ -38,12 +38,13 @@ def to_int8(
     """A copy whose convolutions and products with weights run in int8.
 
     Args:
+        tower: the image tower in float32.
         calibration: uint8 [n, height, width, 3], at least one image.
-        symmetric: int8 activations around zero, the only kind that TensorRT takes; else uint8,
+        symmetric: int8 activations around zero, the only kind that TensorRT accepts; else uint8,
             which CPUs multiply faster.
-        reduced_range: weights in 7 bits: x86 without VNNI adds up pairs of products in 16 bits,
-            which 8 bits overflow.
-        float_convolutions: how many of the first convolutions stay in float32.
+        reduced_range: weights in 7 bits. x86 without VNNI adds pairs of products in 16 bits, and
+            8-bit weights would overflow them.
+        float_convolutions: number of the first convolutions that stay in float32.
 
     Raises:
         ExportError: the quantiser failed.
@@ -52,11 +53,11 @@ def to_int8(
 
     excluded = _keep_in_float(tower, float_convolutions)
     copy = onnx.ModelProto()
-    copy.CopyFrom(tower)  # the quantiser moves the weights out of the model that it is given
+    copy.CopyFrom(tower)  # the quantiser removes the weights from its argument
     kind = q.QuantType.QInt8 if symmetric else q.QuantType.QUInt8
-    # a product's result stays float: one multiplication by the scales follows it either way
+    # results of products stay float, because one multiplication by the scales follows in any case
     unquantised = ["MatMul", "Gemm"] + (["Conv"] if symmetric else [])
-    # the quantiser gives advice, and logs the nodes that are left out
+    # the quantiser logs advice and the excluded nodes
     with scratch_folder() as folder, quiet(logging.WARNING):
         out = folder / "int8.onnx"
         try:
@@ -91,24 +92,23 @@ def to_int8(
 
 
 def _keep_in_float(tower: onnx.ModelProto, float_convolutions: int) -> list[str]:
-    """The first convolutions, the nodes before them, and the last projection.
+    """Names of the first convolutions, the nodes before them, and the last projection.
 
-    Products of two activations too: attention's scores and sums.
+    Products of two activations (the scores and sums of attention) are among them too.
     """
     nodes = tower.graph.node
     weights = {tensor.name for tensor in tower.graph.initializer}
     convolutions = [node.name for node in nodes if node.op_type == "Conv"]
-    excluded = convolutions[:float_convolutions]
-    if any(node.name == PRODUCT for node in nodes):  # the patch embedding, a convolution by nature
+    if any(node.name == PRODUCT for node in nodes):  # the patch embedding is a convolution too
         convolutions.insert(0, PRODUCT)
-        excluded = convolutions[:float_convolutions]
+    excluded = convolutions[:float_convolutions]
     seen = set()
     for node in nodes:
         seen.add(node.name)
         if not convolutions or node.name == convolutions[0]:
             break
     is_convolutional = len(convolutions) > float_convolutions
-    if not is_convolutional:  # a transformer's sums and activations stay float anyway
+    if not is_convolutional:  # the sums and activations of a transformer stay float
         excluded += [node.name for node in nodes if node.op_type in ("Add", "Clip", "Relu")]
     products = [node for node in nodes if node.op_type in ("Gemm", "MatMul")]
     excluded += [node.name for node in products if not weights.intersection(node.input)]
@@ -116,7 +116,7 @@ def _keep_in_float(tower: onnx.ModelProto, float_convolutions: int) -> list[str]
 
 
 class _Reader:
-    """Batches of calibration images, as ONNX Runtime's quantiser asks for them."""
+    """Batches of calibration images, for the interface of ONNX Runtime's quantiser."""
 
     def __init__(self, name: str, images: NDArray[np.uint8]) -> None:
         parts = range(0, len(images), _BATCH)

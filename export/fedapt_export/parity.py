@@ -1,8 +1,8 @@
-"""Parity of an exported file with its checkpoint, measured on fresh images, with a verdict.
+"""Parity of an exported file with its checkpoint, measured on images, with a verdict.
 
-There are two comparisons. Torch and ONNX must agree to float32's rounding, at several batch sizes.
-The comparison of the fused graph with exact personalised prompts shows the cost of mixing text
-banks: none if the routing is one-hot, and a small measured cost otherwise.
+There are two comparisons. Torch and ONNX must agree up to float32's rounding, at several batch
+sizes. The comparison of the fused graph with exact personalised prompts shows the cost of mixing
+text banks: zero if the routing is one-hot, and small otherwise.
 """
 
 from __future__ import annotations
@@ -32,14 +32,16 @@ class Parity:
     """Figures of the comparison.
 
     Attributes:
-        images: how many images were compared, and `source` says which.
-        feature_difference: largest absolute difference of unit features, torch against ONNX; None
-            of a head alone.
-        probability_difference: largest difference of class probabilities, torch head against ONNX.
-        batch_sizes: compared torch against ONNX.
+        images: number of compared images.
+        source: description of the images.
+        batch_sizes: batch sizes at which torch and ONNX were compared.
+        feature_difference: maximum absolute difference of unit features, torch against ONNX; None
+            for a head alone.
+        probability_difference: maximum difference of class probabilities, torch head against ONNX.
         one_hot: share of images whose largest domain weight is over 0.99.
-        agreement: share of images with the same best class under exact prompts.
-        exact_logit_difference, exact_probability_difference: largest, fused against exact prompts.
+        agreement: share of images that have the same label under exact prompts.
+        exact_logit_difference, exact_probability_difference: maximum differences, fused graph
+            against exact prompts.
     """
 
     images: int
@@ -53,7 +55,7 @@ class Parity:
     exact_probability_difference: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, without what was not measured."""
+        """Plain values for JSON, without figures that were not measured."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     def check(
@@ -62,11 +64,12 @@ class Parity:
         """Refuse a graph that does not compute what the checkpoint computes.
 
         Args:
-            min_agreement: share of images whose best class must not change.
+            min_agreement: minimum share of images whose label must not change.
+            where: the file, for messages.
             max_feature_difference: limit for unit features, far above float32's rounding.
 
         Raises:
-            ParityError: a figure is beyond its limit, or is no number.
+            ParityError: a figure is beyond its limit or NaN.
         """
         limits = [
             ("unit features differ by", self.feature_difference, max_feature_difference),
@@ -100,7 +103,9 @@ def measure_parity(
     """Run the fused graph, the torch modules and the method itself on the same images.
 
     Args:
-        fusable: the global model; of FedAPT, `exact` encodes each image's own prompts.
+        onnx_model: the fused graph, serialised.
+        fusable: the global model; for FedAPT, its `exact` encodes the prompts of each image.
+        backbone: the CLIP model.
         images: uint8 [n, height, width, 3], at least one.
         source: origin of the images, for the report.
     """
@@ -130,10 +135,11 @@ def measure_parity(
 
 
 def measure_head(fusable: Fusable, features: torch.Tensor, source: str) -> Parity:
-    """Run a head as ONNX, in torch, and the method itself on the same image features.
+    """Run the head in ONNX and in torch, and the method itself, on the same image features.
 
     Args:
-        features: float32 [n, D], at least one.
+        fusable: the global model.
+        features: float32 [n, D], at least one row.
         source: origin of their images, for the report.
     """
     model = build_head(fusable.head).SerializeToString()
@@ -174,5 +180,5 @@ def _compare_with_exact(
 
 
 def _difference(left: torch.Tensor, right: torch.Tensor) -> float:
-    """Maximum absolute difference; NaN if either array holds one."""
+    """Maximum absolute difference; NaN if either array contains NaN."""
     return float((left - right).abs().max())

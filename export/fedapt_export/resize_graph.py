@@ -1,10 +1,11 @@
 """Resizing and cropping as an ONNX graph: Pillow's antialiased resampling as two matrix products.
 
-The graph has no weights and depends on no model, so the runtime carries it as files, one for each
-interpolation (`python -m fedapt_export.resize_graph` writes them). Images of several sizes stand in
-the top left corner of one canvas. The graph resamples columns, rounds to 8 bits, and resamples
-rows, as Pillow does; Pillow 13 begins with the rows where the height shrinks over twice as much as
-the width. Pillow's weights have 22 bits, the graph's are float32. A pixel may differ by 1.
+The graph has no weights and depends on no model. The runtime therefore contains one file for each
+interpolation, which `python -m fedapt_export.resize_graph` writes. Each image of a batch is in the
+top left corner of a canvas of the same size. The graph resamples columns, rounds to 8 bits, and
+resamples rows, as Pillow does. (Pillow 13 resamples rows first if the height shrinks over twice as
+much as the width.) Pillow's weights have 22 bits, and those of the graph are float32, so a pixel
+may differ by 1.
 
 Source: Pillow, src/libImaging/Resample.c (`precompute_coeffs`, `bicubic_filter` with a = -0.5,
 `ImagingResampleHorizontal_8bpc`).
@@ -46,12 +47,16 @@ class _Graph:
 
 
 def build_resize_graph(interpolation: str) -> onnx.ModelProto:
-    """The graph of one interpolation.
+    """The graph of one interpolation, a member of `INTERPOLATIONS`.
 
-    Inputs: `canvas` uint8 [batch, H, W, 3]; float32 [batch, 2], rows and columns, of each image:
-    `sizes` on the canvas, `scales` (pixels of the image for one of the resized image) and `offsets`
-    of the crop in the resized image; `height` and `width` of the result, int64 [].
-    Output: `images` uint8 [batch, height, width, 3].
+    | name | dtype and shape | meaning |
+    |---|---|---|
+    | `canvas` | uint8 [batch, H, W, 3] | the images |
+    | `sizes` | float32 [batch, 2] | rows and columns of each image |
+    | `scales` | float32 [batch, 2] | pixels of the image for one pixel of the resized image |
+    | `offsets` | float32 [batch, 2] | row and column of the crop in the resized image |
+    | `height`, `width` | int64 [] | size of the result |
+    | `images` | uint8 [batch, height, width, 3] | the output |
     """
     graph = _Graph()
     shape = graph.add("Shape", "canvas")
@@ -99,7 +104,7 @@ def _index(graph: _Graph, index: int) -> str:
 
 
 def _weights(graph: _Graph, interpolation: str, axis: int, target: str, length: str) -> str:
-    """How much every pixel of the canvas gives to every pixel of the result: [batch, out, in]."""
+    """Weight of each pixel of the canvas in each pixel of the result: [batch, out, in]."""
     place, one, two = _index(graph, axis), graph.constant([1]), graph.constant([1, 2])
     size, scale, offset = (
         graph.add("Gather", name, place, axis=1) for name in ("sizes", "scales", "offsets")
@@ -119,7 +124,7 @@ def _weights(graph: _Graph, interpolation: str, axis: int, target: str, length: 
 
 
 def _count(graph: _Graph, length: str) -> str:
-    """0, 1, 2 and so on, float32 [length]."""
+    """The numbers from 0 to length - 1, float32 [length]."""
     numbers = graph.add("Range", _index(graph, 0), length, _index(graph, 1))
     return graph.add("Cast", numbers, to=TensorProto.FLOAT)
 
@@ -139,12 +144,12 @@ def _triangle(graph: _Graph, x: str) -> str:
 
 
 def _round(graph: _Graph, values: str) -> str:
-    """To the nearest of 0 to 255, halves up."""
+    """Values rounded to the nearest integer from 0 to 255; halves are rounded up."""
     return graph.add("Clip", graph.add("Floor", graph.add("Add", values, 0.5)), 0.0, 255.0)
 
 
 def graph_path(interpolation: str) -> Path:
-    """The runtime's path of the graph."""
+    """The path of the graph in the runtime's folder."""
     return Path(fedapt_runtime.__file__).parent / f"resize_{interpolation}.onnx"
 
 

@@ -1,4 +1,4 @@
-"""Separate heads: written beside a model, and inserted into another model of the same CLIP."""
+"""Head files: writing one, and inserting one into a model of the same CLIP."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ from fedapt_runtime.manifest import METADATA_KEY
 def write_head(head: Head, manifest: Manifest, out: Path) -> None:
     """Write a head file, completely or not at all.
 
+    Args:
+        head: the head.
+        manifest: manifest of the model that it belongs to.
+        out: a .safetensors file.
+
     Raises:
         FileError: the folder cannot be written, or the disk is full.
     """
@@ -32,15 +37,15 @@ def write_head(head: Head, manifest: Manifest, out: Path) -> None:
 
 
 def _check_width(model: onnx.ModelProto, values: Mapping[str, Tensor], where: Path) -> None:
-    """Refuse a head for features of another width, independent of its manifest."""
+    """Refuse a head for features of another width, whatever its manifest says."""
     name = "adaptive_network"
-    mine = [list(t.dims) for t in model.graph.initializer if t.name == name]
+    expected = [list(t.dims) for t in model.graph.initializer if t.name == name]
     width = values[name].shape[0]
-    if mine and mine[0][0] != width:
+    if expected and expected[0][0] != width:
         raise ModelFileError(
             where=where,
             found=f"a head for features of width {width}",
-            expected=f"{mine[0][0]}, the width of the model's features",
+            expected=f"{expected[0][0]}, the width of the model's features",
             next_step="export a head of the same CLIP",
         )
 
@@ -48,15 +53,20 @@ def _check_width(model: onnx.ModelProto, values: Mapping[str, Tensor], where: Pa
 def swap_head(model_path: Path, head_path: Path, out: Path) -> Manifest:
     """Put a head into a fused model of the same CLIP; the tower's bytes do not change.
 
+    Args:
+        model_path: the .onnx file.
+        head_path: the head's .safetensors file.
+        out: the .onnx file to write, which may be the model itself.
+
     Returns:
-        The manifest of the new model: the head's, with the graph's own facts.
+        The manifest of the new model: the head's manifest with the fields of the graph.
 
     Raises:
-        ExportError: the model is missing, damaged, or no fedapt model.
-        ModelFileError: the head is damaged, or of another CLIP.
+        ExportError: the model is missing, damaged, or not a fedapt model.
+        ModelFileError: the head is damaged or of another CLIP.
         FileError: another job writes the output, or it cannot be written.
     """
-    with claim_file(out):  # which may be the model itself
+    with claim_file(out):
         return _swap_head(model_path, head_path, out)
 
 

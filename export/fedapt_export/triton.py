@@ -62,8 +62,9 @@ def write_repository(
     """Write or update the model in a repository; the configuration is written last.
 
     Args:
-        model: an .onnx file, or an .engine of TensorRT's; Triton has no backend for TensorRT-RTX.
-        folder: the repository; the model's folder in it is called after the file.
+        model: an .onnx file, or an .engine file of TensorRT; Triton cannot run TensorRT-RTX.
+        folder: the repository; the model's folder in it gets the name of the file.
+        manifest: manifest of the model.
         settings: batch sizes.
 
     Returns:
@@ -83,7 +84,7 @@ def _write(model: Path, target: Path, manifest: Manifest, settings: EngineSettin
     with replace_file(target / "1" / ("model.plan" if is_engine else "model.onnx")) as temporary:
         shutil.copyfile(model, temporary)
     for name, labels in (("classes.txt", manifest.classes), ("domains.txt", manifest.domains)):
-        # one label a line: a line break inside a name would move all that follow
+        # one label per line: a line break in a name would shift all later labels
         lines = [" ".join(label.splitlines()) for label in labels]
         write_text(target / name, "\n".join(lines) + "\n")
     height, width = manifest.preprocessing.size

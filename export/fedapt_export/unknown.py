@@ -1,4 +1,4 @@
-"""The signal for unknown domains, calibrated on images outside the training set."""
+"""Calibration of the signal for unknown domains, on images outside the training set."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from fedapt.training.methods.base import Fusable
 from fedapt_export.images import open_images, root_of_run
 from fedapt_runtime.unknown import UnknownSignal, calibrate_signal
 
-KEEP = 0.95  # share of images of known domains that must not be flagged
-_MIN_IMAGES = 20  # below that, a threshold at 95 % is one image's doing
+KEEP = 0.95  # minimum share of images of known domains that are not flagged
+_MIN_IMAGES = 20  # with fewer images, a single one decides a threshold at 95 %
 
 
 def calibrate_unknown(
@@ -33,12 +33,16 @@ def calibrate_unknown(
     backbone: Backbone,
     reporter: Reporter,
 ) -> dict[str, Any] | None:
-    """The manifest's block `unknown`; None and a reason if it cannot be calibrated.
+    """The manifest's block `unknown`; None if it cannot be calibrated.
 
-    Held-out images are the run's validation images, or its test images where it kept no others.
+    Held-out images are the run's validation images; a domain without them uses its test images.
 
     Args:
-        data: a folder of domains; None takes the one that the run folder names.
+        checkpoint: the checkpoint, read from `checkpoint_path`.
+        fusable: its global model.
+        data: a folder of domains; None uses the folder that the run folder names.
+        backbone: the CLIP model, which encodes the images.
+        reporter: receives the threshold, or the reason why there is none.
     """
     info = checkpoint.info
     network = fusable.head.adaptive_network.cpu().numpy()
@@ -52,8 +56,8 @@ def calibrate_unknown(
         signal = calibrate_on(checkpoint, network, images, image_encoder(backbone))
     if signal is None:
         reporter.message(
-            "no signal for unknown domains: that takes training images of every known one, and"
-            f" {_MIN_IMAGES} that were held out"
+            "no signal for unknown domains: it requires training images of every known domain and"
+            f" {_MIN_IMAGES} held-out images"
         )
         return None
     reporter.message(
@@ -69,10 +73,16 @@ def calibrate_on(
     images: Collection,
     encoder: ImageEncoder,
 ) -> UnknownSignal | None:
-    """The signal from these images; None if they are too few, or of other domains.
+    """The signal from these images; None if there are too few, or other domains.
 
-    Centres come from the training images of each domain and class, the scale and the threshold
-    from images that were held out of training.
+    The centres come from the training images of each domain and class. The scale and the threshold
+    come from held-out images.
+
+    Args:
+        checkpoint: names the known domains.
+        network: the keys of the domains, float32 [domains, D].
+        images: the images, split as in training.
+        encoder: computes their features.
     """
 
     def features(samples: Sequence[Sample]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

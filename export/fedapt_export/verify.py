@@ -31,13 +31,19 @@ def verify(
     """Compare a fused model with the checkpoint from which it was exported.
 
     Args:
+        model_path: the .onnx file.
+        checkpoint_path: the checkpoint.
         data, images, min_agreement: see `export.export`.
+        reporter: receives a line about the images.
+
+    Returns:
+        The figures, which are within the limits.
 
     Raises:
-        UsageError: the two files are the wrong way round.
+        UsageError: the two files are in the wrong order.
         ExportError: the model is missing or damaged.
-        ModelFileError: it is no fedapt model.
-        ParityError: it came from another checkpoint, or does not compute what this one computes.
+        ModelFileError: the file is not a fedapt model.
+        ParityError: the model is of another checkpoint, or differs from this one.
     """
     if (model_path.suffix, checkpoint_path.suffix) == (".safetensors", ".onnx"):
         raise UsageError(

@@ -1,4 +1,4 @@
-"""A batch job: images in, a row of predictions for each out, in a file that is whole or absent."""
+"""A batch job: one row for each image, in an output file that is complete or absent."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ Runner = Callable[[Iterable[Image]], Iterator[dict[str, Any]]]
 
 @dataclass
 class Summary:
-    """Figures of a finished job.
+    """Figures of a job.
 
     Attributes:
-        images: rows, bad ones included.
-        errors: bad ones.
-        kinds: how often each kind of error came.
-        resumed: rows that were there already.
-        finished: whether the job had ended before, and nothing was done.
+        images: number of rows, including rows with an error.
+        errors: number of rows with an error.
+        kinds: kind of error -> number of rows, see `error_kind`.
+        resumed: number of rows from an earlier run of the job.
+        finished: whether an earlier run had completed the output, so that this one changed nothing.
         seconds: wall time from the first image to the last row.
-        left_out: files and folders that were passed over, by reason.
+        left_out: reason -> number of omitted files and folders.
         ran_on: backend, compute precision and batch size.
     """
 
@@ -65,9 +65,13 @@ class Summary:
 
 
 def error_kind(path: str, error: str) -> str:
-    """Kind of a row's error, without details: "no such file", "a damaged image".
+    """The kind of a row's error without details, such as "no such file" or "a damaged image".
 
-    A row of an earlier job has its error as text alone, which begins with its path.
+    The kind is parsed from the text, because rows of an earlier run contain only the text.
+
+    Args:
+        path: column `path` of the row.
+        error: column `error` of the row.
     """
     found = error.removeprefix(f"{printable(path)}: ").removeprefix("found ")
     found = found.split("; expected ", 1)[0]
@@ -87,26 +91,31 @@ def classify_files(
     progress: Callable[[Summary], None] = lambda summary: None,
     runner: Runner | None = None,
 ) -> Summary:
-    """Classify images and write one row each, in order; a bad file is a row with its error.
+    """Classify images and write one row each, in order; an unreadable file is a row with its error.
 
     Args:
-        images: paths, or what `find_images` yields.
-        out: a .jsonl, .csv or .parquet file, or a URI of one, replaced only when the job has ended
-            well; None: JSON lines on stdout.
-        options: what changes a row.
+        classifier: the model.
+        images: paths, or the items that `find_images` yields.
+        out: path or URI of a .jsonl, .csv or .parquet file, which is replaced only by a complete
+            job; None writes JSON lines to stdout.
+        options: options that change a row.
         batch_size, workers, resizer: see `Classifier.stream`.
         resume: continue after the rows of a stopped job (`OUT.part`), with its batches. The rows
             equal those of an uninterrupted job to the bit, unless `batch_size` has changed or
             `runner` forms its own batches. An output that already has these images does not
             change.
         progress: called after every row.
-        runner: turns images into rows in place of this process's classifier; it then sets
-            `batch_size` and `workers` itself.
+        runner: turns images into rows instead of `classifier`, and chooses `batch_size` and
+            `workers` itself.
+
+    Returns:
+        The figures of the job.
 
     Raises:
-        OutputError: another job writes the output, or it cannot be written; finished rows are kept
-            in `OUT.part`, of an object in the working folder.
-        InputError: `OUT.part` belongs to another job, or to other images.
+        OutputError: another job writes the output, or it cannot be written. `OUT.part` keeps the
+            finished rows; for a URI it is in the working folder.
+        InputError: `OUT.part` belongs to another job or to other images.
+        MissingDependency: Parquet or a URI without pyarrow.
     """
     check_output(out)
     job = options.to_dict() | ({} if resizer is None else {"resized": "on a GPU"})
@@ -191,10 +200,10 @@ def _count_whole(journal: Journal) -> int:
 
 
 def _count_finished(out: Destination, images: Iterator[Image]) -> tuple[int, Iterator[Image]]:
-    """Rows of an existing output of exactly these images, in order; else 0.
+    """Number of rows of an existing output if it has exactly these images, in order; else 0.
 
     Returns:
-        The images too, all of them.
+        The number, and an iterator over all images, including those read here.
     """
     suffix, seen = local_path(out).suffix, list[Image]()
     with fetch(out) as path:
@@ -204,7 +213,7 @@ def _count_finished(out: Destination, images: Iterator[Image]) -> tuple[int, Ite
                 names = [show_path(name_of(image, len(seen) - 1), suffix) for image in seen[-1:]]
                 if names != [known]:
                     return 0, itertools.chain(seen, images)
-        except Exception:  # no predictions: the readers raise whatever they come across
+        except Exception:  # not predictions; the readers raise errors of any class
             return 0, itertools.chain(seen, images)
     more = list(itertools.islice(images, 1))
     return 0 if more else len(seen), itertools.chain(seen, more, images)

@@ -28,8 +28,8 @@ from fedapt_runtime.unknown import UnknownSignal, read_signal
 class Classifier:
     """A fused model that classifies batches. Calls from several threads are safe.
 
-    Build one with `Classifier.load`. Calling it takes paths or arrays and returns a prediction for
-    each, in order; `stream` does the same without holding all of them.
+    `Classifier.load` builds one. A call with paths or arrays returns one prediction for each, in
+    order. `stream` yields the same predictions one by one.
 
     Examples:
         >>> classifier = fedapt.Classifier.load("model.onnx")
@@ -57,22 +57,24 @@ class Classifier:
         Args:
             path: the .onnx file, or an .engine file with its .engine.json beside it.
             backend: `onnxruntime`, `openvino`, `tensorrt-ep` (TensorRT inside ONNX Runtime) or
-                `tensorrt` (TensorRT engines); `auto` takes the fastest that is installed, measured
-                at the first load on a machine, and `description` says what and why.
+                `tensorrt` (TensorRT engines). `auto` chooses the fastest installed backend, which
+                it measures at the first load on a machine; `description` gives the choice and the
+                reason.
             device: `auto`, `cpu` or `cuda`.
-            head: a head that `fedapt export --head-only` wrote, in place of the model's own.
-            threads: threads of inference on a CPU; 0 takes every core.
-            performance_hint: on a CPU, `latency` puts every thread on one batch, for the shortest
-                time to its result; `throughput` gives each thread a batch of its own, for the most
+            head: a head file to use instead of the model's own head.
+            threads: threads of inference on a CPU; 0 uses every core.
+            performance_hint: on a CPU, `latency` runs one batch on all threads, which minimises the
+                time to its result. `throughput` runs one batch on each thread, which maximises the
                 images per second.
-            compute: `fp32` multiplies in the types of the graph; `bf16` multiplies in bfloat16
-                what the graph has in float32, where backend and processor can; `auto` takes `bf16`
-                where it is faster and changed no label in the export.
+            compute: `fp32` multiplies in the types of the graph. `bf16` multiplies the graph's
+                float32 matrices in bfloat16, if backend and processor can. `auto` uses `bf16` where
+                it is faster and changed no label in the export.
 
-        `FEDAPT_BACKEND` and `FEDAPT_COMPUTE` in the environment stand for `auto`.
+        The environment variables `FEDAPT_BACKEND` and `FEDAPT_COMPUTE` replace `auto`.
 
         Raises:
-            ModelFileError: missing, damaged, not a fedapt model, or a head of another CLIP.
+            ModelFileError: the file is missing, damaged or not a fedapt model, or the head is of
+                another CLIP.
             MissingDependency: the backend's package is missing, or installed twice.
             RuntimeFailure: the backend or the device is not available, or does not fit the file.
         """
@@ -90,7 +92,7 @@ class Classifier:
         return self._backend.manifest
 
     def preprocessing(self, depth: str | None = None) -> Preprocessing:
-        """The model's preprocessing, or the same with another depth."""
+        """The model's preprocessing; `depth` replaces its depth, see `Preprocessing`."""
         plain = self.manifest.preprocessing
         return plain if depth is None else dataclasses.replace(plain, depth=depth)
 
@@ -101,7 +103,7 @@ class Classifier:
 
     @property
     def ran_on(self) -> dict[str, str]:
-        """Backend and compute precision, as `load` takes them."""
+        """`backend` and `compute`, with the names that `load` accepts."""
         return {"backend": self._backend.name, "compute": self._backend.compute}
 
     def __call__(
@@ -127,19 +129,20 @@ class Classifier:
         Args:
             images: paths of image files, images in archives (`sources.find_images`), or uint8 RGB
                 arrays [height, width, 3] of any size.
-            batch_size: images per run of the graph; by default what suits the backend.
-            top_k: how many classes to report.
-            workers: decoding threads; by default one per core.
-            fast: decode large JPEGs at a fraction of their size; no longer bit-exact.
-            depth: depth of grey images beyond 8 bits, see `Preprocessing`; by default the model's.
-            flag_unknown: also say how unlike the known domains each image is.
+            batch_size: images per run of the graph; None uses the backend's default.
+            top_k: number of classes to report.
+            workers: decoding threads; None starts one per core.
+            fast: decode large JPEGs at a fraction of their size; the pixels are then not exact.
+            depth: depth of grey images beyond 8 bits, see `Preprocessing`; None uses the model's.
+            flag_unknown: add `unknown_score` and `unknown`, which compare each image with the known
+                domains.
             resizer: resizes and crops on a GPU; decoding threads then only decode.
 
         Yields:
-            Predictions; an image that cannot be read yields one whose `error` says why.
+            Predictions; that of an unreadable image has an `error`.
 
         Raises:
-            InputError: an array that is no uint8 RGB image, or a size below 1.
+            InputError: an array is not a uint8 RGB image, or a number is below 1.
             RuntimeFailure: `flag_unknown` with a model that has no such signal.
         """
         return self.run(
@@ -159,9 +162,9 @@ class Classifier:
         workers: int | None = None,
         resizer: DeviceResizer | None = None,
     ) -> Iterator[Prediction]:
-        """`stream`, with the options of a row as one object."""
+        """Like `stream`, with the options of a row as one object."""
         if isinstance(images, str | os.PathLike):
-            images = [images]  # one path is an iterable of characters, which nobody means
+            images = [images]  # a single path, not an iterable of characters
         batch_size = self._backend.default_batch if batch_size is None else batch_size
         if batch_size < 1 or options.top_k < 1:
             raise InputError(
@@ -171,7 +174,7 @@ class Classifier:
                 next_step="pass larger numbers",
             )
         if options.flag_unknown:
-            _ = self._signal  # a model without one is refused before any work
+            _ = self._signal  # raises for a model without a signal, before any work
         in_flight, workers = self._backend.in_flight, workers or usable_cores()
         ahead = max(4 * batch_size, 2 * workers)
         decoded = decode_ahead(
@@ -187,7 +190,7 @@ class Classifier:
         try:
             for batch in split_batches(decoded, batch_size):
                 pending.append(pool.submit(self.classify, batch, options, resizer))
-                if len(pending) > in_flight:  # the next one is ready when one ends
+                if len(pending) > in_flight:  # one batch is queued behind the running ones
                     yield from pending.popleft().result()
             while pending:
                 yield from pending.popleft().result()
@@ -215,7 +218,9 @@ class Classifier:
         """One prediction for each decoded image, in order, from the graph's outputs.
 
         Args:
-            outputs: a row for each image that could be read; None where none could.
+            batch: the decoded images.
+            outputs: one row for each readable image; None if there is none.
+            options: `top_k` and `flag_unknown` are used.
         """
         rows: Iterator[Prediction] = iter(())
         if outputs is not None:

@@ -44,16 +44,16 @@ def check_engine(path: Path, model: Path, images: Sequence[str] = ()) -> EngineR
     Args:
         path: the .engine file.
         model: the .onnx file; ONNX Runtime runs it on the CPU.
-        images: paths as `sources.find_images` takes them; the first that fill the largest batch
-            are used. Noise where there are none.
+        images: paths for `sources.find_images`; the first images, up to the engine's maximum batch,
+            are used. An empty sequence uses noise.
 
     Raises:
         ParityError: the engine does not compute what the model computes.
         ImageError: an image cannot be read.
         InputError: the paths have fewer than two images.
         ModelFileError: the engine is of another model; else see `TensorRtBackend`.
-        OutputError: its description cannot be written.
-        RuntimeFailure: see `TensorRtBackend`.
+        OutputError: the engine's description cannot be written.
+        MissingDependency, RuntimeFailure: see `TensorRtBackend`.
     """
     reference = OrtBackend(model, LoadOptions(device="cpu"))
     sha256 = hash_file(model)
@@ -110,8 +110,16 @@ def _load_images(paths: Sequence[str], engine_file: EngineFile) -> NDArray[np.ui
 def describe_built_engine(path: Path, manifest: Manifest, onnx_sha256: str) -> dict[str, Any]:
     """The description of an engine that TensorRT has built for the GPU of this machine.
 
+    Args:
+        path: the .engine file.
+        manifest: manifest of the model that it was built from.
+        onnx_sha256: hash of that model's file.
+
+    Returns:
+        The fields of the .engine.json file, with `verified` None.
+
     Raises:
-        ModelFileError: the TensorRT that is installed refuses the engine.
+        ModelFileError: the installed TensorRT refuses the engine.
         MissingDependency: TensorRT or cuda-bindings is not installed.
         RuntimeFailure: there is no GPU.
     """
@@ -147,11 +155,13 @@ def compare_with_model(
     """Compare an engine with its model, and refuse it if they differ.
 
     Args:
-        images: uint8 [n, height, width, 3]; noise where None.
+        engine_file: the engine.
+        reference: the model in ONNX Runtime.
+        images: uint8 [n, height, width, 3]; None, or fewer than two images, uses noise.
 
     Raises:
         ParityError: the engine does not compute what the model computes.
-        RuntimeFailure: see `TensorRtBackend`.
+        ModelFileError, MissingDependency, RuntimeFailure: see `TensorRtBackend`.
     """
     source = "noise"
     if images is None or len(images) < 2:

@@ -1,9 +1,9 @@
-"""Comparison of an engine with its ONNX file, at every kind of batch, on real rows.
+"""Comparison of a TensorRT engine with its ONNX model at several batch sizes.
 
-A builder can miscompile a graph for some batch sizes only, and a wrong stride shows only if rows
-differ. The engine therefore runs at its minimum, an odd, its optimum and its maximum batch size,
-with repeated rows and with rows in another order. Equal images must get equal results at every
-position.
+A builder can miscompile a graph for some batch sizes only. A wrong stride changes results only if
+rows differ. The engine therefore runs at its minimum, an odd, its optimum and its maximum batch
+size, with repeated rows and with rows in another order. Equal images must get equal results at
+every position.
 
 Source: NVIDIA/TensorRT issues 4853 and 4813, engines that are wrong at some batch sizes.
 """
@@ -20,18 +20,20 @@ from fedapt_runtime.backends.base import Backend
 from fedapt_runtime.errors import ParityError
 from fedapt_runtime.prediction import softmax
 
-# largest difference of class probabilities from ONNX Runtime, by the precision of the graph
+# maximum difference of class probabilities from ONNX Runtime, by the precision of the graph
 MAX_PROBABILITY_DIFFERENCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 5e-2, "int8": 5e-2}
 _ODD = 3
 
 
 @dataclass(frozen=True)
 class EngineReport:
-    """Figures of the comparison, each the maximum over all batches.
+    """Figures of the comparison.
+
+    Each difference is the maximum absolute difference of class probabilities over all batches.
 
     Attributes:
         batch_sizes: batch sizes of the runs.
-        probability_difference: maximum for class probabilities, engine against ONNX Runtime.
+        probability_difference: between the engine and ONNX Runtime.
         repeated_difference: between rows of the same image in one batch.
         permuted_difference: between a batch and the same images in another order.
         images: description of the images.
@@ -50,14 +52,18 @@ class EngineReport:
     def check(self, precision: str, where: object) -> None:
         """Refuse an engine that is wrong.
 
+        Args:
+            precision: precision of the graph, which sets the limit.
+            where: the engine, for messages.
+
         Raises:
-            ParityError: a figure is beyond its limit, or is no number.
+            ParityError: a difference is above the limit or NaN.
         """
         maximum = MAX_PROBABILITY_DIFFERENCE[precision]
         for what, value in (
             ("an engine that differs from ONNX Runtime by", self.probability_difference),
-            ("an engine that gives rows of one image results apart by", self.repeated_difference),
-            ("an engine whose results move with the order of rows by", self.permuted_difference),
+            ("an engine whose results for one image differ by", self.repeated_difference),
+            ("an engine whose results in another order differ by", self.permuted_difference),
         ):
             if not value <= maximum:  # NaN fails too
                 raise ParityError(
@@ -80,8 +86,9 @@ def compare_engine(
     """Run an engine and its reference on the same batches.
 
     Args:
+        engine: the engine.
         reference: the same graph in ONNX Runtime.
-        images: uint8 [n, height, width, 3]; two or more, or an order of rows means nothing.
+        images: uint8 [n, height, width, 3]; at least two, so that orders of rows differ.
         minimum, optimum, maximum: batch sizes of the engine's profile.
     """
     if len(images) < 2:
@@ -91,7 +98,7 @@ def compare_engine(
     generator = np.random.default_rng(0)
     apart, repeated, permuted = [], [], []
     for size in sizes:
-        # more rows than images repeat them; fewer rows still hold one image twice
+        # images repeat to fill the batch; a batch of two rows or more always repeats one
         rows = np.arange(size) % max(1, min(len(images), size - 1))
         found = softmax(engine.run(images[rows])[0])
         order = generator.permutation(size)

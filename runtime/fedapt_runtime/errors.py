@@ -49,10 +49,14 @@ class ReportedError(Exception):
         text = f"{where}: found {found}; expected {expected}. To do: {next_step}."
         super().__init__(printable(text))
 
-    def __reduce__(self) -> tuple[object, ...]:
-        # exceptions with keyword arguments do not pickle by themselves, and workers pickle them
+    def parts(self) -> dict[str, Any]:
+        """The arguments that build an equal error; plain values for JSON."""
         names = ("where", "found", "expected", "next_step", "shareable")
-        return _rebuild, (type(self), {name: getattr(self, name) for name in names})
+        return {name: getattr(self, name) for name in names}
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # workers pickle errors, and exceptions with keyword arguments need this to pickle
+        return _rebuild, (type(self), self.parts())
 
 
 def _rebuild(kind: type[ReportedError], parts: dict[str, Any]) -> ReportedError:
@@ -91,18 +95,18 @@ class RequestError(RuntimeFailure):
     """A request that the service refuses.
 
     Args:
-        status: the HTTP status of the answer.
-        retry_after_s: when the same request may succeed; None where it never will.
-        fields: the four parts, see `ReportedError`.
+        status: the HTTP status of the response.
+        retry_after_s: seconds after which the same request may succeed; None if it never will.
+        fields: see `ReportedError`.
     """
 
     def __init__(self, status: int, *, retry_after_s: int | None = None, **fields: Any) -> None:
         super().__init__(**fields)
         self.status, self.retry_after_s = status, retry_after_s
 
-    def __reduce__(self) -> tuple[object, ...]:
-        names = ("status", "retry_after_s", "where", "found", "expected", "next_step", "shareable")
-        return _rebuild, (type(self), {name: getattr(self, name) for name in names})
+    def parts(self) -> dict[str, Any]:
+        """See `ReportedError.parts`."""
+        return super().parts() | {"status": self.status, "retry_after_s": self.retry_after_s}
 
 
 class MissingDependency(RuntimeFailure):

@@ -1,7 +1,7 @@
 """The rows of an unfinished job, in `OUT.part`: a header, then a JSON line for each row.
 
-A job that ends well writes the output from these rows, so the output is complete or absent. A
-stopped job resumes after its last complete row.
+A complete job writes the output from these rows, so the output is complete or absent. A stopped job
+resumes after its last complete row.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any, BinaryIO
 from fedapt_runtime.destination import Destination, local_path
 from fedapt_runtime.errors import InputError
 
-_FLUSH_S = 1.0  # what a killed process may lose
+_FLUSH_S = 1.0  # a killed process loses at most the rows of this time
 
 
 def part_path(out: Destination) -> Path:
-    """Path of the rows of an unfinished job."""
+    """The path of the journal for an output; the working folder holds that of a remote output."""
     path = local_path(out)
     return path.with_name(path.name + ".part")
 
@@ -31,7 +31,7 @@ class Journal:
     Attributes:
         path: path of the file.
         batch_size: batch size of the job that started the journal.
-        n_rows: rows that are written.
+        n_rows: number of written rows.
     """
 
     def __init__(self, path: Path, stream: BinaryIO, batch_size: int, n_rows: int) -> None:
@@ -51,12 +51,14 @@ class Journal:
         """Start a new journal, or continue after the last complete row.
 
         Args:
-            job: identity of the job; rows of another job are refused.
-            batch_size: kept beside it; an older one stays.
-            ran_on: backend and compute precision, likewise; see `read_ran_on`.
+            out: the output of the job.
+            job: identity of the job, plain values for JSON; rows of another job are refused.
+            batch_size: batch size of a new journal; an existing journal keeps its own.
+            resume: continue an existing journal; else it is replaced.
+            ran_on: backend and compute precision of a new journal, see `read_ran_on`.
 
         Raises:
-            InputError: the rows there belong to another job.
+            InputError: the existing rows belong to another job.
             OSError: the folder is missing or not writable, or the disk is full.
         """
         path = part_path(out)
@@ -81,7 +83,7 @@ class Journal:
             n_rows, end = 0, stream.tell()
             for line in stream:
                 if not line.endswith(b"\n"):
-                    break  # the process died here
+                    break  # the process was killed while it wrote this row
                 n_rows, end = n_rows + 1, end + len(line)
             stream.seek(end)
             stream.truncate()
@@ -109,7 +111,7 @@ class Journal:
             self._flushed = time.monotonic()
 
     def close(self) -> None:
-        """Write the buffered rows; a journal without rows is removed."""
+        """Write the buffered rows; remove a journal without rows."""
         try:
             self._stream.close()
         finally:
@@ -117,14 +119,14 @@ class Journal:
                 self.path.unlink(missing_ok=True)
 
     def lines(self) -> Iterator[bytes]:
-        """The written rows, each with its line's end."""
+        """Yield the written rows as JSON lines, each with its line break."""
         self._stream.flush()
         with self.path.open("rb") as stream:
             stream.readline()
             yield from stream
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The written rows."""
+        """Yield the written rows."""
         for line in self.lines():
             row: dict[str, Any] = json.loads(line.decode("utf-8", "surrogateescape"))
             yield row
@@ -136,14 +138,14 @@ class Journal:
 
 
 def _encode(value: dict[str, Any]) -> bytes:
-    # names that are not valid UTF-8 survive through the surrogates that Python uses for them
+    # surrogateescape restores the bytes of file names that are not valid UTF-8
     return (json.dumps(value, ensure_ascii=False) + "\n").encode("utf-8", "surrogateescape")
 
 
 def read_ran_on(out: Destination) -> dict[str, str]:
-    """Backend and compute precision of an unfinished job; empty if unknown.
+    """`backend` and `compute` of an unfinished job; empty if unknown.
 
-    Rows of another backend differ by rounding: a job that goes on takes the one that began it.
+    Rows of another backend differ by rounding, so a resumed job uses the backend that started it.
     """
     try:
         with part_path(out).open("rb") as stream:
@@ -154,7 +156,7 @@ def read_ran_on(out: Destination) -> dict[str, str]:
 
 
 def _read_header(line: bytes, job: dict[str, Any]) -> int | None:
-    """The batch size of this very job; None of another, or of no journal."""
+    """The batch size in the header of this job; None if the header is of another job or damaged."""
     try:
         header: Any = json.loads(line.decode("utf-8", "surrogateescape"))
         batch_size = header["batch_size"]

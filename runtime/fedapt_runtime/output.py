@@ -66,7 +66,7 @@ def _to_arrow(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _escape(text: str) -> str:
-    # Arrow's strings are UTF-8 throughout: bytes of a name that are not are escaped
+    # Arrow's strings are UTF-8, so other bytes of a file name are escaped
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
@@ -80,9 +80,12 @@ WRITERS: dict[str, Callable[[Journal, Path, bool], None]] = {
 def check_output(out: Destination | None) -> None:
     """Refuse an unknown format or a path that cannot be written, before any work.
 
+    Args:
+        out: a path or URI; None is stdout.
+
     Raises:
-        OutputError: another suffix than those of `WRITERS`, no such folder or bucket, something
-            there that is no file, or another job that writes it.
+        OutputError: the suffix is not in `WRITERS`, the folder or bucket does not exist, the path
+            is not a file, or another job writes it.
         MissingDependency: Parquet, or a URI, without pyarrow.
     """
     if out is None:
@@ -120,17 +123,21 @@ def check_output(out: Destination | None) -> None:
             where=out,
             found="a folder" if path.is_dir() else "a pipe or a device",
             expected="a file that can be replaced",
-            next_step="choose another name; without an output, rows go to stdout",
+            next_step="choose another name, or omit the output to write rows to stdout",
         )
     with claim(out):
         pass  # a conflict is reported before any work
 
 
 def read_paths(path: Path, suffix: str) -> Iterator[str]:
-    """The column `path` of an output, row by row, as `show_path` gives it.
+    """Yield the column `path` of an output, in the form of `show_path`.
+
+    Args:
+        path: a local file.
+        suffix: its format, a key of `WRITERS` in any case.
 
     Raises:
-        ValueError, KeyError, TypeError: the file holds no predictions.
+        ValueError, KeyError, TypeError: the file does not contain predictions.
     """
     suffix = suffix.lower()
     if suffix == ".parquet":
@@ -147,7 +154,7 @@ def read_paths(path: Path, suffix: str) -> Iterator[str]:
 
 
 def show_path(name: str, suffix: str) -> str:
-    """A path as an output of this suffix has it."""
+    """A path as an output with this suffix contains it; Parquet escapes bytes outside UTF-8."""
     return _escape(name) if suffix.lower() == ".parquet" else name
 
 
@@ -155,7 +162,8 @@ def write_output(journal: Journal, path: Path, suffix: str, flag_unknown: bool =
     """Write every row of a journal to `path` in the format of `suffix`.
 
     Args:
-        flag_unknown: the rows have the columns of `UNKNOWN_COLUMNS` too.
+        suffix: a key of `WRITERS` in any case.
+        flag_unknown: whether the rows have the columns of `UNKNOWN_COLUMNS`.
 
     Raises:
         OSError: the folder cannot be written, or the disk is full.

@@ -1,7 +1,7 @@
-"""The same job on a Ray cluster: decoding on its CPUs, inference in workers that load once.
+"""A batch job on a Ray cluster: CPUs decode, and workers that load the model once classify.
 
-The driver sends names and receives rows in their order. It also keeps the journal and the output.
-Ray runs the tasks of a killed worker again; `--resume` continues after a killed driver. Decoding,
+The driver sends names and receives rows in order. It also writes the journal and the output. Ray
+repeats the tasks of a killed worker; a resumed job continues after a killed driver. Decoding,
 classification and rows use the same code as in one process.
 
 Source: Ray Data, "Offline batch inference", `Dataset.map_batches` with a callable class.
@@ -33,7 +33,7 @@ from fedapt_runtime.pipeline import Decoded, Image, decode_one, name_of
 from fedapt_runtime.preprocess import Preprocessing
 from fedapt_runtime.sources import Member
 
-_PORTION = 50_000  # names that the driver holds at a time
+_PORTION = 50_000  # names that the driver holds at the same time
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class RaySettings:
     """Settings of a job on a Ray cluster.
 
     Attributes:
-        workers: how many hold the model; by default one for each CPU of the cluster, or as many as
-            its GPUs take.
-        gpus: GPUs of each worker, also a fraction; 0 for CPUs, with one thread per worker.
+        workers: number of workers, which hold the model; None starts one for each CPU of the
+            cluster, or as many as its GPUs allow.
+        gpus: GPUs of each worker, which may be a fraction; 0 runs on CPUs with one thread each.
     """
 
     workers: int | None = None
@@ -72,16 +72,20 @@ def predict_on_ray(
     """Yield the rows of all images, in order.
 
     Args:
-        model: the driver's file; workers get its bytes and need no shared disk.
+        model: the model file on the driver; workers get its bytes and need no shared disk.
         images: paths that every node can read, or URIs.
         preprocessing: preprocessing of the model.
-        settings: how the job is spread; the cluster is that of RAY_ADDRESS, else this machine.
+        settings: workers and GPUs. RAY_ADDRESS names the cluster; without it, Ray starts on this
+            machine.
         load: how each worker loads the model; `threads` and `performance_hint` follow `settings`.
-        options: what changes a row; `depth` is part of `preprocessing`.
-        batch_size: images of a task; small tasks cost more than they compute.
+        options: options that change a row; `depth` is part of `preprocessing`.
+        batch_size: images of a task; the overhead of Ray dominates small tasks.
+
+    Yields:
+        The fields of `Prediction.to_dict`.
 
     Raises:
-        InputError: an image in an archive, or an array.
+        InputError: an image in an archive, an array, or too few GPUs in the cluster.
         MissingDependency: Ray is not installed.
     """
     ray = _import_ray()
@@ -135,7 +139,7 @@ def _share_cluster(resources: Mapping[str, float], settings: RaySettings) -> tup
     """Number of workers, and the CPUs of each.
 
     Raises:
-        InputError: the cluster has too few GPUs, for which Ray would wait without end.
+        InputError: the cluster has too few GPUs; Ray would wait for them without end.
     """
     cpus, gpus = resources.get("CPU", 1.0), resources.get("GPU", 0.0)
     if settings.gpus:
@@ -149,8 +153,8 @@ def _share_cluster(resources: Mapping[str, float], settings: RaySettings) -> tup
             )
         return workers, 0.0
     workers = settings.workers or max(1, int(cpus))
-    # half of the CPUs stay free to decode, however many workers there are; and never a whole CPU,
-    # the share of decoding, because Ray makes one stage of two that ask for the same
+    # half of the CPUs stay free to decode; the share is below one CPU, which decoding asks for,
+    # because Ray merges two stages that ask for the same resources
     return workers, min(0.5, cpus / (2 * workers))
 
 
@@ -170,10 +174,10 @@ def _import_ray() -> Any:
 
 @contextlib.contextmanager
 def _connected(ray: Any) -> Iterator[None]:
-    """Connect to Ray for the block, quietly and in order; keeps an existing connection."""
+    """Connect to Ray for the block, without its messages, in order; keep an existing connection."""
     begun = not ray.is_initialized()
     if begun:
-        # without announcements of what Ray is about to change, and of how actors are restarted
+        # turns off Ray's notices about future changes and restarted actors
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -197,7 +201,7 @@ def _encode_name(image: Image) -> bytes:
             expected="paths or URIs, which every worker can read",
             next_step="pass image files, or classify without Ray",
         )
-    return os.fsencode(image)  # Arrow's strings are UTF-8, names need not be
+    return os.fsencode(image)  # Arrow's strings are UTF-8, but file names need not be
 
 
 def _decode(
@@ -209,42 +213,37 @@ def _decode(
         decoded = decode_one(os.fsdecode(encoded), os.fsdecode(encoded), preprocessing, fast=fast)
         found["name"].append(encoded)
         found["pixels"].append(b"" if decoded.pixels is None else decoded.pixels.tobytes())
-        error = decoded.error
-        parts = None if error is None else [error.where, error.found, error.expected]
-        text = json.dumps(parts and [*parts, error.next_step if error else ""])
+        text = json.dumps(decoded.error and decoded.error.parts())
         found["error"].append(text.encode("utf-8", "surrogateescape"))
     return found
 
 
 class _Worker:
-    """The stage of inference: loads the model once, then turns pixels into rows."""
+    """The inference stage: loads the model once, then turns pixels into rows."""
 
     def __init__(self, job: list[Any]) -> None:
         import ray
 
-        told: _Job = ray.get(job[0])
-        self._options = told.options
+        received: _Job = ray.get(job[0])
+        self._options = received.options
         with temporary_folder(Path(tempfile.gettempdir())) as folder:
-            for name, data in told.files.items():
+            for name, data in received.files.items():
                 Path(folder, name).write_bytes(data)
-            head = told.load.head and Path(folder, told.load.head)
-            backend = load_backend(Path(folder, told.model), replace(told.load, head=head))
+            load = received.load
+            head = load.head and Path(folder, load.head)
+            backend = load_backend(Path(folder, received.model), replace(load, head=head))
         self._classifier = Classifier(backend)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
         shape = (*self._classifier.manifest.preprocessing.size, 3)
         decoded = []
         for name, pixels, text in zip(batch["name"], batch["pixels"], batch["error"], strict=True):
-            error = json.loads(text)
-            if error is None:
+            parts = json.loads(text)
+            if parts is None:
                 array = np.frombuffer(pixels, dtype=np.uint8).reshape(shape)
                 decoded.append(Decoded(os.fsdecode(name), array))
             else:
-                where, found, expected, next_step = error
-                reason = ImageError(
-                    where=where, found=found, expected=expected, next_step=next_step
-                )
-                decoded.append(Decoded(os.fsdecode(name), error=reason))
+                decoded.append(Decoded(os.fsdecode(name), error=ImageError(**parts)))
         predictions = self._classifier.classify(decoded, self._options)
         rows = (prediction.to_dict(self._options.flag_unknown) for prediction in predictions)
         return {

@@ -100,7 +100,7 @@ def test_threads_without_headers_of_the_server(page: Page, site: Path) -> None:
         page.wait_for(READY)
         assert page.run("crossOriginIsolated") is True
         note = page.run("document.querySelector('#note').textContent")
-    assert " threads. It works offline from now on." in note or "one thread." in note
+    assert " threads. The page now works offline." in note or "one thread." in note
 
 
 def test_what_is_no_image_is_told_and_stops_nothing(
@@ -115,7 +115,7 @@ def test_what_is_no_image_is_told_and_stops_nothing(
         page.wait_for(READY)
         found = classify(page, [broken, photos[0], empty])
         status = page.run("document.querySelector('#status').textContent")
-    assert found["broken.jpg"]["label"] == "no image that this browser decodes"
+    assert found["broken.jpg"]["label"] == "not an image that this browser can decode"
     assert found["empty.png"]["label"] == "an empty file"
     assert found[photos[0].name]["shares"]
     assert status.startswith("3 images, 2 failed, ")

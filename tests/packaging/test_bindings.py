@@ -221,7 +221,7 @@ except BuildError as error:
     lines = run(["-c", code, str(write_engine(tmp_path))], bindings, stubs).splitlines()
     assert lines[0].startswith(f"TensorRT {version}")
     assert lines[0].endswith("that fails to start (no message)")
-    assert lines[1] == "the library gave no Builder: does it find a GPU?"
+    assert lines[1] == "the library created no Builder; check the GPU"
 
 
 @pytest.mark.skipif(

@@ -83,9 +83,9 @@ def test_one_wrong_row_shows_in_every_figure(
 @pytest.mark.parametrize(
     ("figures", "text"),
     [
-        ((1e-6, 0.1, 0.0), "gives rows of one image results apart by 1.00e-01"),
-        ((1e-6, 0.0, 0.1), "whose results move with the order of rows by 1.00e-01"),
-        ((1e-6, float("nan"), 0.0), "results apart by nan"),
+        ((1e-6, 0.1, 0.0), "whose results for one image differ by 1.00e-01"),
+        ((1e-6, 0.0, 0.1), "whose results in another order differ by 1.00e-01"),
+        ((1e-6, float("nan"), 0.0), "results for one image differ by nan"),
     ],
 )
 def test_each_figure_has_its_limit(figures: tuple[float, float, float], text: str) -> None:

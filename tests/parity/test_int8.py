@@ -406,7 +406,7 @@ def test_unreadable_calibration_images_are_counted(
     break_images(paths[::16])
     pixels, line = collect_calibration(checkpoint, path, folder, 0)
     assert len(pixels) == 45
-    assert line == "45 training images of mine, 3 unreadable ones left out"
+    assert line == "45 training images of mine, without 3 unreadable ones"
     out = tmp_path / "model.onnx"
     more = ["--calibration", str(folder), "--calibration-images", "0", "--max-disagreement", "1"]
     assert export_int8(path, out, *more) == 0

@@ -117,8 +117,8 @@ def test_few_images_give_no_signal_and_a_line_that_says_so(
     command = ["export", str(tiny_run / "checkpoint.safetensors"), "--min-agreement", "0", "--out"]
     assert main([*command, str(tmp_path / "model.onnx")]) == 0
     err = " ".join(capsys.readouterr().err.split())
-    told = "images of every known one, and 20 that were held out"
-    assert f"no signal for unknown domains: that takes training {told}" in err
+    told = "images of every known domain and 20 held-out images"
+    assert f"no signal for unknown domains: it requires training {told}" in err
     assert Classifier.load(tmp_path / "model.onnx").manifest.unknown is None
 
 
@@ -128,7 +128,7 @@ def test_images_of_other_domains_do_not_calibrate(
     others = write_tiny_images(tmp_path / "data", per_class=30, domains=("neon", "dusk"))
     command = ["export", str(line["checkpoint"]), "--out", str(tmp_path / "model.onnx")]
     assert main([*command, "--min-agreement", "0", "--data", str(others)]) == 0
-    assert "no signal for unknown domains: that takes" in capsys.readouterr().err
+    assert "no signal for unknown domains: it requires training images" in capsys.readouterr().err
 
 
 def test_describe_shows_the_figures_and_not_the_tensor(

@@ -1,12 +1,13 @@
 """model.onnx -> a folder of static files: a page that classifies on the visitor's own device.
 
     DIR/index.html  style.css  icon.svg  page.js  camera.js
-                                             the page, the same as the service's
+                                             the page, which the service shares
     DIR/main.js  worker.js  decode.js  pixels.js  predict.js
-                                             what runs the model behind it
+                                             the code that runs the model
     DIR/bundle.json                          the model's manifest, size and hash
-    DIR/model.onnx
-    DIR/ort/                                 ONNX Runtime Web, THIRD_PARTY.txt its licence
+    DIR/model.onnx                           the model
+    DIR/ort/                                 ONNX Runtime Web
+    DIR/THIRD_PARTY.txt                      its licence
     DIR/sw.js                                the service worker, which caches all files
 
 docs/browser.md describes how to serve the folder, and how the browser's results differ from the
@@ -32,11 +33,12 @@ from fedapt_export.web.runtime_files import (
     WEBGPU_FILES,
 )
 from fedapt_runtime import Manifest
-from fedapt_runtime.manifest import METADATA_KEY, parse_manifest
-from fedapt_runtime.onnx_file import check_content, read_metadata
+from fedapt_runtime.backends.model_checks import read_manifest
+from fedapt_runtime.manifest import METADATA_KEY
+from fedapt_runtime.onnx_file import check_content
 
 MODEL = "model.onnx"
-_LAST = "sw.js"  # a browser looks at it for a new version, so all the rest is there before
+_LAST = "sw.js"  # browsers check it for a new version, so it is written after all other files
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,10 @@ class Bundle:
     """The files of a page and their sizes.
 
     Attributes:
-        folder: the page's.
-        bytes: of the parts `model`, `runtime` and `page`; what a visitor without WebGPU downloads.
-        gzip_bytes: the same as a server sends it with gzip.
+        folder: the folder of the page.
+        bytes: sizes of the parts `model`, `runtime` and `page` that a visitor without WebGPU
+            downloads.
+        gzip_bytes: the same sizes with gzip.
     """
 
     folder: Path
@@ -55,22 +58,22 @@ class Bundle:
 
 
 def write_bundle(model: Path, folder: Path, runtime: dict[str, bytes]) -> Bundle:
-    """Write, or renew, the page of a model.
+    """Write or update the page of a model.
 
     Args:
         model: an .onnx file that `fedapt export` wrote.
-        folder: of the page; files of other names in it stay.
+        folder: folder of the page; other files in it stay.
         runtime: files of ONNX Runtime Web, from `read_runtime_files`.
 
     Raises:
-        ModelFileError: no fedapt model, or a damaged one.
+        ModelFileError: the file is missing, damaged or not a fedapt model.
         FileError: another job writes the folder, it cannot be written, or the disk is full.
 
     Example:
         >>> write_bundle(Path("model.onnx"), Path("site"), read_runtime_files("fp32")).folder
         PosixPath('site')
     """
-    manifest = parse_manifest(read_metadata(model).get(METADATA_KEY), model)
+    manifest = read_manifest(model)
     check_content(model, METADATA_KEY)
     described = _describe(model, manifest, webgpu=not runtime.keys().isdisjoint(WEBGPU_FILES))
     page = _read_page() | {"bundle.json": json.dumps(described, indent=1).encode()}
@@ -111,13 +114,13 @@ def _describe(model: Path, manifest: Manifest, *, webgpu: bool) -> dict[str, Any
 
 
 def _read_page() -> dict[str, bytes]:
-    """The page that the runtime carries, and what runs the model behind it."""
+    """The page's files in the runtime, and the code that runs the model: name -> content."""
     folders = (files("fedapt_runtime") / "page", files("fedapt_export") / "web" / "static")
     return {file.name: file.read_bytes() for folder in folders for file in folder.iterdir()}
 
 
 def _fill_in(page: dict[str, bytes], runtime: dict[str, bytes]) -> bytes:
-    """The service worker, which names the version and the files of it that are kept at once."""
+    """The service worker with the version and the names of the files that it caches at once."""
     digest = hashlib.sha256()
     for content in (*page.values(), *runtime.values()):
         digest.update(hashlib.sha256(content).digest())

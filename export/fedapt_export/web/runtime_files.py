@@ -1,9 +1,9 @@
 """The files of ONNX Runtime Web that a bundle needs, from its npm package.
 
-They are another project's (MIT) and 14 MB or more, so neither this repository nor the wheel holds
-them. Each file is checked against the hash of the version that the page was written for.
+The files belong to another project (MIT) and have 14 MB or more, so neither this repository nor the
+wheel contains them. Each file is checked against the hash of the version that the page needs.
 
-Source: onnxruntime.ai, "Deploying ONNX Runtime Web" (which files belong together).
+Source: onnxruntime.ai, "Deploying ONNX Runtime Web", which lists the files.
 """
 
 from __future__ import annotations
@@ -68,17 +68,19 @@ CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
 def read_runtime_files(
     precision: str, package: Path | None = None, reporter: Reporter | None = None
 ) -> dict[str, bytes]:
-    """The content of each file that a model of this precision takes.
+    """The files that a model of this precision needs: name -> content.
 
     Args:
-        precision: of the model; int8 takes no WebGPU, which has no kernels for its products.
-        package: the npm package, unpacked or as `npm pack` writes it; None takes the one in the
-            cache, and lets npm fetch it where there is none.
+        precision: precision of the model; int8 needs no WebGPU files, because WebGPU has no kernels
+            for int8 products.
+        package: the npm package, unpacked or as `npm pack` writes it; None uses the package in the
+            cache, and npm fetches it if it is not there.
+        reporter: receives a message before npm runs.
 
     Raises:
-        UsageError: browsers do not compute this precision.
+        UsageError: browsers cannot compute this precision.
         DependencyError: npm is missing or cannot fetch the package.
-        FileError: the package cannot be read, lacks a file, or is another version's.
+        FileError: the package cannot be read, lacks a file, or is of another version.
     """
     if precision not in PRECISIONS:
         raise UsageError(
@@ -93,10 +95,10 @@ def read_runtime_files(
     try:
         files = read(package, names)
     except (OSError, KeyError, tarfile.TarError) as error:
-        raise _refuse(package, f"no readable package ({error})") from error
+        raise _refuse(package, f"a package that cannot be read ({error})") from error
     for name, content in files.items():
         if hashlib.sha256(content).hexdigest() != names[name]:
-            raise _refuse(package, f"another content of dist/{name}")
+            raise _refuse(package, f"a dist/{name} with other content")
     return files
 
 
@@ -110,13 +112,13 @@ def _read_archive(package: Path, names: dict[str, str]) -> dict[str, bytes]:
         for name in names:
             member = archive.extractfile(f"package/dist/{name}")
             if member is None:
-                raise KeyError(f"dist/{name} is no file")
+                raise KeyError(f"dist/{name} is not a file")
             files[name] = member.read()
     return files
 
 
 def _fetch_package(reporter: Reporter) -> Path:
-    """The package in the cache."""
+    """The package in the cache; npm fetches it if it is not there."""
     cached = cache_folder() / f"onnxruntime-web-{VERSION}.tgz"
     if cached.is_file():
         return cached
@@ -131,7 +133,7 @@ def _fetch_package(reporter: Reporter) -> Path:
                 command, capture_output=True, text=True, timeout=_TIMEOUT_S, cwd=scratch
             )
         except subprocess.TimeoutExpired as error:
-            raise _cannot_fetch(f"no answer of npm within {_TIMEOUT_S} s") from error
+            raise _cannot_fetch(f"no answer from npm within {_TIMEOUT_S} s") from error
         if done.returncode != 0 or not (scratch / cached.name).is_file():
             lines = [line for line in done.stderr.splitlines() if "error" in line.lower()]
             raise _cannot_fetch(f"npm's error {' '.join(lines[:2])!r}")
@@ -145,7 +147,7 @@ def _cannot_fetch(found: str) -> DependencyError:
         where=f"the npm package {_PACKAGE}",
         found=found,
         expected="npm and its registry, or the package itself",
-        next_step=f"run `npm pack {_PACKAGE}` where npm works, and name the file that it writes",
+        next_step=f"run `npm pack {_PACKAGE}` on a machine with npm, and pass the file",
     )
 
 
@@ -153,6 +155,6 @@ def _refuse(package: Path, found: str) -> FileError:
     return FileError(
         where=package,
         found=found,
-        expected=f"onnxruntime-web {VERSION} as npm has it, unpacked or as .tgz",
-        next_step=f"run `npm pack onnxruntime-web@{VERSION}`, and name the file that it writes",
+        expected=f"the npm package {_PACKAGE}, unpacked or as .tgz",
+        next_step=f"run `npm pack {_PACKAGE}`, and pass the file",
     )

@@ -105,7 +105,7 @@ def _take_head(classifier: Classifier, data: bytes) -> Classifier:
     try:
         head = parse_head(data, "head")
     except ReportedError as error:
-        raise _as_request_error(422, error) from error
+        raise RequestError(422, **error.parts()) from error
     backend = classifier.backend
     if not isinstance(backend, SwappableBackend):
         raise RequestError(
@@ -118,17 +118,7 @@ def _take_head(classifier: Classifier, data: bytes) -> Classifier:
     try:
         return Classifier(backend.with_head(head, "head"))
     except ReportedError as error:
-        raise _as_request_error(409, error) from error
-
-
-def _as_request_error(status: int, error: ReportedError) -> RequestError:
-    return RequestError(
-        status,
-        where=error.where,
-        found=error.found,
-        expected=error.expected,
-        next_step=error.next_step,
-    )
+        raise RequestError(409, **error.parts()) from error
 
 
 class Service:

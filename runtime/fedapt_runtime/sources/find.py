@@ -166,13 +166,7 @@ def _open_members(names: Iterable[str]) -> Iterator[Found]:
             opened.move_to_end(archive)
             yield opened[archive].find(member)
         except (ImageError, InputError) as error:
-            reason = ImageError(
-                where=name,
-                found=error.found,
-                expected=error.expected,
-                next_step=error.next_step,
-            )
-            yield Member(name, failing(reason))
+            yield Member(name, failing(ImageError(**error.parts() | {"where": name})))
 
 
 def _nothing(path: str, kind: str, expected: str, left_out: Counter[str]) -> InputError:

@@ -55,7 +55,7 @@ def test_an_engine_is_built_with_its_profile(
 @pytest.mark.parametrize(
     ("fails", "text"),
     [
-        ("Builder", "the library gave no Builder: does it find a GPU"),
+        ("Builder", "the library created no Builder; check the GPU"),
         ("create_network", "the library gave no network"),
         ("create_builder_config", "the library gave no configuration"),
         ("create_optimization_profile", "the library gave no optimisation profile"),

@@ -1,15 +1,17 @@
-// Image file -> uint8 array, as fedapt_runtime/preprocess.py reads it. Only the decoder is the
-// browser's own: EXIF orientation and colour profiles are ignored, as training ignores them.
+// Image file -> uint8 array, as fedapt_runtime/preprocess.py reads it. The browser decodes the file.
+// EXIF orientation and colour profiles are ignored, as in training.
 
 import { prepare, refuseSize } from "./pixels.js";
 
 const ASCII = new TextDecoder("latin1");
 
 /**
+ * Decode, resize and crop an image file.
+ *
  * @param {Blob} image a file of a format that the browser decodes
- * @param {object} preprocessing of the manifest
+ * @param {object} preprocessing preprocessing in the manifest
  * @returns {Promise<Uint8Array>} RGB, [height * width * 3] of the manifest's size
- * @throws {Error} the browser cannot decode it, or it is too large
+ * @throws {Error} the browser cannot decode the file, or the image is too large
  */
 export async function decode(image, preprocessing) {
   const bytes = new Uint8Array(await image.arrayBuffer());
@@ -22,7 +24,7 @@ export async function decode(image, preprocessing) {
       premultiplyAlpha: "none",
     });
   } catch {
-    throw new Error("no image that this browser decodes");
+    throw new Error("not an image that this browser can decode");
   }
   const { width, height } = bitmap;
   try {
@@ -37,7 +39,7 @@ export async function decode(image, preprocessing) {
   }
 }
 
-/** Whether Pillow keeps the image as indices into a palette, or as single bits. */
+/** Whether Pillow decodes the image to indices into a palette, or to single bits. */
 export function hasPalette(bytes) {
   if (ASCII.decode(bytes.subarray(0, 4)) === "GIF8") return true;
   if (ASCII.decode(bytes.subarray(1, 4)) !== "PNG") return false;
@@ -48,7 +50,7 @@ export function hasPalette(bytes) {
 /**
  * Set the EXIF orientation of a JPEG, PNG or WebP to 1, in place.
  *
- * `imageOrientation` of `createImageBitmap` cannot do it: browsers differ in what "none" means.
+ * `imageOrientation` of `createImageBitmap` cannot do this: "none" differs between browsers.
  * Source: CIPA DC-008 (EXIF), 4.5.4 and 4.6.2; TIFF 6.0, section 2.
  */
 export function forgetOrientation(bytes) {
@@ -65,7 +67,7 @@ export function forgetOrientation(bytes) {
   }
 }
 
-/** Where TIFF structures with EXIF data begin and end. */
+/** Start and end of each TIFF structure with EXIF data, in bytes. */
 function* exifBlocks(bytes) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const kind = ASCII.decode(bytes.subarray(0, 12));
@@ -79,7 +81,7 @@ function* exifBlocks(bytes) {
   } else if (kind.startsWith("\x89PNG")) {
     for (let at = 8; at + 12 <= bytes.length; at += 12 + view.getUint32(at)) {
       const end = at + 8 + view.getUint32(at);
-      // the chunk's checksum no longer fits, so its name goes too: decoders skip unknown chunks
+      // the chunk's checksum becomes wrong, so decoders skip this optional chunk
       if (ASCII.decode(bytes.subarray(at + 4, at + 8)) === "eXIf") yield [at + 8, Math.min(end, bytes.length)];
     }
   } else if (kind.startsWith("RIFF") && kind.endsWith("WEBP")) {

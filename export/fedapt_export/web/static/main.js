@@ -8,7 +8,7 @@ async function main() {
   const kept = await keepOffline();
   const bundle = await (await fetch("bundle.json")).json();
   const megabytes = (bundle.model.bytes / 1e6).toFixed(1);
-  showProgress(`The model, ${megabytes} MB, is being loaded.`);
+  showProgress(`Loading the model (${megabytes} MB).`);
   const call = startWorker();
   const asked = new URLSearchParams(location.search).get("device");
   const { device } = await call({ load: { bundle, webgpu: bundle.webgpu && asked === "webgpu" } });
@@ -19,7 +19,7 @@ async function main() {
     domains,
     note: `Model of ${megabytes} MB in ${precision}, on ${device}. ${kept}`,
   });
-  // one image is on its way while one is classified
+  // one image is read while another is classified
   startPage({ parallel: 2, classify: (image) => call({ image }) });
 }
 
@@ -46,11 +46,11 @@ function startWorker() {
 }
 
 /**
- * Register the service worker, which keeps the files for use without a network and adds the headers
- * that threads need. The page is loaded once more where they were missing.
+ * Register the service worker, which caches the files for use without a network and adds the headers
+ * that threads need. The page is reloaded once if the headers were missing.
  */
 async function keepOffline() {
-  if (!navigator.serviceWorker) return "The browser keeps no page for use offline at this address.";
+  if (!navigator.serviceWorker) return "The browser does not allow use offline at this address.";
   try {
     const registration = await navigator.serviceWorker.register("sw.js");
     if (!navigator.serviceWorker.controller && !registration.active) {
@@ -59,14 +59,14 @@ async function keepOffline() {
       });
     }
   } catch (error) {
-    return `The page is not kept for use offline (${error.message}).`;
+    return `The page does not work offline (${error.message}).`;
   }
   if (!self.crossOriginIsolated && !sessionStorage.getItem(RELOADED)) {
     sessionStorage.setItem(RELOADED, "yes");
     location.reload();
-    await new Promise(() => {}); // nothing more of this page
+    await new Promise(() => {}); // stops this page until the reload
   }
-  return "It works offline from now on.";
+  return "The page now works offline.";
 }
 
 main().catch((error) => showFailure(`The model cannot be loaded: ${error.message}`));

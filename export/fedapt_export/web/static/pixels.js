@@ -1,8 +1,8 @@
 // Decoded image -> uint8 array, as fedapt_runtime/preprocess.py makes it with Pillow.
 //
 // Pillow resamples one axis, rounds to 8 bits, and resamples the other. Its weights are integers with
-// 22 fractional bits, so the same integers here give the same pixels. Which axis comes first is as of
-// Pillow 13; older versions take columns first, which differs in images over twice as high as wide.
+// 22 fractional bits, so the same integers here give the same pixels. The order of the axes follows
+// Pillow 13. Older versions resample columns first; images over twice as high as wide then differ.
 //
 // Source: Pillow, src/libImaging/Resample.c (`precompute_coeffs`, `bicubic_filter` with a = -0.5,
 // `ImagingResampleHorizontal_8bpc`), Geometry.c (`ImagingScaleAffine`), Convert.c
@@ -25,14 +25,14 @@ function cubic(x) {
   return 0;
 }
 
-/** [width, height] that an image of this width and height is resized to. */
+/** [width, height] of the resized image. */
 export function resizedSize(width, height, { size, resize_mode }) {
   if (resize_mode === "squash") return [size[1], size[0]];
   const long = Math.floor((size[0] * Math.max(width, height)) / Math.min(width, height));
   return width <= height ? [size[0], long] : [long, size[0]];
 }
 
-/** Why an image of this width and height is refused, or "" where it is not. */
+/** The reason to refuse an image of this width and height; "" if there is none. */
 export function refuseSize(width, height, { size, resize_mode }) {
   let scale = 1;
   if (resize_mode === "shortest") scale = Math.max(1, Math.max(...size) / Math.min(width, height));
@@ -40,7 +40,7 @@ export function refuseSize(width, height, { size, resize_mode }) {
   return `${width} x ${height} pixels, over the limit of ${MAX_PIXELS} (resized)`;
 }
 
-/** The first of `size` pixels in the centre of `length`; halves go to the even number. */
+/** The first of `size` pixels in the centre of `length`; halves round to the even number. */
 function cropOffset(length, size) {
   const half = (length - size) / 2;
   const floor = Math.floor(half);
@@ -50,9 +50,11 @@ function cropOffset(length, size) {
 /**
  * Resize, crop and drop the alpha channel.
  *
- * @param {Uint8ClampedArray} rgba of the whole image, not premultiplied, [height * width * 4]
- * @param {object} preprocessing of the manifest
- * @param {boolean} nearest for images with a palette, which Pillow resizes without a filter
+ * @param {Uint8ClampedArray} rgba the whole image, not premultiplied, [height * width * 4]
+ * @param {number} width columns of the image
+ * @param {number} height rows of the image
+ * @param {object} preprocessing preprocessing in the manifest
+ * @param {boolean} nearest true for images with a palette, which Pillow resizes without a filter
  * @returns {Uint8Array} RGB, [size[0] * size[1] * 3]
  */
 export function prepare(rgba, width, height, preprocessing, nearest = false) {
@@ -70,7 +72,7 @@ export function prepare(rgba, width, height, preprocessing, nearest = false) {
   const vertical = weigh(height, newHeight, top, rows, preprocessing.interpolation);
   const pixels = hasAlpha(rgba) && (newWidth !== width || newHeight !== height)
     ? premultiply(rgba) : rgba;
-  // what shrinks more comes first, see `ImagingResampleInner`
+  // the axis that shrinks more comes first, see `ImagingResampleInner`
   if (newHeight < height && height - newHeight > 2 * (width - newWidth)) {
     const [first, last] = range(horizontal);
     const between = resampleRows(pixels, width, first, last, vertical, 0);
@@ -81,7 +83,7 @@ export function prepare(rgba, width, height, preprocessing, nearest = false) {
   return finish(resampleRows(between, columns, 0, columns, vertical, first), pixels !== rgba);
 }
 
-/** Integer weights of the results `from` to `from + count` of a resampled axis. */
+/** Integer weights for the results `from` to `from + count` (exclusive) of a resampled axis. */
 function weigh(length, newLength, from, count, interpolation) {
   const filter = FILTERS[interpolation];
   const scale = length / newLength;
@@ -93,7 +95,7 @@ function weigh(length, newLength, from, count, interpolation) {
   const weights = new Int32Array(count * width);
   const exact = new Float64Array(width);
   for (let i = 0; i < count; i++) {
-    if (scale === 1) { // Pillow leaves an axis of the right length alone
+    if (scale === 1) { // Pillow does not resample an axis that keeps its length
       [starts[i], counts[i], weights[i * width]] = [from + i, 1, 1 << PRECISION_BITS];
       continue;
     }
@@ -116,7 +118,7 @@ function weigh(length, newLength, from, count, interpolation) {
   return { starts, counts, weights, width };
 }
 
-/** First pixel that is read, and the one behind the last. */
+/** The first pixel that the weights read, and the pixel after the last. */
 function range({ starts, counts }) {
   const last = starts.length - 1;
   return [starts[0], starts[last] + counts[last]];
@@ -125,7 +127,7 @@ function range({ starts, counts }) {
 /**
  * Rows `first` to `last` of [height, width, 4] -> [last - first, columns, 4].
  *
- * @param {number} skipped columns that `pixels` does not have, at the left
+ * @param {number} skipped columns at the left that `pixels` does not contain
  */
 function resampleColumns(pixels, width, first, last, { starts, counts, weights, width: stride }, skipped) {
   const columns = starts.length;
@@ -154,7 +156,7 @@ function resampleColumns(pixels, width, first, last, { starts, counts, weights, 
 /**
  * Columns `first` to `last` of [height, width, 4] -> [rows, last - first, 4].
  *
- * @param {number} skipped rows that `pixels` does not have, at the top
+ * @param {number} skipped rows at the top that `pixels` does not contain
  */
 function resampleRows(pixels, width, first, last, { starts, counts, weights, width: stride }, skipped) {
   const length = (last - first) * 4;
@@ -172,7 +174,7 @@ function resampleRows(pixels, width, first, last, { starts, counts, weights, wid
   return out;
 }
 
-/** Which pixel of the axis each pixel of the resized one is; the sum is Pillow's, rounding included. */
+/** The source pixel of each pixel of the resized axis, with the rounding of Pillow's running sum. */
 function nearestPlaces(length, newLength) {
   const scale = length / newLength;
   const places = new Int32Array(newLength);

@@ -1,11 +1,13 @@
-// What the graph returns -> a prediction, as fedapt_runtime/classifier.py and unknown.py make it.
+// The graph's outputs -> a prediction, as in fedapt_runtime/prediction.py and unknown.py.
 
 const TOP_K = 5;
 
 /**
+ * The prediction for one image.
+ *
  * @param {{logits: Float32Array, domain_weights: Float32Array, features?: Float32Array}} outputs
- *   of one image
- * @param {object} manifest of the model
+ *   the graph's outputs for the image
+ * @param {object} manifest manifest of the model
  * @returns {object} label, score, top_k, routed_to, domain_weights, unknown, or error
  */
 export function predict({ logits, domain_weights: weights, features }, manifest) {
@@ -29,25 +31,25 @@ export function predict({ logits, domain_weights: weights, features }, manifest)
 }
 
 function softmax(logits) {
-  const most = Math.max(...logits);
-  const powers = Array.from(logits, (logit) => Math.exp(logit - most));
+  const largest = Math.max(...logits);
+  const powers = Array.from(logits, (logit) => Math.exp(logit - largest));
   const total = powers.reduce((sum, power) => sum + power, 0);
   return powers.map((power) => power / total);
 }
 
-/** Standard deviations beyond the usual of known domains. */
+/** The score of `UnknownSignal.score`: distance from known domains, in standard deviations. */
 export function scoreUnknown(features, signal) {
   const network = readRows(signal.adaptive_network, 4, signal.width);
   const centres = readRows(signal.centres, 2, signal.width);
   const z = network.map((row) => dot(row, features));
-  const most = Math.max(...z);
-  const powers = z.map((value) => Math.exp(value - most));
+  const largest = Math.max(...z);
+  const powers = z.map((value) => Math.exp(value - largest));
   const total = powers.reduce((sum, power) => sum + power, 0);
   const entropy = powers.reduce(
-    (sum, power, i) => sum + (power / total) * (Math.log(total) - (z[i] - most)), 0,
+    (sum, power, i) => sum + (power / total) * (Math.log(total) - (z[i] - largest)), 0,
   ) / Math.log(network.length);
   const length = Math.max(Math.sqrt(dot(features, features)), 1e-12);
-  const domain = z.indexOf(most);
+  const domain = z.indexOf(largest);
   let cosine = -1;
   centres.forEach((centre, i) => {
     if (signal.domains[i] === domain) cosine = Math.max(cosine, dot(centre, features) / length);
@@ -71,7 +73,7 @@ function readRows(text, bytes, width) {
   return Array.from({ length: values.length / width }, (_, i) => values.slice(i * width, (i + 1) * width));
 }
 
-/** The bits of an IEEE half -> its number; `DataView.getFloat16` is too new. */
+/** The bits of an IEEE half -> its value; many browsers lack `DataView.getFloat16`. */
 function toFloat(bits) {
   const sign = bits & 0x8000 ? -1 : 1;
   const exponent = (bits >> 10) & 31;

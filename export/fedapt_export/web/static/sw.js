@@ -1,6 +1,6 @@
-// Keeps the bundle for use offline, and adds the headers without which browsers give no threads.
-// The export fills in the name of the version and the small files; the others are kept when they
-// are first read.
+// Caches the bundle for use offline, and adds the headers that browsers require for threads.
+// The export inserts the version and the names of the small files, which are cached at once. Other
+// files are cached when they are first read.
 
 const PREFIX = `fedapt ${self.registration.scope} `; // an origin may hold several bundles
 const VERSION = `${PREFIX}@VERSION@`;

@@ -1,9 +1,9 @@
-// Decodes and classifies beside the page, which stays usable meanwhile.
+// Decodes and classifies in a worker, so the page stays usable meanwhile.
 
 import { decode } from "./decode.js";
 import { predict } from "./predict.js";
 
-const MAX_THREADS = 4; // more gain nothing for one image
+const MAX_THREADS = 4; // more threads are not faster for one image
 let model;
 
 self.addEventListener("message", async ({ data: { id, load, image } }) => {
@@ -48,7 +48,7 @@ async function fetchModel({ file, bytes, sha256 }) {
   const response = await fetch(file);
   if (!response.ok) throw new Error(`${file}: the server answered ${response.status}`);
   const content = new Uint8Array(await response.arrayBuffer());
-  // subtle is missing where the page is not secure
+  // browsers have `subtle` on secure pages only
   const digest = crypto.subtle && new Uint8Array(await crypto.subtle.digest("SHA-256", content));
   const found = digest && Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
   if (content.length !== bytes || (found && found !== sha256)) {

@@ -58,7 +58,9 @@ def test_a_folder_and_an_archive_give_the_same(tmp_path: Path) -> None:
 
 def test_another_version_is_refused(tmp_path: Path) -> None:
     package = make_package(tmp_path, a_wasm=b"another")
-    with pytest.raises(FileError, match=r"found another content of dist/a\.wasm; expected onnx"):
+    with pytest.raises(
+        FileError, match=r"found a dist/a\.wasm with other content; expected the npm package onnx"
+    ):
         read_runtime_files("int8", package)
 
 
@@ -72,14 +74,14 @@ def test_a_damaged_package_is_refused(tmp_path: Path, damage: str) -> None:
         package.write_bytes(b"no archive")
     else:
         package = tmp_path / "nowhere.tgz"
-    with pytest.raises(FileError, match="no readable package"):
+    with pytest.raises(FileError, match="a package that cannot be read"):
         read_runtime_files("int8", package)
 
 
 def test_an_archive_without_the_file_is_refused(tmp_path: Path) -> None:
     package = make_package(tmp_path)
     (package / "dist" / "a.mjs").unlink()
-    with pytest.raises(FileError, match=r"no readable package.*a\.mjs"):
+    with pytest.raises(FileError, match=r"a package that cannot be read.*a\.mjs"):
         read_runtime_files("int8", pack(package))
 
 
