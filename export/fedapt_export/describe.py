@@ -82,7 +82,7 @@ def _describe_model(path: Path) -> dict[str, Any]:
         "outputs": {v.name: _type(v) for v in model.graph.output},
         "swappable": sorted(v.name for v in model.graph.input if v.name in defaults),
         "weight_bytes": _bytes_by_type(model),
-        "operators": dict(Counter(n.op_type for n in model.graph.node).most_common()),
+        "nodes": dict(Counter(n.op_type for n in model.graph.node).most_common()),
     } | manifest.describe()
 
 

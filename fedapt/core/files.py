@@ -15,8 +15,6 @@ from pathlib import Path
 from fedapt.core.errors import FileError
 from fedapt_runtime import atomic, cache, lock
 
-_CHUNK_BYTES = 1 << 20
-
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
@@ -170,11 +168,9 @@ def hash_file(path: Path) -> str:
     Raises:
         FileError: the file cannot be read.
     """
-    digest = hashlib.sha256()
     try:
         with path.open("rb") as stream:
-            while chunk := stream.read(_CHUNK_BYTES):
-                digest.update(chunk)
+            return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise FileError(
             where=path,
@@ -182,7 +178,6 @@ def hash_file(path: Path) -> str:
             expected="a readable file",
             next_step="check the path and its permissions",
         ) from error
-    return digest.hexdigest()
 
 
 @contextmanager

@@ -215,12 +215,6 @@ class Preprocessing:
         scale = height / min(size)
         return round(size[0] * scale), round(size[1] * scale)
 
-    def normalise(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """uint8 [..., height, width, 3] -> float32, as ToTensor and Normalize do it."""
-        scaled = images.astype(np.float32) / np.float32(255)
-        mean, std = (np.asarray(v, dtype=np.float32) for v in (self.mean, self.std))
-        return np.asarray((scaled - mean) / std, dtype=np.float32)
-
 
 class _SilentPillow:
     """Pillow's warnings are off while any thread is inside; the size check replaces them.

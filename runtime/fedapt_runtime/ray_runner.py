@@ -26,6 +26,7 @@ import numpy as np
 from fedapt_runtime.atomic import temporary_folder
 from fedapt_runtime.backends.base import DEFAULT_BATCH
 from fedapt_runtime.backends.choose import load_backend
+from fedapt_runtime.backends.engine_file import sidecar_path
 from fedapt_runtime.classifier import Classifier
 from fedapt_runtime.errors import ImageError, InputError, MissingDependency
 from fedapt_runtime.options import CLASSIFY_DEFAULTS, LOAD_DEFAULTS, ClassifyOptions, LoadOptions
@@ -90,12 +91,11 @@ def predict_on_ray(
     """
     ray = _import_ray()
     with _connected(ray):
-        names = ["", ".json"] if model.suffix == ".engine" else [""]
-        beside = [model.with_name(model.name + suffix) for suffix in names]
+        beside = sidecar_path(model) if model.suffix == ".engine" else None
         head = None if load.head is None else Path(load.head)
         job = ray.put(
             _Job(
-                files={p.name: p.read_bytes() for p in [*beside, *([head] if head else [])]},
+                files={p.name: p.read_bytes() for p in (model, beside, head) if p is not None},
                 model=model.name,
                 load=replace(
                     load,

@@ -26,6 +26,7 @@ from fedapt_export.settings import ExportSettings
 from fedapt_runtime import Classifier
 from fedapt_runtime.manifest import METADATA_KEY
 from tests.support.fusing import as_fusable, export_run
+from tests.support.normalising import normalise
 from tests.support.tiny import write_tiny_clip
 
 GOOD = {
@@ -121,7 +122,7 @@ def test_the_runtime_computes_what_the_checkpoint_means(
     assert parity.feature_difference < 1e-5
     assert parity.probability_difference < 1e-4
     classifier = Classifier.load(tiny_model)
-    transform = torch.from_numpy(tiny_backbone.preprocessing.normalise(images))
+    transform = torch.from_numpy(normalise(tiny_backbone.preprocessing, images))
     with torch.inference_mode():
         features = tiny_backbone.clip.encode_image(transform.permute(0, 3, 1, 2))
     expected = model.head.logits(features).softmax(-1)

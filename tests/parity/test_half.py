@@ -24,6 +24,7 @@ from fedapt_export.half import emulate_bfloat16, to_half
 from fedapt_export.head import zero_shot_head
 from fedapt_export.precision import to_runnable
 from fedapt_runtime.backends.ort import import_onnxruntime, open_session
+from tests.support.normalising import normalise
 from tests.support.paths import PHOTOS, needs_photos
 from tests.support.tiny import write_tiny_clip
 
@@ -352,7 +353,7 @@ def stream(backbone: Backbone, images: Pixels) -> float:
     hook = visual.transformer.resblocks[1].ln_1.register_forward_pre_hook(
         lambda _, arguments: largest.append(float(arguments[0].abs().max()))
     )
-    pixels = torch.from_numpy(backbone.preprocessing.normalise(images)).permute(0, 3, 1, 2)
+    pixels = torch.from_numpy(normalise(backbone.preprocessing, images)).permute(0, 3, 1, 2)
     try:
         backbone.clip.encode_image(pixels)
     finally:

@@ -62,7 +62,8 @@ def test_a_model(tiny_model: Path) -> None:
     # the tiny ViT: every weight is float32, and the sizes are most of the file
     assert set(facts["weight_bytes"]) == {"float", "int64"}
     assert 0.5 < facts["weight_bytes"]["float"] / facts["bytes"] < 1
-    assert facts["operators"]["LayerNormalization"] == 6
+    assert facts["nodes"]["LayerNormalization"] == 6
+    assert facts["operators"] == "onnx"
     assert facts["parity"]["images"] == 12
 
 

@@ -22,6 +22,7 @@ from fedapt.model.open_clip_import import import_open_clip
 from fedapt_runtime import preprocess
 from fedapt_runtime.errors import ImageError, ModelFileError
 from fedapt_runtime.preprocess import Preprocessing
+from tests.support.normalising import normalise
 from tests.support.paths import PHOTOS, needs_photos
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -142,7 +143,7 @@ WRITERS: dict[str, Callable[[Path, tuple[int, int]], Path]] = {
 
 def ours(path: Path, preprocessing: Preprocessing) -> Tensor:
     """Float32 [3, height, width]."""
-    values = preprocessing.normalise(preprocessing.load(path))
+    values = normalise(preprocessing, preprocessing.load(path))
     return torch.from_numpy(values.transpose(2, 0, 1).copy())
 
 
@@ -235,14 +236,6 @@ def test_centre_crop_rounds_half_to_even(tmp_path: Path) -> None:
         image = Image.fromarray(pixels.repeat(3, 2))
         found = make((2, 2)).image_to_array(image)
         assert found[0, :, 0].tolist() == [left * 10, (left + 1) * 10]
-
-
-def test_normalise_by_hand() -> None:
-    preprocessing = Preprocessing((1, 1), (0.0, 0.5, 0.2), (1.0, 0.5, 0.4))
-    found = preprocessing.normalise(np.array([[[255, 0, 51]]], np.uint8))
-    assert found.dtype == np.float32
-    # 255/255 = 1; (0 - 0.5) / 0.5 = -1; (0.2 - 0.2) / 0.4 = 0
-    np.testing.assert_allclose(found, [[[1.0, -1.0, 0.0]]], atol=1e-7)
 
 
 def test_paths_files_and_decoded_images_are_the_same(tmp_path: Path) -> None:

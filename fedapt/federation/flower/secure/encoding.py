@@ -5,9 +5,9 @@
 
 Words have 64 bits, because clients x images x range takes up to 40 bits. Each client rounds a
 value by 2^-(f+1) at most, and the sum is exact, so the error of the mean of n clients, of weight w
-together, is at most n 2^-(f+1) / w (`Encoding.max_error`). With four clients of
-equal weight, w is 4 and f is 56 in the default range, and the error is 2^-57. With weights by
-images, f is 32 and w at least 4, and the error is 2^-33. The mean is then rounded to float32.
+together, is at most n 2^-(f+1) / w. With four clients of equal weight, w is 4 and f is 56 in the
+default range, and the error is 2^-57. With weights by images, f is 32 and w at least 4, and the
+error is 2^-33. The mean is then rounded to float32.
 A value near the middle of two float32 numbers may be rounded to the other number with the encoding,
 and later rounds start from it.
 """
@@ -78,15 +78,6 @@ class Encoding:
     def loss_bits(self) -> int:
         """Number of fraction bits of images x loss."""
         return _fraction_bits(self.n_clients * MAX_IMAGES * _MAX_LOSS)
-
-    def max_error(self, n_added: int, weight: float) -> float:
-        """Maximum error of a value of the mean, before it is rounded to float32.
-
-        Args:
-            n_added: number of clients in the sum.
-            weight: total weight of these clients: their images, or their number.
-        """
-        return n_added * math.ldexp(0.5, -self.fraction_bits) / weight
 
     def encode(self, update: ClientUpdate, start: Learned) -> Words:
         """A client's words, uint64 [3 + values].

@@ -62,8 +62,9 @@ def test_the_secure_mean_is_the_mean(
         for name, tensor in expected.learned.items():
             one, other = tensor.numpy(), found.learned[name].numpy()
             # where float32 rounds the two to neighbours, they are one value further apart
-            most = encoding.max_error(4, total) + np.spacing(np.maximum(abs(one), abs(other)))
-            assert (abs(one.astype(np.float64) - other) <= most).all()
+            bound = 4 * 2.0 ** -(encoding.fraction_bits + 1) / total
+            bound = bound + np.spacing(np.maximum(abs(one), abs(other)))
+            assert (abs(one.astype(np.float64) - other) <= bound).all()
         assert any(bool((found.learned[n] != start[n]).any()) for n in start)
         assert (found.n_images, found.refused) == (expected.n_images, {})
         assert found.loss == pytest.approx(expected.loss, abs=4 * 2.0 ** -(encoding.loss_bits + 1))
