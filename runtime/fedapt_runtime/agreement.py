@@ -14,7 +14,7 @@ from fedapt_runtime.manifest import Manifest
 
 PARITY_KEY = "computed_in"  # in the manifest's `parity`: compute precision -> agreement
 CONFIDENCE = 0.95
-MAX_SHARE = 0.03  # of labels that may change at that confidence: takes 99 images without a change
+MAX_SHARE = 0.03  # share of changed labels, at that confidence; 99 images without a change suffice
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Agreement:
 
     Attributes:
         images: number of real images that were compared.
-        changed: number of images with another top class.
+        changed: number of images whose label differs.
     """
 
     images: int

@@ -26,15 +26,16 @@ from fedapt_runtime.pipeline import decode_ahead
 from fedapt_runtime.preprocess import Preprocessing
 from fedapt_runtime.sources import find_images
 
-_PHOTO = (480, 640)  # height and width of the JPEG that decoding is timed on
+_PHOTO = (480, 640)  # height and width of the JPEG for the time of decoding
 _MIN_RUNS = 5
-_COMPARED, _MAX_COMPARED = 32, 512  # images that backends are compared on: of noise, of others
+# number of images for the comparison of backends: of noise; maximum of given images
+_COMPARED, _MAX_COMPARED = 32, 512
 _LARGEST_BATCH, _WORTHWHILE, _SLOW_MS = 256, 1.05, 500.0
 
 
 @dataclass(frozen=True)
 class BatchTiming:
-    """Inference of one batch size; times in milliseconds per batch, `runs` in all."""
+    """Inference at one batch size: percentiles in milliseconds per batch, over `runs` batches."""
 
     batch: int
     images_per_second: float
@@ -46,15 +47,15 @@ class BatchTiming:
 
 @dataclass(frozen=True)
 class BackendTiming:
-    """Inference only, of one backend, on pixels in memory.
+    """Speed of one backend's inference, without decoding.
 
     Attributes:
-        backend: its description.
+        backend: description of the backend.
         compute: its compute precision, see `backends.base.Backend`.
-        in_flight: batches at once.
-        batches: the figures.
-        feature_difference: largest absolute difference of unit features from the first backend's.
-        labels_changed: images with another best class than the first backend's.
+        in_flight: number of batches that run at the same time.
+        batches: the figures for each batch size.
+        feature_difference: maximum absolute difference of unit features from the first backend.
+        labels_changed: number of images whose label differs from the first backend.
     """
 
     backend: str
@@ -71,8 +72,8 @@ class BenchReport:
 
     Attributes:
         backends: results of each backend and device.
-        compared_on: which images the backends were compared on.
-        decode_ms: reading and preprocessing one 640 x 480 JPEG on one thread.
+        compared_on: description of the images for the comparison of backends.
+        decode_ms: milliseconds to decode and preprocess one 640 x 480 JPEG on one thread.
         machine: processor, cores and versions.
     """
 
@@ -95,10 +96,11 @@ def bench(
     """Time backends of one model, one after the other.
 
     Args:
-        backends: at least one; each is loaded just before its run, without interference.
-        batch_sizes: each is timed for `seconds`, after one run that is not counted.
+        backends: at least one. A generator can load each backend just before its turn, so that
+            backends do not compete.
+        batch_sizes: batch sizes to time, each after one run that is not counted.
         seconds: time for each batch size, and for decoding; at least five runs are timed.
-        images: uint8 [n, height, width, 3] to compare the backends on; None takes noise.
+        images: images for the comparison of backends, uint8 [n, height, width, 3]; None uses noise.
     """
     timed: list[BackendTiming] = []
     compared_on = f"{_COMPARED if images is None else len(images)} images"
@@ -134,7 +136,11 @@ def bench(
 
 
 def load_images(paths: Sequence[str], preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """The first readable images, for comparisons: uint8 [n, height, width, 3], n <= 512.
+    """The first readable images, at most 512, for comparisons: uint8 [n, height, width, 3].
+
+    Args:
+        paths: see `sources.find_images`.
+        preprocessing: preprocessing of the model.
 
     Raises:
         InputError: there is no readable image.

@@ -62,13 +62,13 @@ _SYSTEM_FOLDERS = frozenset(
 
 HIDDEN_FILE, HIDDEN_FOLDER = "hidden files", "hidden folders"
 APPLE_DOUBLE = "AppleDouble files of macOS, ._*"
-SYSTEM_FOLDER = "folders of the system, such as __MACOSX and @eaDir"
+SYSTEM_FOLDER = "system folders, such as __MACOSX and @eaDir"
 LOOP = "links to a folder above them"
 SEEN = "links to a folder that is read under another name"
-LINK_OUT = "links that lead to no file of the archive"
-SPECIAL = "pipes, devices and the like"
-NO_PATH = "rows of a table without a path"
-OTHER = "files of other suffixes"
+LINK_OUT = "links without a target in the archive"
+SPECIAL = "pipes, devices and other special files"
+NO_PATH = "table rows without a path"
+OTHER = "files with other suffixes"
 _MAX_REASONS = 40
 
 

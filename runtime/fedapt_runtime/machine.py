@@ -30,7 +30,14 @@ def usable_cores() -> int:
 
 
 def limit_threads(threads: int) -> int:
-    """Threads for a library that takes every core of the machine where it is told 0."""
+    """Number of threads to set in a library whose 0 means every core of the machine.
+
+    Args:
+        threads: requested threads; 0 uses every core of this process.
+
+    Returns:
+        0 only if this process may use every core.
+    """
     return threads or (usable_cores() if usable_cores() != os.cpu_count() else 0)
 
 
@@ -49,17 +56,17 @@ def processor_facts() -> dict[str, str]:
 
 
 def may_have_bfloat16() -> bool:
-    """False where the processor is known to have no products in bfloat16."""
+    """False only if the processor is known to lack bfloat16 products."""
     flags = processor_facts().get("flags")
     return flags is None or not _BFLOAT16.isdisjoint(flags.split())
 
 
 def may_saturate_int8() -> bool:
-    """True on x86 without VNNI, which adds up pairs of 8-bit products in 16 bits.
+    """True on x86 without VNNI, which adds pairs of 8-bit products in 16 bits.
 
     Source: Intel, "Intrinsics Guide": `_mm256_maddubs_epi16` saturates.
     """
-    flags = processor_facts().get("flags")  # the name of the line is that of x86
+    flags = processor_facts().get("flags")  # only x86 has a line of this name
     return flags is not None and "vnni" not in flags and "amx_int8" not in flags
 
 
@@ -86,7 +93,7 @@ def _cpu_quotas() -> Iterator[float]:
 
 
 def _groups(controller: str) -> Iterator[tuple[bool, Path]]:
-    """The folders of this process's groups, each with those around it; True for version 2."""
+    """This process's control groups and their parents: (whether it is version 2, folder)."""
     try:
         lines = _OWN.read_text().splitlines()
     except OSError:  # not Linux
@@ -97,7 +104,7 @@ def _groups(controller: str) -> Iterator[tuple[bool, Path]]:
             continue
         top = _ROOT / controller if controllers else _ROOT
         group = top / path.lstrip("/")
-        # in a container the path may be that of the host; the group itself is mounted at the top
+        # in a container the path may be the host's, while the group is mounted at the top
         for folder in (group, *group.parents):
             if folder.is_relative_to(top):
                 yield not controllers, folder

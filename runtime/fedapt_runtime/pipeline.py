@@ -29,7 +29,13 @@ Image = str | os.PathLike[str] | Member | NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Decoded:
-    """One image: its pixels, uint8 [height, width, 3], or its error."""
+    """One image.
+
+    Attributes:
+        name: see `name_of`.
+        pixels: uint8 [height, width, 3]; None if the image cannot be read.
+        error: the reason; None if the image can be read.
+    """
 
     name: str
     pixels: NDArray[np.uint8] | None = None
@@ -46,13 +52,16 @@ def name_of(image: Image, index: int) -> str:
 def decode_one(
     image: Image, name: str, preprocessing: Preprocessing, fast: bool = False, resize: bool = True
 ) -> Decoded:
-    """Decode and preprocess one image; an unreadable one is a result, not an exception.
+    """Decode and preprocess one image; the result for an unreadable image contains the error.
 
     Args:
+        image: the image.
+        name: its name in the result and in errors.
+        preprocessing: preprocessing of the model.
         fast, resize: see `Preprocessing.load`.
 
     Raises:
-        InputError: an array that is no uint8 RGB image.
+        InputError: an array that is not a uint8 RGB image.
     """
     if isinstance(image, np.ndarray) and (
         image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size
@@ -74,7 +83,7 @@ def decode_one(
             source = io.BytesIO(read_remote(image)) if local is None else local
         return Decoded(name, preprocessing.load(source, name, fast=fast, resize=resize))
     except ImageError as error:
-        # a copy has no traceback, whose frames would keep the decoded pixels in memory
+        # the traceback's frames would keep the decoded pixels in memory; a copy has none
         return Decoded(name, error=copy.copy(error))
 
 
@@ -86,7 +95,18 @@ def decode_ahead(
     fast: bool = False,
     resize: bool = True,
 ) -> Iterator[Decoded]:
-    """Decode in `workers` threads, at most `ahead` images before the consumer; keeps the order."""
+    """Yield the decoded images, in order.
+
+    Args:
+        images: the images.
+        preprocessing: preprocessing of the model.
+        workers: number of decoding threads.
+        ahead: maximum number of images that are decoded before the consumer takes them.
+        fast, resize: see `Preprocessing.load`.
+
+    Raises:
+        InputError: see `decode_one`.
+    """
     pending: deque[Future[Decoded]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="fedapt-decode")
     try:
@@ -102,7 +122,7 @@ def decode_ahead(
 
 
 def split_batches(decoded: Iterable[Decoded], batch_size: int) -> Iterator[list[Decoded]]:
-    """Group into lists that hold at most `batch_size` readable images, and every bad one too."""
+    """Yield lists with at most `batch_size` readable images, and the unreadable ones between."""
     batch: list[Decoded] = []
     readable = 0
     for item in decoded:
@@ -116,6 +136,11 @@ def split_batches(decoded: Iterable[Decoded], batch_size: int) -> Iterator[list[
 
 
 def is_whole(images: int, readable: int, batch_size: int) -> bool:
-    """Whether a batch of so many images, bad ones included, takes no more."""
-    # bad files count too from some point on: ten thousand in a row must not pile up
+    """Whether a batch is complete.
+
+    Args:
+        images: number of its images, including unreadable ones.
+        readable: number of its readable images.
+    """
+    # the second limit bounds the memory for a long run of unreadable files
     return readable == batch_size or images >= 4 * batch_size

@@ -26,10 +26,10 @@ class Prediction:
         label: the most probable class.
         score: its probability.
         top_k: the k most probable classes with their probabilities, in descending order.
-        routed_to: the domain whose prompt has the largest weight. It is no domain classifier:
+        routed_to: the domain whose prompt has the largest weight. This is not a domain classifier:
             `fedapt evaluate` shows how many images of each domain are routed to it.
-        domain_weights: weight of every domain's prompt in this image's own; they sum to 1.
-        error: why the image could not be read.
+        domain_weights: weight of each domain's prompt in the prompt of this image; the sum is 1.
+        error: the reason why there is no prediction.
         unknown_score: on request, the distance of the image from the known domains, in standard
             deviations above their mean; see `unknown.UnknownSignal`.
         unknown: on request, whether this score is above the model's threshold.
@@ -46,8 +46,8 @@ class Prediction:
     unknown: bool | None = None
 
     def to_dict(self, flag_unknown: bool = False) -> dict[str, Any]:
-        """Plain values for JSON; with `unknown_score` and `unknown` on request only."""
-        # dataclasses.asdict copies every value, which takes longer than all the rest of a row
+        """Plain values for JSON; `flag_unknown` includes `unknown_score` and `unknown`."""
+        # dataclasses.asdict copies every value, which takes longer than the rest of a row
         fields = vars(self) | {"domain_weights": dict(self.domain_weights)}
         if not flag_unknown:
             del fields["unknown_score"], fields["unknown"]
@@ -63,11 +63,14 @@ def read_outputs(
 ) -> Iterator[Prediction]:
     """Yield a prediction for each row of the graph's outputs.
 
-    numpy takes the batch at once and lets other threads run meanwhile: on a fast GPU the work here
-    for each image bounds the whole job.
+    numpy processes the whole batch and releases the interpreter lock. On a fast GPU, the work per
+    image in this function limits the speed of the job.
 
     Args:
         names: name of each row's image.
+        outputs: the graph's outputs.
+        manifest: names of classes and domains.
+        top_k: number of classes to report.
         signal: scores the distance from the known domains; None leaves these fields empty.
     """
     probabilities, weights = softmax(outputs.logits), outputs.domain_weights
@@ -110,6 +113,6 @@ def read_outputs(
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """Softmax over the last axis, float32."""
-    with np.errstate(invalid="ignore"):  # infinity gives NaN, which the caller looks for
+    with np.errstate(invalid="ignore"):  # infinity gives NaN, which the caller checks
         shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
         return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True), dtype=np.float32)

@@ -10,30 +10,32 @@ import json
 import re
 from typing import Any
 
-# C0 but tab and newline, DEL and C1; line and paragraph separators; marks that turn the direction
-# of writing
+# C0 except tab and newline, DEL and C1; line and paragraph separators; marks that change the
+# direction of writing
 _CONTROLS = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
 _CONTROL = re.compile(f"[{_CONTROLS}]")
-# and halves of surrogate pairs, which no encoding of a terminal has
+# also lone surrogates, which terminals cannot encode
 _UNSAFE = re.compile(f"[{_CONTROLS}\ud800-\udfff]")
 _UNSAFE_OR_NEWLINE = re.compile(f"{_UNSAFE.pattern[:-1]}\n]")
 
 
 def printable(text: str, *, lines: bool = False) -> str:
-    r"""The text with `\x1b` instead of an escape character, and so on.
+    r"""The text with visible escapes, such as `\x1b`, instead of control characters.
 
     Args:
-        lines: leave newlines, of a text that has several lines of our own.
+        lines: keep newlines, for a text whose lines do not come from untrusted input.
     """
     return (_UNSAFE if lines else _UNSAFE_OR_NEWLINE).sub(_escape, text)
 
 
 def printable_json(value: Any, indent: int | None = None, *, keep_bytes: bool = False) -> str:
-    r"""JSON in UTF-8 that shows no control character: \u009b instead of the character.
+    r"""JSON in UTF-8 with escapes, such as \u009b, instead of control characters.
 
     Args:
-        keep_bytes: leave what stands for bytes of a file's name that are no text
-            (`os.fsdecode`), for a stream that writes them as they were.
+        value: plain values for JSON.
+        indent: see `json.dumps`.
+        keep_bytes: keep the surrogates that `os.fsdecode` uses for bytes that are not text, for a
+            stream that writes these bytes.
     """
     return (_CONTROL if keep_bytes else _UNSAFE).sub(
         lambda found: f"\\u{ord(found[0]):04x}",

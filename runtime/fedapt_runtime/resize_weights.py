@@ -18,11 +18,11 @@ _SUPPORT = {"bicubic": 2.0, "bilinear": 1.0}
 
 @dataclass(frozen=True)
 class Axis:
-    """How results come from the pixels of one axis.
+    """The weights of one axis.
 
     Attributes:
-        starts: int64 [results], the first pixel that a result is made of.
-        weights: int32 [results, taps], of pixels from there on.
+        starts: int64 [results], the first pixel of each result.
+        weights: int32 [results, taps], the weights of that pixel and the following ones.
     """
 
     starts: NDArray[np.int64]
@@ -30,13 +30,13 @@ class Axis:
 
     @property
     def end(self) -> int:
-        """The pixel behind the last one that is read."""
+        """The pixel after the last one that is read."""
         return int(self.starts.max()) + int(self.weights.shape[1])
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Both axes as vector_resize.ll takes them; rows `first_row` to `end_row` are read."""
+    """Both axes in the form for vector_resize.ll, which reads rows `first_row` to `end_row`."""
 
     columns: Axis
     rows: Axis
@@ -48,7 +48,7 @@ class Plan:
 def plan_resize(
     size: tuple[int, int], new_size: tuple[int, int], box: Box, interpolation: str
 ) -> Plan | None:
-    """The weights of a resize and its crop; None where Pillow computes in another order.
+    """The weights of a resize and its crop; None if Pillow computes in another order.
 
     Args:
         size, new_size: (width, height) before and after.
@@ -57,12 +57,12 @@ def plan_resize(
     """
     (width, height), (new_width, new_height) = size, new_size
     if new_height < height and height - new_height > 2 * (width - new_width):
-        return None  # where height shrinks far more than width, Pillow takes rows first as of 13
+        return None  # Pillow 13 resamples rows first if the height shrinks far more than the width
     left, top, right, bottom = box
     columns = _weigh(width, new_width, left, right - left, interpolation, even=True)
     rows = _weigh(height, new_height, top, bottom - top, interpolation, even=False)
     if columns.end > width:
-        return None  # an odd number of pixels, all of which make one result
+        return None  # one result needs all pixels, whose number is odd
     first = int(rows.starts.min())
     return Plan(
         Axis(columns.starts * 4, np.repeat(columns.weights, 4, axis=1)),
@@ -77,12 +77,12 @@ def _weigh(
 ) -> Axis:
     """The weights of the results `first` to `first + count` of an axis.
 
-    Each result has the same number of taps, which is even on request; those that it does not need
-    weigh nothing.
+    All results have the same number of taps, which is even if `even` is set. Unneeded taps have
+    weight 0.
     """
     scale = length / new_length
     centres = (np.arange(first, first + count) + 0.5) * scale
-    if length == new_length:  # Pillow leaves an axis of the right length alone
+    if length == new_length:  # Pillow does not resample an axis that keeps its length
         starts = np.arange(first, first + count)
         ends = starts + 1
     else:
@@ -91,7 +91,7 @@ def _weigh(
         ends = np.minimum((centres + support + 0.5).astype(np.int64), length)
     taps = int((ends - starts).max())
     taps += even and taps % 2
-    # taps behind the last pixel move to before the first one of the result
+    # taps after the last pixel move before the first pixel of the result
     moved = np.maximum(np.minimum(starts, (length if even else ends[-1]) - taps), 0)
     pixels = moved[:, None] + np.arange(taps)
     distances = np.abs((pixels - centres[:, None] + 0.5) * (1.0 / max(scale, 1.0)))
@@ -99,7 +99,7 @@ def _weigh(
     if length == new_length:
         weights = np.ones_like(distances)
     weights[(pixels < starts[:, None]) | (pixels >= ends[:, None])] = 0
-    total = np.cumsum(weights, axis=1)[:, -1:]  # one after another, as Pillow adds them
+    total = np.cumsum(weights, axis=1)[:, -1:]  # adds in Pillow's order
     weights = weights / np.where(total == 0, 1, total) * (1 << _PRECISION_BITS)
     rounded = weights + np.where(weights < 0, -0.5, 0.5)
     return Axis(moved, rounded.astype(np.int32))

@@ -37,13 +37,13 @@ class UnknownSignal:
 
     Attributes:
         network: Q, float32 [N, D], N > 1.
-        centres: unit, float32 [G, D].
-        domains: the domain of each centre, int64 [G]; every domain has one.
+        centres: unit vectors, float32 [G, D].
+        domains: the domain of each centre, int64 [G]; each domain has at least one.
         usual: mean and standard deviation of the entropy, and of the distance, over the held-out
             images.
         threshold: scores above it are flagged.
         kept: share of the held-out images at or below the threshold.
-        images: how many these were.
+        images: number of held-out images.
     """
 
     network: Rows
@@ -55,7 +55,11 @@ class UnknownSignal:
     images: int
 
     def score(self, features: Rows) -> Rows:
-        """Standard deviations above the mean: float32 [batch] of features float32 [batch, D]."""
+        """Standard deviations above the mean, float32 [batch].
+
+        Args:
+            features: float32 [batch, D].
+        """
         entropy, distance = measure_features(features, self.network, self.centres, self.domains)
         mean, std, mean_distance, std_distance = self.usual
         standard = (entropy - mean) / std, (distance - mean_distance) / std_distance
@@ -81,14 +85,18 @@ def measure_features(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Entropy of the domain in units of log N, and distance to the nearest centre: [batch] each.
 
-    The distance is one less the cosine, to the centres of the most probable domain alone.
+    The distance is 1 minus the cosine. Only centres of the most probable domain count.
+
+    Args:
+        features: float32 [batch, D].
+        network, centres, domains: see `UnknownSignal`.
     """
     rows = features.astype(np.float64)
     z = rows @ network.T
     z -= z.max(axis=-1, keepdims=True)
     powers = np.exp(z)
     total = powers.sum(axis=-1, keepdims=True)
-    # -sum p log p with log p = z - log(total), which no small p makes infinite
+    # -sum p log p with log p = z - log(total), which is finite for any p
     entropy = (powers / total * (np.log(total) - z)).sum(axis=-1) / np.log(len(network))
     length = np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
     cosine = (rows / length) @ centres.T
@@ -106,7 +114,7 @@ def calibrate_signal(
         centres: unit means of the training features of each domain and class, float32 [G, D].
         domains: the domain of each centre, int64 [G].
         held_out: features of other images of the known domains, float32 [n, D].
-        keep: share of them that must not be flagged.
+        keep: minimum share of them that must not be flagged.
     """
     network = np.asarray(network, np.float32)
     centres = centres.astype("<f2").astype(np.float32)  # as the manifest keeps them
@@ -122,9 +130,13 @@ def calibrate_signal(
 def read_signal(manifest: Manifest, where: object) -> UnknownSignal:
     """The signal in a manifest.
 
+    Args:
+        manifest: manifest of the model.
+        where: the option or file, for messages.
+
     Raises:
-        RuntimeFailure: the model has none.
-        ModelFileError: its block is damaged.
+        RuntimeFailure: the model has no signal.
+        ModelFileError: the signal is damaged.
     """
     block = manifest.unknown
     if block is None:
@@ -132,7 +144,7 @@ def read_signal(manifest: Manifest, where: object) -> UnknownSignal:
             where=where,
             found="a model without a signal for unknown domains",
             expected="a model exported with images of two or more domains",
-            next_step="export it again with its images, or leave `flag_unknown` out",
+            next_step="export it again with its images, or omit `flag_unknown`",
         )
     try:
         if block["score"] != SCORE:

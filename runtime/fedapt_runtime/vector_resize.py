@@ -1,10 +1,10 @@
 """Pillow's resize of RGB images in vector instructions: the same integers, so the same pixels.
 
 Pillow resamples the columns, rounds to 8 bits, and resamples the rows, with integer weights of 22
-fractional bits, one product at a time. vector_resize.ll computes eight at a time, reads the pixels
-where Pillow keeps them, and computes nothing outside the crop. llvmlite compiles it for the
-processor of this machine. It runs without the interpreter lock. Pillow's own resize serves other
-images, and machines without llvmlite. The pixels are the same.
+fractional bits, one product at a time. vector_resize.ll computes eight products at a time, reads
+Pillow's memory directly, and computes nothing outside the crop. llvmlite compiles it for the
+processor of this machine. It runs without the interpreter lock. Pillow's own resize is used for
+other modes, and on machines without llvmlite. The pixels are the same.
 
 Source: Pillow, src/libImaging/Resample.c (`ImagingResampleHorizontal_8bpc`); the Arrow C data
 interface (`struct ArrowArray`).
@@ -28,9 +28,9 @@ from fedapt_runtime.errors import MissingDependency, RuntimeFailure, first_line
 from fedapt_runtime.resize_weights import Box, plan_resize
 
 MODES = ("RGB", "L")
-LOAD_SECONDS = 0.1  # CPU time of importing llvmlite and compiling: short jobs never spend it
+LOAD_SECONDS = 0.1  # CPU time of importing llvmlite and compiling, which short jobs avoid
 _BLOCK = 8  # pixels of a row that the function `rows` of vector_resize.ll writes at once
-_BAND_BYTES = 1 << 20  # of a large image at a time; about the size of a core's cache
+_BAND_BYTES = 1 << 20  # piece of a large image; about the size of a core's cache
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _PROBES = (  # (width, height), resized to, (left, top, right, bottom) of the crop
     ((61, 43), (31, 22), (5, 0, 27, 22)),
@@ -42,7 +42,7 @@ Bytes = NDArray[np.uint8]
 
 
 class Resize:
-    """Pillow's resize until that has taken as long as to load the vector code, which follows it."""
+    """Resizes with Pillow at first, and with the vector code once loading it is worth its time."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -52,7 +52,7 @@ class Resize:
 
     @classmethod
     def always(cls, code: VectorCode | None) -> Resize:
-        """With this code from the first image on; None: with Pillow to the last."""
+        """A resize that always uses this code; None always uses Pillow."""
         resize = cls()
         resize._code, resize._is_decided = code, True
         return resize
@@ -60,10 +60,10 @@ class Resize:
     def try_vector(
         self, image: Image.Image, size: tuple[int, int], box: Box, interpolation: str
     ) -> Bytes | None:
-        """Resize and crop; None where Pillow has to.
+        """Resize and crop; None if the image needs Pillow.
 
         Args:
-            image: loaded, of one of `MODES`.
+            image: a loaded image whose mode is in `MODES`.
             size: (width, height) to resize to, other than the image's.
             box: (left, top, right, bottom) of the crop in the resized image.
             interpolation: `bicubic` or `bilinear`.
@@ -75,14 +75,14 @@ class Resize:
 
     @contextmanager
     def count_pillow(self) -> Iterator[None]:
-        """Count the time of a resize by Pillow; load the vector code once they reach its cost."""
+        """Add the time of a resize by Pillow; load the vector code when the sum reaches its cost."""
         if self._is_decided:
             yield
             return
         started = time.thread_time()
         yield
         self._pillow_seconds += time.thread_time() - started
-        # a thread that finds another one loading goes on with Pillow
+        # while one thread loads, the others continue with Pillow
         if self._pillow_seconds >= LOAD_SECONDS and self._lock.acquire(blocking=False):
             try:
                 self._decide()
@@ -95,7 +95,7 @@ class Resize:
         try:
             self._code = load_vector_code()
         except (MissingDependency, RuntimeFailure):
-            self._code = None  # `doctor` says why
+            self._code = None  # `doctor` shows the reason
         self._is_decided = True
 
 
@@ -104,7 +104,7 @@ class VectorCode:
 
     Raises:
         MissingDependency: llvmlite is not installed.
-        RuntimeFailure: it cannot compile here.
+        RuntimeFailure: llvmlite cannot compile on this machine.
     """
 
     def __init__(self) -> None:
@@ -127,13 +127,13 @@ class VectorCode:
             )
             self._columns = function(self._engine.get_function_address("columns"))
             self._rows = function(self._engine.get_function_address("rows"))
-        except Exception as error:  # of LLVM, of the operating system, of another llvmlite
+        except Exception as error:  # from LLVM, the operating system or another llvmlite version
             raise _failure(f"{type(error).__name__}: {first_line(error)}") from error
 
     def resize(
         self, image: Image.Image, size: tuple[int, int], box: Box, interpolation: str
     ) -> Bytes | None:
-        """Resize and crop, see `Resize.try_vector`; None where Pillow has to."""
+        """Resize and crop, see `Resize.try_vector`."""
         width, height = box[2] - box[0], box[3] - box[1]
         plan = plan_resize(image.size, size, box, interpolation)
         if plan is None:
@@ -155,9 +155,9 @@ class VectorCode:
                     stride,
                     width,
                 )
-        except ValueError:  # not even a piece is in one block
+        except ValueError:  # even a piece is in several blocks
             return None
-        # the last block of the last row may reach behind it
+        # the last block of the last row may extend past its end
         out = np.empty(3 * (height * width + _BLOCK), np.uint8)
         self._rows(
             lines.ctypes.data,
@@ -174,11 +174,11 @@ class VectorCode:
 
 
 def load_vector_code() -> VectorCode:
-    """Compile, and compare with this Pillow, which may be another one than this follows.
+    """Compile the code, and compare it with the installed Pillow, whose version may differ.
 
     Raises:
         MissingDependency: llvmlite is not installed.
-        RuntimeFailure: it cannot compile here, or makes other pixels than Pillow does.
+        RuntimeFailure: llvmlite cannot compile on this machine, or Pillow gives other pixels.
     """
     code = VectorCode()
     if not hasattr(Image.Image, "__arrow_c_array__"):
@@ -234,8 +234,8 @@ _capsule_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c
 def _bands(image: Image.Image, first: int, end: int) -> Iterator[tuple[int, Bytes]]:
     """Rows `first` to `end` of an RGB image: (row, uint8 [rows, 4 * width]) of each piece.
 
-    An array is valid until the next one. Pillow keeps a large image in several blocks; pieces of
-    it are copied.
+    An array is valid until the next one. Pillow keeps a large image in several blocks, so its
+    pieces are copied.
     """
     try:
         capsule, pixels = _pixels_of(image)
@@ -247,11 +247,11 @@ def _bands(image: Image.Image, first: int, end: int) -> Iterator[tuple[int, Byte
             yield top, pixels
     else:
         yield first, pixels[first:end]
-    del capsule  # which holds the memory
+    del capsule  # it kept the memory alive
 
 
 def _pixels_of(image: Image.Image) -> tuple[object, Bytes]:
-    """The memory of an RGB image, uint8 [height, 4 * width], and what holds it.
+    """The capsule that owns the memory of an RGB image, and the memory: uint8 [height, 4 * width].
 
     Raises:
         ValueError: the memory is in several blocks.

@@ -1,15 +1,15 @@
-// Photos of a camera that the page itself shows. A phone's own camera is behind "Take a photo".
+// Photos from a camera that the page shows. On phones, "Take a photo" opens the phone's camera.
 
 const find = (id) => document.getElementById(id);
 
 /**
- * Let people photograph.
+ * Enable the camera's controls.
  *
- * @param {(photo: File) => void} add takes a JPEG
- * @param {(text: string) => void} say tells why there is no camera
+ * @param {(photo: File) => void} add called with each photo, a JPEG
+ * @param {(text: string) => void} say called with the reason if the camera cannot be used
  */
 export function startCamera(add, say) {
-  // browsers give the camera to https and localhost alone
+  // browsers allow the camera only for https and localhost
   find("camera").hidden = navigator.mediaDevices?.getUserMedia === undefined;
   find("camera").disabled = false;
   find("camera").addEventListener("click", () => {
@@ -23,7 +23,7 @@ export function startCamera(add, say) {
 }
 
 async function open() {
-  find("camera").disabled = true; // one stream
+  find("camera").disabled = true; // so that a second click opens no second stream
   const video = { facingMode: "environment" };
   find("video").srcObject = await navigator.mediaDevices.getUserMedia({ video });
   await find("video").play();

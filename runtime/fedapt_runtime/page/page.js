@@ -1,6 +1,6 @@
-// The page where people classify images. `main.js` says who classifies them: in a service it sends
-// them to the server, in a browser bundle it runs the model itself. File names, class names and
-// messages reach the page as text, never as markup.
+// The page that classifies images. `main.js` provides the classifier: in a service it sends the
+// images to the server, and in a browser bundle it runs the model. File names, class names and
+// messages are inserted as text, never as markup.
 
 import { startCamera } from "./camera.js";
 
@@ -10,19 +10,19 @@ const find = (id) => document.getElementById(id);
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
 const count = (n, one, many) => `${n} ${n === 1 ? one : many}`;
 
-// a browser opens what is dropped on a page that does not take it
+// otherwise a browser opens a file that is dropped on the page
 for (const name of ["dragover", "drop"]) {
   document.addEventListener(name, (event) => event.preventDefault());
 }
 
 /**
- * Show the model that classifies from now on.
+ * Show the current model.
  *
  * @param {object} model
  * @param {string} model.about one line under the title
  * @param {string[]} model.classes
  * @param {string[]} model.domains
- * @param {string} model.note the model's version and what runs it
+ * @param {string} model.note the model's version and backend
  */
 export function showModel({ about, classes, domains, note }) {
   showProgress(about);
@@ -34,27 +34,27 @@ export function showModel({ about, classes, domains, note }) {
   find("note").textContent = note;
 }
 
-/** Say what the page is doing before it can classify. */
+/** Show a message while the page is not ready yet. */
 export function showProgress(text) {
   find("about").textContent = text;
   find("about").classList.remove("bad");
 }
 
-/** Say why the page cannot classify at all. */
+/** Show the reason why the page cannot classify. */
 export function showFailure(text) {
   find("about").textContent = text;
   find("about").classList.add("bad");
 }
 
 /**
- * Let people classify images; called once.
+ * Enable the page's controls; called once.
  *
  * @param {object} options
- * @param {number} options.parallel how many images are classified at once
- * @param {(image: File) => Promise<object>} options.classify gives a prediction as
- *   `fedapt-runtime classify` writes it: label, score, top_k, routed_to, domain_weights,
- *   unknown_score, unknown, error. It throws an Error where there is no prediction; the image's card
- *   shows the message.
+ * @param {number} options.parallel number of images that are classified at the same time
+ * @param {(image: File) => Promise<object>} options.classify resolves with the fields of a row of
+ *   `fedapt-runtime classify`: label, score, top_k, routed_to, domain_weights, unknown_score,
+ *   unknown, error. It throws an Error if there is no prediction; the image's card shows its
+ *   message.
  */
 export function startPage({ parallel, classify }) {
   const queue = [];
@@ -65,7 +65,7 @@ export function startPage({ parallel, classify }) {
     input.disabled = false;
     input.addEventListener("change", () => {
       add(input.files);
-      input.value = ""; // the same file may be chosen again
+      input.value = ""; // so that the same file can be chosen again
     });
   }
   startCamera((photo) => add([photo]), say);
@@ -73,7 +73,7 @@ export function startPage({ parallel, classify }) {
   find("clear").addEventListener("click", clear);
 
   function add(files) {
-    // a file of a type that the browser does not know may be an image
+    // a file whose type the browser does not know may be an image
     const images = [...files].filter(({ type }) => type === "" || type.startsWith("image/"));
     if (!images.length) {
       say("No image found.");
@@ -141,11 +141,11 @@ function listenForDrops(add) {
     add(event.dataTransfer.files);
   });
   document.addEventListener("paste", (event) => {
-    if (event.clipboardData.files.length) add(event.clipboardData.files); // else it is text
+    if (event.clipboardData.files.length) add(event.clipboardData.files); // ignores pasted text
   });
 }
 
-/** Show an image that is classified; the oldest card leaves the page where there are too many. */
+/** Show the card of an image; remove the oldest card if there are more than MAX_CARDS. */
 function addCard(file) {
   const card = find("card").content.firstElementChild.cloneNode(true);
   const image = card.querySelector("img");
@@ -176,7 +176,7 @@ function fillCard(card, found) {
     const unknown = card.querySelector(".unknown");
     unknown.hidden = false;
     unknown.textContent = `Unlike the known domains (${found.unknown_score.toFixed(1)})`;
-    unknown.title = "Standard deviations beyond the usual of known domains";
+    unknown.title = "Distance from the known domains, in standard deviations above their mean";
   }
   for (const [name, score] of found.top_k) addBar(card.querySelector(".bars"), name, score);
   const routed = card.querySelector(".routed");
@@ -192,7 +192,7 @@ function addBar(list, name, score) {
   list.append(bar);
 }
 
-/** A text that may be cut; the pointer shows all of it. */
+/** Set a text that may be cut off; its tooltip shows all of it. */
 function setText(node, text) {
   node.textContent = text;
   node.title = text;

@@ -185,4 +185,4 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
 
 
 async def _answer_bug(request: Request, error: Exception) -> Response:
-    return JSONResponse({"error": "an error of the server; its log has more"}, 500)
+    return JSONResponse({"error": "an internal error; see the server's log"}, 500)

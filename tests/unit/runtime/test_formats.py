@@ -39,11 +39,11 @@ def test_images(name: str) -> None:
         ("._a.jpg", "AppleDouble files of macOS, ._*"),
         ("notes.TXT", ".txt files"),
         ("a.jpg.part", ".part files"),
-        ("README", "files of other suffixes"),
-        ("a.", "files of other suffixes"),
-        ("a.b c", "files of other suffixes"),
-        ("a.averylongsuffix", "files of other suffixes"),
-        ("a.\udcff", "files of other suffixes"),
+        ("README", "files with other suffixes"),
+        ("a.", "files with other suffixes"),
+        ("a.b c", "files with other suffixes"),
+        ("a.averylongsuffix", "files with other suffixes"),
+        ("a.\udcff", "files with other suffixes"),
     ],
 )
 def test_reasons(name: str, reason: str) -> None:
@@ -52,7 +52,7 @@ def test_reasons(name: str, reason: str) -> None:
 
 @pytest.mark.parametrize("name", ["__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found"])
 def test_folders_of_the_system_are_not_entered(name: str) -> None:
-    reason = "folders of the system, such as __MACOSX and @eaDir"
+    reason = "system folders, such as __MACOSX and @eaDir"
     assert reason_to_skip_folder(name) == reason
     assert reason_to_skip_folder(name.lower() + "x") is None
     assert reason_to_skip_folder(f".{name}") == "hidden folders"
@@ -98,4 +98,4 @@ def test_a_flood_of_suffixes_is_counted_together() -> None:
     left_out.add("hidden files")
     assert left_out.total() == 1001
     assert len(left_out) == 42
-    assert left_out["files of other suffixes"] == 960
+    assert left_out["files with other suffixes"] == 960

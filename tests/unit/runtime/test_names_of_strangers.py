@@ -77,7 +77,7 @@ def test_classify_into_a_file(
     code, summary, err = run(capsys, "classify", model, folder, "--out", out, "--json")
     assert code == 0
     assert json.loads(summary)["images"] == 2
-    assert "left out: files of other suffixes (1)" in err
+    assert "left out: files with other suffixes (1)" in err
     code, _, err = run(capsys, "classify", model, folder, "--out", out, "--resume")
     assert (code, "finished before: 2 rows" in err) == (0, True)
 

@@ -165,7 +165,7 @@ def test_tables_of_paths(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table({"path": ["", None]}), table)
     with pytest.raises(
         InputError,
-        match=r"found a table without images, with rows of a table without a path \(2\); expected",
+        match=r"found a table without images, with table rows without a path \(2\); expected",
     ):
         list(find_images([table]))
     parquet.write_table(pyarrow.table({"name": ["a.png"]}), table)

@@ -210,7 +210,7 @@ def test_a_model_without_a_signal_is_refused_before_any_work() -> None:
         raise AssertionError("the work has begun")
         yield ""
 
-    with pytest.raises(RuntimeFailure, match="leave `flag_unknown` out"):
+    with pytest.raises(RuntimeFailure, match="omit `flag_unknown`"):
         list(Classifier(FakeBackend(None)).stream(images(), flag_unknown=True))  # type: ignore[arg-type]
 
 

@@ -105,7 +105,7 @@ def test_npm_fetches_it_once(tmp_path: Path) -> None:
 def test_without_npm_the_error_says_what_to_do() -> None:
     with pytest.raises(DependencyError, match="found no npm on this machine") as caught:
         read_runtime_files("int8")
-    assert f"run `npm pack onnxruntime-web@{VERSION}` where npm works" in str(caught.value)
+    assert f"run `npm pack onnxruntime-web@{VERSION}` on a machine with npm" in str(caught.value)
 
 
 def test_npms_error_is_told(tmp_path: Path) -> None:

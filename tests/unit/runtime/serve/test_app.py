@@ -437,7 +437,7 @@ def test_a_failing_graph_is_500_without_its_inner_words(
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         answer = await client.post("/v1/classify", files=form(RED))
         assert answer.status_code == 500
-        assert answer.json() == {"error": "an error of the server; its log has more"}
+        assert answer.json() == {"error": "an internal error; see the server's log"}
 
     serving(work)
 

@@ -81,10 +81,10 @@ def test_links_in_a_tar_are_read_as_what_they_lead_to(tmp_path: Path, suffix: st
         "p/blob.jpg": b"C",
     }
     assert left_out == {
-        "links that lead to no file of the archive": 2,
+        "links without a target in the archive": 2,
         ".txt files": 1,
-        "files of other suffixes": 1,
-        "pipes, devices and the like": 1,
+        "files with other suffixes": 1,
+        "pipes, devices and other special files": 1,
     }
 
 
@@ -99,7 +99,7 @@ def test_links_in_a_zip_are_read_as_what_they_lead_to(tmp_path: Path) -> None:
             archive.writestr(info, target)
     found, left_out = read(path)
     assert found == {"p/a.jpg": b"A", "p/b.jpg": b"A", "q/c.jpg": b"A"}
-    assert left_out == {"links that lead to no file of the archive": 2}
+    assert left_out == {"links without a target in the archive": 2}
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])

@@ -34,9 +34,9 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
             ".txt files": 2,
             "hidden files": 1,
             "AppleDouble files of macOS, ._*": 1,
-            "files of other suffixes": 1,
+            "files with other suffixes": 1,
             "hidden folders": 1,
-            "folders of the system, such as __MACOSX and @eaDir": 2,
+            "system folders, such as __MACOSX and @eaDir": 2,
         },
     )
 
@@ -109,7 +109,7 @@ def test_brackets_in_the_name_of_a_folder_stand_for_themselves(tmp_path: Path) -
     given = tmp_path / "photos [2024]"
     assert find(tmp_path, given / "*") == (
         ["photos [2024]/a.jpg"],
-        {".txt files": 1, "files of other suffixes": 1},
+        {".txt files": 1, "files with other suffixes": 1},
     )
     assert find(tmp_path, given / "**" / "*.jpg")[0] == [
         "photos [2024]/a.jpg",

@@ -147,7 +147,7 @@ def test_rows_without_a_path_are_counted(tmp_path: Path, name: str, data: bytes)
     (tmp_path / name).write_bytes(data)
     left_out = LeftOut()
     assert list(find_images([tmp_path / name], left_out)) == ["a.jpg"]
-    assert left_out == {"rows of a table without a path": 2}
+    assert left_out == {"table rows without a path": 2}
 
 
 def test_rows_of_parquet_without_a_path_are_counted(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_rows_of_parquet_without_a_path_are_counted(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table({"path": [None, "a.jpg", ""]}), tmp_path / "t.parquet")
     left_out = LeftOut()
     assert list(find_images([tmp_path / "t.parquet"], left_out)) == ["a.jpg"]
-    assert left_out == {"rows of a table without a path": 2}
+    assert left_out == {"table rows without a path": 2}
 
 
 @pytest.mark.parametrize(
