@@ -75,7 +75,7 @@ class Resize:
 
     @contextmanager
     def count_pillow(self) -> Iterator[None]:
-        """Add the time of a resize by Pillow; load the vector code when the sum reaches its cost."""
+        """Add the time of a resize by Pillow; load the vector code when it exceeds its cost."""
         if self._is_decided:
             yield
             return
