@@ -23,10 +23,10 @@ _MARKER = re.compile(r"\.[A-Za-z0-9_]{8}\.fedapt-tmp")
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; its file becomes `path` if the block ends well.
+    """Yield a temporary path; its file becomes `path` if the block raises no error.
 
     The data is on the disk before the rename, so a crash leaves the old file or the new one. A link
-    stays one: the file that it leads to is replaced.
+    stays a link, and its target is replaced.
 
     Raises:
         OSError: the folder is missing or not writable, or the disk is full.
@@ -36,7 +36,7 @@ def replace_file(path: Path) -> Iterator[Path]:
         temporary = folder / path.name
         yield temporary
         _flush(temporary)
-        # some writers make private files; the result gets the permissions of an ordinary one
+        # some writers create private files; the result gets default permissions
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
@@ -45,7 +45,7 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def temporary_folder(parent: Path) -> Iterator[Path]:
-    """A folder in `parent` for the block; after a kill, the next job removes it.
+    """A folder in `parent` for the block. If the process is killed, the next job removes it.
 
     Raises:
         OSError: `parent` is missing or not writable.
@@ -66,7 +66,7 @@ def remove_left_over(parent: Path) -> None:
     try:
         with os.scandir(parent) as entries:
             markers = [Path(entry.path) for entry in entries if _MARKER.fullmatch(entry.name)]
-    except OSError:  # a folder that can be written need not be readable
+    except OSError:  # a writable folder may be unreadable
         return
     for marker in markers:
         with suppress(OSError):  # another process has removed it, or owns it
@@ -92,7 +92,7 @@ def _make_marker(parent: Path) -> tuple[Path, int]:
     while True:
         handle, name = tempfile.mkstemp(_SUFFIX, ".", parent)
         with suppress(NoLocksHere):
-            # another process may have taken it for one left over, in the instant before the lock
+            # before it is locked, another process may remove it as left over
             if not (try_lock(handle) and is_at(handle, Path(name))):
                 os.close(handle)
                 continue

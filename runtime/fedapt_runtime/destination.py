@@ -1,6 +1,6 @@
-"""The destination of a job's output: a file, or an object behind a URI; complete or absent.
+"""The destination of a job's output, a file or an object behind a URI; complete or absent.
 
-An unfinished job keeps its rows on the local disk in both cases. An object is written at the end.
+In both cases an unfinished job keeps its rows on the local disk. An object is written at the end.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _LOCAL = "file://"
 
 
 def local_path(out: Destination) -> Path:
-    """The path beside which a job works; for an object, its name in the working folder."""
+    """The local path of a job's files; for an object, its name in the working folder."""
     if not is_object(out):
         text = os.fspath(out)
-        # file://host/path: a file of another host is none of ours, and no host means this one
+        # file:///path names this machine; file://host/path is not supported
         return Path(unquote(text[len(_LOCAL) :])) if text.startswith(_LOCAL) else Path(text)
     return Path(os.fspath(out).rpartition("/")[2])
 
@@ -38,10 +38,11 @@ def is_object(out: Destination) -> bool:
 def claim(out: Destination) -> Iterator[None]:
     """Be the only job that writes an output while the block runs.
 
-    Jobs on other machines that write one object are not seen: the last one's object stays, whole.
+    Jobs on other machines that write the same object are not detected. The object of the last job
+    remains, and is complete.
 
     Raises:
-        OutputError: another job writes it, or its folder cannot be written.
+        OutputError: another job writes the output, or its folder cannot be written.
     """
     path = local_path(out)
     with ExitStack() as stack:
@@ -67,10 +68,10 @@ def claim(out: Destination) -> Iterator[None]:
 
 @contextmanager
 def fetch(out: Destination) -> Iterator[Path | None]:
-    """A local path of an existing output; None if there is none.
+    """Yield a local path with the existing output; None if there is none.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the output cannot be read.
     """
     local = local_path(out)
     if not is_object(out):
@@ -83,7 +84,7 @@ def fetch(out: Destination) -> Iterator[Path | None]:
 
 @contextmanager
 def deliver(out: Destination) -> Iterator[Path]:
-    """Yield a temporary path; its file becomes the output if the block ends well.
+    """Yield a temporary path; its file becomes the output if the block raises no error.
 
     Raises:
         OSError: the folder or bucket cannot be written, or the disk is full.

@@ -27,9 +27,9 @@ class Finding:
 
     Attributes:
         name: name of the package or device.
-        is_there: whether it works here.
-        detail: version and what it serves; or why it does not work.
-        install: the line that would bring it; empty where it is there.
+        is_there: whether it works on this machine.
+        detail: version and details; or the reason why it does not work.
+        install: the command that installs it; empty if it works.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Check everything; installs nothing, and continues after failures."""
+    """Look for every optional package and device; installs nothing."""
     return [
         look_for("NVIDIA GPU", _gpus, "install the NVIDIA driver (not available through pip)"),
         look_for("ONNX Runtime", _onnxruntime, "pip install 'fedapt-runtime[cpu]', or '[gpu]'"),
@@ -58,11 +58,12 @@ def examine() -> list[Finding]:
 
 
 def look_for(name: str, look: Callable[[], str], install: str) -> Finding:
-    """One finding.
+    """Look for one package or device.
 
     Args:
-        look: gives version and detail, or raises.
-        install: the line that brings it.
+        name: its name.
+        look: returns version and details, or raises an error.
+        install: the command that installs it.
     """
     try:
         return Finding(name, is_there=True, detail=look())
@@ -75,14 +76,14 @@ def look_for(name: str, look: Callable[[], str], install: str) -> Finding:
 
 
 def recommend_on_x86(finding: Finding) -> Finding:
-    """A finding that is missing on x86 says why it should be there."""
+    """The finding; on x86, a missing one also gives the reason to install it."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return finding
-    return recommend(finding, "on x86 the runtime takes the faster of both")
+    return recommend(finding, "on x86 the runtime uses the faster of both")
 
 
 def recommend(finding: Finding, reason: str) -> Finding:
-    """A finding that is missing says why it should be there."""
+    """The finding; a missing one also gives the reason to install it."""
     if finding.is_there:
         return finding
     return replace(finding, install=f"{finding.install} (recommended: {reason})")

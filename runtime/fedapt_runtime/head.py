@@ -1,8 +1,8 @@
-"""The head of a fused model: everything behind the image tower, swappable without the tower.
+"""The head of a fused model: everything after the image tower, swappable without the tower.
 
 In the graph the head's tensors are inputs with default values. A head file (.safetensors, kilobytes
-to a few megabytes) holds other values: of more rounds of training, a further class, a further
-domain. It contains its own manifest and fits any model with the same CLIP.
+to a few megabytes) contains other values, for example after more rounds of training, or with
+another class or domain. It contains its own manifest and fits any model with the same CLIP.
 """
 
 from __future__ import annotations
@@ -32,17 +32,22 @@ _MAX_DIMENSIONS = 8
 def complete_head(
     tensors: Mapping[str, NDArray[np.float32]], n_domains: int, n_classes: int
 ) -> dict[str, Tensor]:
-    """The head's tensors with those that follow from its size: all inputs of the graph.
+    """All tensors of the head, including those that are computed from its size.
 
     Args:
         tensors: `text_banks` [D, N * C], `bank_bias` [N, C], `gram` [N, C * N],
             `adaptive_network` [D, N], `router_bias` [N], `router_takes_unit` [] and
-            `router_standardised` [] (0 or 1), `temperature` [] and `logit_scale` [].
+            `router_standardised` [] (0 or 1), `temperature` [] and `logit_scale` []; all float32.
+        n_domains, n_classes: N and C.
+
+    Returns:
+        The same tensors, and `bank_shape` and `gram_shape`, int64 [3], and `other_domains`,
+        float32 [].
     """
     sizes: dict[str, Tensor] = {
         "bank_shape": np.array([0, n_domains, n_classes], dtype=np.int64),
         "gram_shape": np.array([0, n_classes, n_domains], dtype=np.int64),
-        # of the unbiased variance; with one domain its numerator is 0 as well
+        # denominator of the unbiased variance, whose numerator is 0 for one domain
         "other_domains": np.array(max(1, n_domains - 1), dtype=np.float32),
     }
     return {**tensors, **sizes}
@@ -53,7 +58,7 @@ class HeadFile:
     """A head without a tower.
 
     Attributes:
-        manifest: of the model that this head makes; its classes and domains are the head's.
+        manifest: manifest of a model with this head.
         tensors: float32, see `complete_head`.
     """
 
@@ -61,11 +66,11 @@ class HeadFile:
     tensors: dict[str, NDArray[np.float32]]
 
     def feeds(self) -> dict[str, Tensor]:
-        """All values that replace the graph's defaults."""
+        """All values that replace the graph's defaults, see `complete_head`."""
         return complete_head(self.tensors, len(self.manifest.domains), len(self.manifest.classes))
 
     def manifest_on(self, model: Manifest) -> Manifest:
-        """The manifest of a model with this head: what the graph is, the model's own says."""
+        """The manifest of a model with this head; the model's manifest describes the graph."""
         return dataclasses.replace(
             self.manifest, precision=model.precision, opset=model.opset, mixing=model.mixing
         )
@@ -73,11 +78,15 @@ class HeadFile:
     def check_fits(self, model: Manifest, where: object) -> None:
         """Refuse a model with another CLIP, another preprocessing or another mixing.
 
+        Args:
+            model: manifest of the model.
+            where: the head's file, for messages.
+
         Raises:
-            ModelFileError: the hashes of the weights differ, or what the head was measured with.
+            ModelFileError: the hashes of the CLIP weights, the preprocessing or the mixing differ.
         """
         mine, other = self.manifest.clip.get("sha256", ""), model.clip.get("sha256", "")
-        # the depth of images is no part of the graph: the head's holds
+        # the depth is not part of the graph, so that of the head applies
         depth = model.preprocessing.depth
         same = dataclasses.replace(self.manifest.preprocessing, depth=depth) == model.preprocessing
         if mine != other or not same:
@@ -100,7 +109,7 @@ def read_head(path: str | Path) -> HeadFile:
     """Read and check a head file that `fedapt export --head-only` wrote.
 
     Raises:
-        ModelFileError: missing, damaged, or not a head.
+        ModelFileError: the file is missing, damaged, or not a head.
     """
     path = Path(path)
     try:
@@ -116,13 +125,14 @@ def read_head(path: str | Path) -> HeadFile:
 def parse_head(data: bytes, where: object) -> HeadFile:
     """Check the bytes of a head file.
 
-    The safetensors format is a length, a JSON header and raw bytes; reading it takes no package.
+    The safetensors format is a length, a JSON header and raw bytes; reading it needs no package.
 
     Args:
+        data: the content of the file.
         where: the file, for messages.
 
     Raises:
-        ModelFileError: damaged, or not a head.
+        ModelFileError: the bytes are damaged, or not a head.
     """
     try:
         header_bytes = int.from_bytes(data[:8], "little")
@@ -152,7 +162,7 @@ def _read_tensor(body: memoryview, entry: dict[str, Any]) -> NDArray[np.float32]
     begin, end = entry["data_offsets"]
     shape = entry["shape"]
     if len(shape) > _MAX_DIMENSIONS or not all(type(n) is int for n in [*shape, begin, end]):
-        raise ValueError(f"a shape of {len(shape)} sizes, or one that is no whole number")
+        raise ValueError(f"a shape of {len(shape)} sizes, or one that is not a whole number")
     if entry["dtype"] != "F32" or min(shape, default=0) < 0 or not 0 <= begin <= end <= len(body):
         raise ValueError(f"a tensor of {entry['dtype']} {shape} at {begin} to {end}")
     if end - begin != 4 * math.prod(shape):

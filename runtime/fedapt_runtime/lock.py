@@ -1,8 +1,8 @@
-"""One writer at a time: locks that the operating system takes back when a process ends.
+"""One writer at a time: locks that the operating system releases when a process ends.
 
-A lock is a small file that its holder keeps open and locked (`flock`; on Windows `msvcrt`), so a
-process that is killed leaves no lock behind, only the file, which the next holder takes over and
-removes. `flock` works over NFS too, where Linux turns it into a lock of the server's.
+A lock is a small file that its holder keeps open and locked (`flock`; on Windows `msvcrt`). A
+killed process therefore leaves only the file, which the next holder locks and removes. `flock`
+works over NFS too, where Linux uses a lock on the server.
 
 Source: flock(2); fcntl(2), "Record locking and NFS".
 """
@@ -31,7 +31,7 @@ class Held(Exception):
     """Another job holds the lock.
 
     Args:
-        holder: "process 12 on host since 2026-01-01 00:00:00 UTC", as far as it is known.
+        holder: such as "process 12 on host since 2026-01-01 00:00:00 UTC".
     """
 
     def __init__(self, holder: str) -> None:
@@ -51,7 +51,7 @@ def hold_file(path: Path) -> Iterator[None]:
         Held: another job writes it.
         OSError: the folder is missing or not writable.
     """
-    path = Path(os.path.realpath(path))  # two names of one file have one lock
+    path = Path(os.path.realpath(path))  # so that two names of one file have the same lock
     with _hold(path.with_name(f".{path.name}{_SUFFIX}")):
         yield
 
@@ -60,11 +60,11 @@ def hold_file(path: Path) -> Iterator[None]:
 def hold_folder(folder: Path) -> Iterator[None]:
     """Be the only job that writes into `folder` while the block runs. Creates the folder.
 
-    What was made and is empty at the end is removed again.
+    Folders that this call created and that are empty at the end are removed.
 
     Raises:
-        Held: another job writes into it.
-        OSError: the folder cannot be made or written.
+        Held: another job writes into the folder.
+        OSError: the folder cannot be created or written.
     """
     missing = [f for f in (folder, *folder.parents) if not f.exists()]
     try:
@@ -96,7 +96,7 @@ def _take(lock: Path) -> int:
             except NoLocksHere:
                 text = f"{lock.parent} has no locks: a second job with one output would harm it"
                 warnings.warn(text, stacklevel=5)
-            if is_at(handle, lock):  # else its last holder has removed it meanwhile
+            if is_at(handle, lock):  # else its last holder has just removed it
                 _sign(handle)
                 return handle
         except BaseException:
@@ -111,17 +111,17 @@ def _open(lock: Path) -> int:
     except PermissionError:
         if not lock.exists():
             raise
-        return os.open(lock, os.O_RDONLY)  # left by another user, or theirs
+        return os.open(lock, os.O_RDONLY)  # the file of another user
 
 
 def _sign(handle: int) -> None:
     """Write the holder's name, for the error message of the next job."""
     holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
-    with suppress(OSError):  # a file that another user has left
+    with suppress(OSError):  # the file of another user is not writable
         os.ftruncate(handle, 0)
         os.lseek(handle, 0, os.SEEK_SET)
         os.write(handle, json.dumps(holder).encode())
-        os.fsync(handle)  # over NFS, only what is flushed is seen
+        os.fsync(handle)  # over NFS, others see only flushed data
 
 
 def _describe(handle: int) -> str:
@@ -131,7 +131,7 @@ def _describe(handle: int) -> str:
         since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(float(holder["since"])))
         return f"process {int(holder['pid'])} on {str(holder['host'])[:253]} since {since}"
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return "a process that has not said which"
+        return "another process"
 
 
 def is_at(handle: int, path: Path) -> bool:
@@ -145,7 +145,7 @@ def is_at(handle: int, path: Path) -> bool:
 if sys.platform == "win32":
     import msvcrt
 
-    _LOCKED_BYTE = 1 << 30  # beyond the text, which others have to be able to read
+    _LOCKED_BYTE = 1 << 30  # after the text, which others must be able to read
 
     def try_lock(handle: int) -> bool:
         """Lock an open file until it is closed; False where another process has it."""
@@ -158,7 +158,7 @@ if sys.platform == "win32":
 
     def remove_locked(lock: Path, handle: int) -> None:
         """Close and remove a file that is locked here."""
-        os.close(handle)  # Windows removes no open file
+        os.close(handle)  # Windows cannot remove an open file
         with suppress(OSError):
             lock.unlink()
 else:
@@ -168,7 +168,7 @@ else:
         """Lock an open file until it is closed; False where another process has it.
 
         Raises:
-            NoLocksHere: the file system has none.
+            NoLocksHere: the file system has no locks.
         """
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -183,5 +183,5 @@ else:
     def remove_locked(lock: Path, handle: int) -> None:
         """Remove and close a file that is locked here."""
         with suppress(OSError):
-            lock.unlink()  # before it is unlocked: nobody else holds it now
+            lock.unlink()  # before it is unlocked, so no other process holds it
         os.close(handle)

@@ -17,9 +17,9 @@ from fedapt_runtime.errors import ModelFileError
 from fedapt_runtime.integrity import find_damage
 
 _VARINT, _EIGHT, _BYTES, _FOUR = 0, 1, 2, 5  # wire types
-_METADATA = 14  # of the model; each entry has a key, 1, and a value, 2
-_EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # of a tensor
-# message -> number of a field -> the message in it, as far as there are tensors inside
+_METADATA = 14  # field of the model; each entry has a key (1) and a value (2)
+_EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # fields of a tensor
+# message -> number of a field -> the message in it, for messages that can contain tensors
 _INSIDE: dict[str, dict[int, str]] = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
@@ -37,8 +37,8 @@ class OnnxFile:
     """Content of an ONNX file.
 
     Attributes:
-        metadata: contents of `metadata_props`.
-        content: the file's bytes but for `metadata_props`, in parts.
+        metadata: content of `metadata_props`.
+        content: the file's bytes without `metadata_props`, in parts.
     """
 
     metadata: dict[str, str]
@@ -46,12 +46,12 @@ class OnnxFile:
 
 
 def check_one_file(path: Path) -> None:
-    """Refuse a file that is not an ONNX model, or keeps weights in other files.
+    """Refuse a file that is not an ONNX model, or has weights in other files.
 
-    Such a model would make its reader open any path that the file names.
+    A library that loads such a model would open any path that the file names.
 
     Raises:
-        ModelFileError: see above.
+        ModelFileError: the file cannot be read, is not an ONNX model, or names other files.
     """
     _read(path)
 
@@ -84,7 +84,7 @@ def _read(path: Path) -> OnnxFile:
         with path.open("rb") as stream:
             if not path.stat().st_size:
                 raise ValueError("an empty file")
-            # stays open as long as the parts of it that are returned
+            # the map stays open while a returned part exists
             return read_onnx(memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)))
     except OSError as error:
         raise _refuse(path, error.strerror or str(error)) from error
@@ -96,7 +96,7 @@ def read_onnx(data: memoryview) -> OnnxFile:
     """Metadata and content of a model's bytes.
 
     Raises:
-        ValueError: it is no protobuf message, or a tensor's values are in another file.
+        ValueError: the bytes are not a protobuf message, or a tensor's values are in another file.
     """
     metadata: dict[str, str] = {}
     content: list[memoryview] = []
@@ -126,7 +126,7 @@ def read_onnx(data: memoryview) -> OnnxFile:
 
 
 def _fields(data: memoryview, begin: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """Number, and where field, value and next field begin, of every field of a message."""
+    """For each field of a message: number, and start of the field, the value and the next field."""
     at = begin
     while at < end:
         start = at
@@ -162,6 +162,6 @@ def _refuse(path: Path, found: str) -> ModelFileError:
     return ModelFileError(
         where=path,
         found=found,
-        expected="a model written by `fedapt export`, whole and in one file",
+        expected="a model written by `fedapt export`, complete and in one file",
         next_step="check the path, copy the file again, or export the model again",
     )

@@ -12,10 +12,13 @@ _MARKS = {
 
 
 def detect_encoding(start: bytes) -> tuple[str, int]:
-    """(encoding, bytes of the mark) of a text, from its first bytes.
+    """Encoding of a text, and length of its byte order mark in bytes.
 
-    Without a mark it is UTF-8, but where every second byte of the first four is 0: no text in UTF-8
-    begins like that, and every path in UTF-16 does.
+    A text without a mark is UTF-8, or UTF-16 if every second byte of the first four is 0. Paths in
+    UTF-16 begin like that; text in UTF-8 does not.
+
+    Args:
+        start: the first bytes, four or more if there are as many.
     """
     for mark, encoding in _MARKS.items():
         if start.startswith(mark):
@@ -30,7 +33,7 @@ def decode_text(data: bytes) -> str:
     """The text without its byte order mark.
 
     Raises:
-        UnicodeDecodeError: it is in no encoding that its first bytes tell.
+        UnicodeDecodeError: the bytes are not valid in the detected encoding.
     """
     encoding, mark = detect_encoding(data)
     return data[mark:].decode(encoding)

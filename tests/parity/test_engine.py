@@ -104,7 +104,7 @@ def rtx(**options: Any) -> EngineSettings:
         (rtx(capabilities=("sm90",)), "found sm90, a data centre GPU; expected targets of"),
         (rtx(capabilities=("sm100",)), "build on that GPU with the flavour tensorrt"),
         (rtx(capabilities=("sm42",)), "found sm42; expected targets .*check the spelling"),
-        (rtx(refit=True), "refit: found the flavour rtx.*leave refit out"),
+        (rtx(refit=True), "refit: found the flavour rtx.*omit refit"),
         (rtx(timing_cache=Path("t.cache")), "timing cache: found the flavour rtx"),
     ],
 )

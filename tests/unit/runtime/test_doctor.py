@@ -24,7 +24,7 @@ def test_openvino_is_recommended_on_x86(
 ) -> None:
     monkeypatch.setattr(doctor.platform, "machine", lambda: machine)
     found = recommend_on_x86(Finding("OpenVINO", is_there, "none", "pip install it"))
-    reason = " (recommended: on x86 the runtime takes the faster of both)"
+    reason = " (recommended: on x86 the runtime uses the faster of both)"
     assert found.install == "pip install it" + reason * recommended
 
 

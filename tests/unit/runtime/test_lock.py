@@ -132,7 +132,7 @@ def test_a_holder_that_cannot_be_read_is_told_as_such(tmp_path: Path, text: str)
         fcntl.flock(stream, fcntl.LOCK_EX)
         with pytest.raises(Held) as told, hold_file(tmp_path / "out"):
             pass
-    assert told.value.holder == "a process that has not said which"
+    assert told.value.holder == "another process"
     assert lock.read_text() == text
 
 

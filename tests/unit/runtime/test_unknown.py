@@ -256,4 +256,4 @@ def test_the_command_says_what_the_model_lacks(
     assert main(["classify", str(tiny_model), paths[0], "--flag-unknown"]) == 8
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "export it again with its images, or leave --flag-unknown out" in captured.err
+    assert "export it again with its images, or omit --flag-unknown" in captured.err
