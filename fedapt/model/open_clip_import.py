@@ -14,6 +14,8 @@ import importlib
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 _MISSING_OPERATOR = re.compile(r"operator torchvision::(\w+) does not exist")
@@ -36,6 +38,22 @@ def _import_torchvision() -> None:
                 del sys.modules[name]
 
 
+@contextmanager
+def _hide_transformers() -> Iterator[None]:
+    """Hide transformers, whose import takes seconds, while the block imports OpenCLIP.
+
+    OpenCLIP imports it for the text towers of Hugging Face's, which fedapt refuses. A tokenizer of
+    Hugging Face's imports it later.
+    """
+    before = {name: sys.modules[name] for name in ("transformers",) if name in sys.modules}
+    sys.modules["transformers"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["transformers"]
+        sys.modules.update(before)
+
+
 @functools.cache
 def import_open_clip() -> ModuleType:
     """Return the module `open_clip`, importable beside a CPU build of torch too.
@@ -45,5 +63,6 @@ def import_open_clip() -> ModuleType:
     """
     # the hub's client reads it at import; downloads then send no versions of other packages
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    _import_torchvision()
-    return importlib.import_module("open_clip")
+    with _hide_transformers():
+        _import_torchvision()
+        return importlib.import_module("open_clip")

@@ -26,6 +26,8 @@ RANDOM = "random"  # the only value that gives random weights
 _RANDOM_SEED = 0
 _HUB, _FOLDER = "hf-hub:", "local-dir:"  # as OpenCLIP writes them
 _MAX_NAMED = 3
+# OpenCLIP's answer to a text tower of Hugging Face's; `open_clip_import` hides that package
+_NO_TRANSFORMERS = "pip install transformers"
 
 
 def build_open_clip(name: str, pretrained: str) -> tuple[nn.Module, Any]:
@@ -88,6 +90,8 @@ def _load_towers(source: str, weights: str, where: str, silent: str) -> nn.Modul
             return clip
         return create(source, pretrained=weights or None, require_pretrained=True)
     except Exception as error:
+        if _NO_TRANSFORMERS in str(error):
+            raise _refuse_text_tower(where, "a text tower") from error
         # the hub, the file system, torch and OpenCLIP raise many types; all mean no weights
         offline = f"; the hub is {describe_cache()}" if silent else ""
         raise ModelError(
@@ -143,6 +147,15 @@ def _count_keys(text: str) -> str:
     return f"tensors that do not fit the model, {'; '.join(found)}" if found else ""
 
 
+def _refuse_text_tower(where: str, what: str) -> ModelNotSupported:
+    return ModelNotSupported(
+        where=where,
+        found=f"{what} of Hugging Face's, which takes no learned context",
+        expected="a text transformer of OpenCLIP's own",
+        next_step="choose another model, such as ViT-B-32-quickgelu or lite",
+    )
+
+
 def _check_name(open_clip: Any, name: str, pretrained: str) -> None:
     names = open_clip.list_models()
     if name not in names:
@@ -155,12 +168,7 @@ def _check_name(open_clip: Any, name: str, pretrained: str) -> None:
         )
     config = open_clip.get_model_config(name)
     if inner := config["text_cfg"].get("hf_model_name"):
-        raise ModelNotSupported(
-            where=f"model {name}",
-            found=f"the text tower {inner} of Hugging Face's, which takes no learned context",
-            expected="a text transformer of OpenCLIP's own",
-            next_step="choose another model, such as ViT-B-32-quickgelu or lite",
-        )
+        raise _refuse_text_tower(f"model {name}", f"the text tower {inner}")
     if pretrained == RANDOM or (pretrained and Path(pretrained).is_file()):
         return
     quick_gelu = bool(config.get("quick_gelu"))

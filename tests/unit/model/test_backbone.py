@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -260,6 +261,26 @@ def test_a_model_that_cannot_be_handled_exactly_is_refused(
     with pytest.raises(ModelNotSupported, match=f"found {found}") as caught:
         load_backbone(str(folder))
     assert caught.value.exit_code == 4
+
+
+def test_a_text_tower_of_hugging_face_is_refused(folder: Path) -> None:
+    change_config(folder, "model_cfg.text_cfg", hf_model_name="roberta-base")
+    with pytest.raises(ModelNotSupported) as caught:
+        load_backbone(str(folder))
+    assert caught.value.where == f"model {folder}"
+    assert caught.value.found == ("a text tower of Hugging Face's, which takes no learned context")
+
+
+def test_opening_openclip_leaves_transformers_to_those_who_need_it() -> None:
+    code = (
+        "import sys\n"
+        "from fedapt.model.open_clip_import import import_open_clip\n"
+        "import_open_clip()\n"
+        "print('transformers' in sys.modules)\n"
+        "from transformers import AutoTokenizer\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
 
 
 def test_a_tokenizer_other_than_clips_is_refused(
