@@ -7,8 +7,8 @@ One session computes in one CUDA stream. Each batch stream has buffers and a cop
 
 so that one batch is copied while another is computed. Images cross the bus once, as uint8. A size
 of batch that has been recorded as a CUDA graph is launched as a whole; below about 64 images that
-decides the speed (`benchmarks/gpu.py`). The first run of a size takes seconds, because cuDNN plans
-it and a graph records it: so batches are filled up to the next power of two, and there are nine.
+decides the speed (`benchmarks/gpu.py`). The first run of a size takes up to four seconds, because
+cuDNN plans every convolution and a graph records it: so batches are filled up to one of four sizes.
 
 Source: ONNX Runtime documentation, "CUDA Execution Provider" (I/O binding, CUDA graphs,
 `user_compute_stream`, `use_tf32`).
@@ -32,7 +32,8 @@ from fedapt_runtime.backends.streams import StreamPool
 from fedapt_runtime.errors import RuntimeFailure, first_line
 from fedapt_runtime.head import Tensor
 
-MAX_BATCH = 256  # images of one run; more are cut, and copied while others are computed
+# images of one run; more than the last are cut, and copied while others are computed
+SIZES = (1, 8, 64, 128)
 DEFAULT_BATCH = 64
 STREAMS = 2
 _NO_GRAPH = "-1"
@@ -106,7 +107,7 @@ def open_streams(
         OrtCudaStream(onnxruntime, session, compute, on_gpu, image_shape, widths, where, i)
         for i in range(STREAMS)
     ]
-    return StreamPool(streams, 1, MAX_BATCH)
+    return StreamPool(streams, 1, SIZES[-1])
 
 
 class OrtCudaStream:
@@ -128,7 +129,7 @@ class OrtCudaStream:
         self._number, self._batch = number, 0
         self._bindings: dict[int, tuple[Any, Any]] = {}
         gpu = self._gpu = compute.gpu
-        sizes = [MAX_BATCH * n for n in (int(np.prod(image_shape)), *(4 * w for w in widths))]
+        sizes = [SIZES[-1] * n for n in (int(np.prod(image_shape)), *(4 * w for w in widths))]
         with gpu.current(), ExitStack() as taken:
             self._stream = gpu.open_stream(taken)
             self._event = gpu.open_event(taken)
@@ -144,7 +145,7 @@ class OrtCudaStream:
         gpu, flat = self._gpu, images.reshape(-1)
         self._batch = len(images)
         # the rows beyond the batch are computed from what the buffer holds, and are not read
-        size = min(1 << (self._batch - 1).bit_length(), MAX_BATCH)
+        size = next(size for size in SIZES if size >= self._batch)
         with gpu.current():
             self._pinned[0][: flat.size] = flat
             gpu.copy_in(self._device[0], self._pinned[0], flat.size, self._stream)

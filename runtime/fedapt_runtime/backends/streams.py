@@ -7,8 +7,8 @@ so copies and computation overlap. Several callers share the streams.
 from __future__ import annotations
 
 import queue
-from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Protocol
 
 import numpy as np
@@ -57,6 +57,8 @@ class StreamPool:
         self._free: queue.SimpleQueue[BatchStream] = queue.SimpleQueue()
         for stream in streams:
             self._free.put(stream)
+        # the copy of a part into its stream's buffer takes as long as the computation of another
+        self._threads = ThreadPoolExecutor(len(streams), thread_name_prefix="fedapt-stream")
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
         """Outputs of all images, in order.
@@ -64,37 +66,23 @@ class StreamPool:
         Args:
             images: uint8 [batch, height, width, 3], at least one; any size of batch.
         """
-        done: list[Outputs] = []
-        begun: deque[tuple[BatchStream, int]] = deque()
+        parts = split_sizes(len(images), self._minimum, self._maximum)
+        work = [(images[part], size) for part, size in parts]
+        if len(work) == 1:
+            return self._run_part(*work[0])
+        running = [self._threads.submit(self._run_part, *part) for part in work]
+        wait(running)  # after an error too: nothing of this call runs on
+        done = [part.result() for part in running]
+        return Outputs(*(np.concatenate(rows) for rows in zip(*done, strict=True)))
 
-        def finish_oldest() -> None:
-            stream, n_images = begun.popleft()
-            try:
-                done.append(Outputs(*(output[:n_images] for output in stream.finish())))
-            finally:
-                self._free.put(stream)
-
+    def _run_part(self, images: NDArray[np.uint8], size: int) -> Outputs:
+        """Outputs of at most `maximum` images, computed as a batch of `size`."""
+        n_images = len(images)
+        if n_images < size:
+            images = np.concatenate([images, np.repeat(images[-1:], size - n_images, 0)])
+        stream = self._free.get()  # a caller holds one at most, so none waits for itself
         try:
-            for part, size in split_sizes(len(images), self._minimum, self._maximum):
-                stream = self._take(wait=not begun)
-                while stream is None:
-                    # no waiting while it holds streams, because other callers may wait for those
-                    finish_oldest()
-                    stream = self._take(wait=not begun)
-                chosen = images[part]
-                begun.append((stream, len(chosen)))
-                if len(chosen) < size:
-                    chosen = np.concatenate([chosen, np.repeat(chosen[-1:], size - len(chosen), 0)])
-                stream.start(chosen)
-            while begun:
-                finish_oldest()
+            stream.start(images)
+            return Outputs(*(output[:n_images] for output in stream.finish()))
         finally:
-            while begun:  # after an error, the remaining streams become free too
-                self._free.put(begun.popleft()[0])
-        return Outputs(*(np.concatenate(parts) for parts in zip(*done, strict=True)))
-
-    def _take(self, wait: bool) -> BatchStream | None:
-        try:
-            return self._free.get(block=wait)
-        except queue.Empty:
-            return None
+            self._free.put(stream)

@@ -133,7 +133,7 @@ def assert_rows(session: FakeSession, found: Outputs, images: NDArray[np.uint8])
 def test_rows_are_those_of_the_session(
     batch: int, session: FakeSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ort_cuda, "MAX_BATCH", 4)  # nine images: three parts in two streams
+    monkeypatch.setattr(ort_cuda, "SIZES", (1, 2, 4))  # nine images: three parts in two streams
     pool = open_pool(session)
     for seed in range(3):
         images = noise(batch, seed)
@@ -141,7 +141,7 @@ def test_rows_are_those_of_the_session(
 
 
 def test_threads_share_the_streams(session: FakeSession, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ort_cuda, "MAX_BATCH", 4)
+    monkeypatch.setattr(ort_cuda, "SIZES", (1, 2, 4))
     pool = open_pool(session)
     batches = [noise(1 + i % 6, i) for i in range(18)]
     with ThreadPoolExecutor(4) as threads:
@@ -149,20 +149,20 @@ def test_threads_share_the_streams(session: FakeSession, monkeypatch: pytest.Mon
             assert_rows(session, found, images)
 
 
-def test_sizes_are_powers_of_two_with_a_graph_each(
+def test_batches_are_filled_up_to_few_sizes_with_a_graph_each(
     session: FakeSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ort_cuda, "STREAMS", 1)
-    monkeypatch.setattr(ort_cuda, "MAX_BATCH", 12)
+    monkeypatch.setattr(ort_cuda, "SIZES", (1, 4, 12))
     pool = open_pool(session)
     for batch in (1, 2, 3, 4, 5, 8, 9, 12):
         assert_rows(session, pool.run(noise(batch, batch)), noise(batch, batch))
-    one, two, four, full = (str(1 + size) for size in (1, 2, 4, 8))
-    assert session.graphs == [one, two, four, four, full, full, "13", "13"]
+    one, four, full = (str(1 + size) for size in (1, 4, 12))
+    assert session.graphs == [one, four, four, four, full, full, full, full]
 
 
 def test_streams_share_no_graph(session: FakeSession, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ort_cuda, "MAX_BATCH", 4)
+    monkeypatch.setattr(ort_cuda, "SIZES", (1, 2, 4))
     open_pool(session).run(noise(8))
     assert len(set(session.graphs)) == 2
 

@@ -83,14 +83,35 @@ def test_the_rows_are_those_of_the_images_in_order(
     assert all(minimum <= size <= maximum for stream in made for size in stream.sizes)
 
 
-def test_the_second_lane_starts_before_the_first_is_done() -> None:
-    streams, _, log = make(2, 1, 4)
-    streams.run(draw(12))
-    assert log[:3] == ["start a", "start b", "finish a"]
-    assert log[3:] == ["start a", "finish b", "finish a"]
+class MeetingStream(SumStream):
+    """Finishes only after another stream has started too."""
+
+    started = threading.Barrier(2)
+
+    def finish(self) -> Outputs:
+        self.started.wait(timeout=30)
+        return super().finish()
 
 
-def test_an_error_gives_all_lanes_back() -> None:
+def test_the_second_stream_starts_before_the_first_is_done() -> None:
+    streams = [MeetingStream([], name) for name in "ab"]
+    images = draw(16)
+    found = StreamPool(streams, 1, 4).run(images)
+    sums = images.reshape(16, -1).astype(np.float32).sum(1)
+    np.testing.assert_array_equal(found.logits[:, 0], sums)
+    assert [stream.sizes for stream in streams] == [[4, 4], [4, 4]]
+
+
+def test_a_batch_of_one_part_stays_in_the_thread_of_its_caller() -> None:
+    streams, made, _ = make(1, 1, 4)
+    callers = []
+    made[0].start = lambda images: callers.append(threading.get_ident())  # type: ignore[method-assign]
+    with pytest.raises(AssertionError, match="finished without a start"):
+        streams.run(draw(4))
+    assert callers == [threading.get_ident()]
+
+
+def test_an_error_gives_all_streams_back() -> None:
     streams, made, _ = make(2, 1, 4, fail_at=2)
     with pytest.raises(RuntimeError, match="the stream failed"):
         streams.run(draw(20))
@@ -103,7 +124,7 @@ def test_an_error_gives_all_lanes_back() -> None:
     np.testing.assert_array_equal(streams.run(images).logits[:, 0], sums)
 
 
-def test_many_callers_share_two_lanes() -> None:
+def test_many_callers_share_two_streams() -> None:
     streams, made, _ = make(2, 2, 4)
     batches = [draw(1 + i % 13, seed=i) for i in range(60)]
     with ThreadPoolExecutor(8) as pool:
