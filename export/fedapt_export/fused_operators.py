@@ -79,7 +79,11 @@ class _Rewriter:
         q, k, v = (head for head in heads if head is not None)
         if len({n_heads for _, n_heads in (q, k, v)}) > 1:
             return False
-        attributes = {"num_heads": q[1], "scale": float(scale.item()), "domain": DOMAIN}
+        attributes: dict[str, Any] = {
+            "num_heads": q[1],
+            "scale": float(scale.item()),
+            "domain": DOMAIN,
+        }
         products = [self._product(name) for name, _ in (q, k, v)]
         biases = [bias for _, bias in products if bias is not None]
         name = flat.output[0]
@@ -154,7 +158,7 @@ class _Rewriter:
         drop_unused_weights(self._graph)
 
     def _split(self, name: str) -> tuple[str, int] | None:
-        """What a value has been split into heads from, and how many they are."""
+        """The value before its split into heads, and their number; None without such a split."""
         node = self._written_by(name, "Transpose", "Reshape")
         shape = None if node is None else self._value(node.input[1])
         if node is None or shape is None or len(shape) != 4:

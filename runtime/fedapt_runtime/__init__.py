@@ -18,8 +18,8 @@ from fedapt_runtime.preprocess import Preprocessing
 
 __version__ = "0.1.0"
 
-# ONNX Runtime reads it when it is imported, by whichever package: from 1.31 on it keeps an id of
-# the device and events for its maker in the home folder, and sends them
+# ONNX Runtime reads this variable at its import. Since 1.31 it otherwise stores an id of the device
+# and events in the home folder, and sends them to its maker.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 __all__ = [

@@ -1,8 +1,8 @@
-"""Image file -> uint8 array, bit for bit as OpenCLIP's own evaluation transform does it.
+"""Image file -> uint8 array, bit for bit as in OpenCLIP's evaluation transform.
 
-Training, export and deployment all run these lines. OpenCLIP resizes and crops in the image's own
-mode and converts to RGB last (which matters for palette and alpha images), and ignores EXIF
-orientation; so does this. Scaling to [0, 1] and normalising happen inside the exported graph.
+Training, export and deployment use this code. As in OpenCLIP, it resizes and crops in the image's
+mode, converts to RGB last (which matters for palette and alpha images), and ignores EXIF
+orientation. The exported graph scales to [0, 1] and normalises.
 
 Source: open_clip.transform.image_transform(is_train=False), torchvision.transforms.functional
 (`_compute_resized_output_size`, `center_crop`).
@@ -28,8 +28,8 @@ from fedapt_runtime.errors import ImageError, ModelFileError
 from fedapt_runtime.formats import FORMATS, optional_formats
 from fedapt_runtime.resize_weights import Box
 
-MAX_PIXELS = 100_000_000  # 300 MB decoded: the largest photo sensors, not a decompression bomb
-MAX_CANVAS = 1024  # pixels a side of an image that is resized on a GPU
+MAX_PIXELS = 100_000_000  # 300 MB decoded: enough for large photo sensors, not for attacks
+MAX_CANVAS = 1024  # maximum pixels per side of an image that is resized on a GPU
 MAX_FILE_BYTES = 512 * 1024 * 1024
 _INTERPOLATION = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -47,13 +47,14 @@ class Preprocessing:
     """OpenCLIP's preprocessing of an image for one model.
 
     Attributes:
-        size: (height, width) of the array, pixels.
-        mean: per channel, of values in [0, 1].
-        std: per channel, of values in [0, 1].
+        size: (height, width) of the array, in pixels.
+        mean: mean of each channel, for values in [0, 1].
+        std: standard deviation of each channel, for values in [0, 1].
         interpolation: `bicubic` or `bilinear`.
         resize_mode: `shortest` (resize the shorter side, crop the centre) or `squash`.
-        depth: of grey images with 16 bits, int32 or float: `scale` (see `depth`), or `openclip`,
-            which cuts values off at 255 as OpenCLIP does. 8-bit images are the same in both.
+        depth: treatment of grey images with 16 bits, int32 or float: `scale` (see the module
+            `depth`), or `openclip`, which clips values at 255 as OpenCLIP does. 8-bit images are
+            the same in both.
     """
 
     size: tuple[int, int]
@@ -88,14 +89,14 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Preprocessing:
-        """The inverse of `dataclasses.asdict`, after a trip through JSON.
+        """The inverse of `to_dict`, for fields from JSON.
 
-        Files of before there was a `depth` have OpenCLIP's, which is what they were made with.
+        Files without `depth` are of versions that used `openclip`.
         """
         tuples: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()
         }
-        _height, _width = tuples["size"]  # a number alone would fail only later
+        _height, _width = tuples["size"]  # raises for other values, which would fail only later
         return cls(**{"depth": "openclip"} | tuples)
 
     def to_dict(self) -> dict[str, Any]:
@@ -120,7 +121,7 @@ class Preprocessing:
     def _convert(self, image: Image.Image, size: tuple[int, int], box: Box) -> NDArray[np.uint8]:
         height, width = self.size
         resized = image if image.size == size else image.resize(size, self._resample)
-        if size != (width, height):  # of a square, nothing is left to crop
+        if size != (width, height):  # a square image needs no crop
             resized = resized.crop(box)
         rgb = resized if resized.mode == "RGB" else resized.convert("RGB")
         return np.asarray(rgb, dtype=np.uint8)
@@ -130,7 +131,7 @@ class Preprocessing:
         return _INTERPOLATION[self.interpolation]
 
     def resized_size(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) that an image of this width and height is resized to."""
+        """(width, height) of the resized image, for an image of this width and height."""
         if self.resize_mode == "squash":
             return self.size[1], self.size[0]
         side, short, long = self.size[0], min(width, height), max(width, height)
@@ -155,16 +156,16 @@ class Preprocessing:
 
         Args:
             source: a path, an open binary file, or a decoded Pillow image.
-            name: name in messages; by default the path.
-            fast: decode a JPEG at 1/2, 1/4 or 1/8 of its size where that is still large enough; the
-                pixels are then near to OpenCLIP's, and no longer equal.
-            resize: False leaves an RGB or grey image of up to `MAX_CANVAS` pixels a side as it is,
-                for `device_resize`, after a larger JPEG was decoded as if `fast`; others are
-                resized and cropped here.
-            max_pixels: limit for the image and the resized image; by default `MAX_PIXELS`.
+            name: name in messages; None uses the path.
+            fast: decode a JPEG at 1/2, 1/4 or 1/8 of its size if that is still large enough; the
+                pixels are then close to those of OpenCLIP, but not equal.
+            resize: False does not resize RGB and grey images of up to `MAX_CANVAS` pixels per side,
+                for `device_resize`, and decodes larger JPEGs as with `fast`. Other images are
+                resized and cropped.
+            max_pixels: limit for the image and the resized image; None uses `MAX_PIXELS`.
 
         Raises:
-            ImageError: missing, unreadable, too large, truncated, or not an image.
+            ImageError: the file is missing, unreadable, too large, truncated, or not an image.
         """
         where = name if name is not None else source
         max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
@@ -177,7 +178,7 @@ class Preprocessing:
             with _SILENT_PILLOW, _open(source) as image:
                 _check_pixels(image.size, self, where, max_pixels)
                 if fast or not (resize or max(image.size) <= MAX_CANVAS):
-                    # a JPEG decoder scales for nothing; others ignore it
+                    # JPEG decoders scale at no cost; other decoders ignore this
                     image.draft(image.mode, self._min_size(image.size))
                 return self._finish(self._to_8_bits(image, where), resize)
         except ImageError:
@@ -199,7 +200,7 @@ class Preprocessing:
             ) from error
 
     def _finish(self, image: Image.Image, resize: bool) -> NDArray[np.uint8]:
-        # other modes are resized before they become RGB, which is not the same the other way round
+        # other modes are resized before the conversion to RGB; the order changes the pixels
         if resize or image.mode not in ("RGB", "L") or max(image.size) > MAX_CANVAS:
             return self.image_to_array(image)
         return np.asarray(image.convert("RGB"), dtype=np.uint8)
@@ -208,7 +209,7 @@ class Preprocessing:
         return scale_to_8_bits(image, where) if self.depth == "scale" else image
 
     def _min_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(width, height) that resizing must not have to enlarge."""
+        """Minimum (width, height) of a decoded image, so that resizing does not enlarge it."""
         height, width = self.size
         if self.resize_mode == "squash":
             return width, height
@@ -217,9 +218,9 @@ class Preprocessing:
 
 
 class _SilentPillow:
-    """Pillow's warnings are off while any thread is inside; the size check replaces them.
+    """Turns off Pillow's warnings while any thread is inside; the size check replaces them.
 
-    Filters are global to the process, so a catch_warnings per thread would leave them changed.
+    Filters are global to the process, so one `catch_warnings` per thread would leave them changed.
     """
 
     def __init__(self) -> None:
@@ -249,7 +250,7 @@ def _open(source: str | os.PathLike[str] | BinaryIO) -> Image.Image:
     try:
         return Image.open(source, formats=FORMATS)
     except UnidentifiedImageError:
-        if not (more := optional_formats()):  # asked only now: looking for decoders takes time
+        if not (more := optional_formats()):  # only now, because the search for decoders is slow
             raise
         if not isinstance(source, str | os.PathLike):
             source.seek(0)
@@ -269,7 +270,7 @@ def _check_file(path: Path) -> None:
     if path.is_dir():
         raise _unreadable(path, "a folder")
     if not path.is_file():
-        # a pipe or a device would block for ever
+        # reading a pipe or a device could block forever
         raise _unreadable(path, "no such file" if not path.exists() else "not a regular file")
     size = path.stat().st_size
     if size == 0:
@@ -283,7 +284,7 @@ def _check_pixels(
 ) -> None:
     width, height = size
     scale = 1.0
-    if preprocessing.resize_mode == "shortest":  # a sliver grows: 1 x 9 000 becomes 224 x 2 016 000
+    if preprocessing.resize_mode == "shortest":  # 1 x 9 000 pixels become 224 x 2 016 000
         scale = max(1.0, max(preprocessing.size) / min(width, height))
     if width * height * scale * scale > max_pixels:
         raise _unreadable(

@@ -33,12 +33,12 @@ class Backend(Protocol):
     Attributes:
         manifest: description of the model.
         name: one of `options.BACKENDS`.
-        compute: one of `options.COMPUTE`: `fp32` multiplies in the types of the graph, `bf16`
-            multiplies in bfloat16 what the graph has in float32.
-        description: backend, version and device in a few words, for messages; where something was
-            chosen automatically, also why.
-        in_flight: number of batches to compute at once, each by its own caller.
-        default_batch: number of images of a batch by default.
+        compute: one of `options.COMPUTE`: `fp32` multiplies in the types of the graph, and `bf16`
+            multiplies the graph's float32 matrices in bfloat16.
+        description: backend, version and device in a few words, for messages; for an automatic
+            choice, also the reason.
+        in_flight: number of batches to compute at the same time, each by its own caller.
+        default_batch: default number of images in a batch.
     """
 
     manifest: Manifest
@@ -49,7 +49,11 @@ class Backend(Protocol):
     default_batch: int
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
-        """Run the graph on uint8 [batch, height, width, 3]."""
+        """Run the graph.
+
+        Args:
+            images: uint8 [batch, height, width, 3].
+        """
         ...
 
 
@@ -61,7 +65,7 @@ class SwappableBackend(Backend, Protocol):
         """The same graph with another head; this backend does not change.
 
         Raises:
-            ModelFileError: the head belongs to another CLIP.
-            RuntimeFailure: the device cannot replace the head that it was loaded with.
+            ModelFileError: the head is of another CLIP.
+            RuntimeFailure: the device cannot replace its head.
         """
         ...

@@ -23,14 +23,14 @@ from fedapt_runtime.streams import fail_stdout, open_standard_streams
 
 
 class _Parser(argparse.ArgumentParser):
-    """Escape its messages, which repeat arguments: a shell's pattern expands to any file name."""
+    """Escapes its messages, which repeat arguments; a shell's pattern expands to any file name."""
 
     def _print_message(self, message: str, file: Any = None) -> None:
         super()._print_message(printable(message or "", lines=True), file)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line with all its options."""
+    """The parser of the command line with all its options."""
     parser = _Parser(
         prog="fedapt-runtime", description="Classify images with a fused fedapt model."
     )
@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _name_options(text: str, options: argparse.Namespace) -> str:
-    """The error with `--batch-size` where the library names the parameter `batch_size`."""
+    """An error's text with options, such as `--batch-size`, for parameters (`batch_size`)."""
 
     def name(found: re.Match[str]) -> str:
         return "--" + found[1].replace("_", "-") if hasattr(options, found[1]) else found[0]
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"interrupted: {note}")
         return EXIT_INTERRUPTED
     except OSError as error:
-        # only stdout is left to fail here
+        # other files report their errors as ReportedError, so this is stdout's
         if (failure := fail_stdout(error)) is not None:
             say(f"error: {failure}")
             return failure.exit_code

@@ -51,8 +51,8 @@ def add_bench(commands: Any) -> None:
         "--performance-hint",
         default="latency",
         choices=PERFORMANCE_HINTS,
-        help="CPU only: latency runs a batch on all cores, throughput (as classify) one on each"
-        " [latency]",
+        help="CPU only: latency runs one batch on all cores; throughput runs one batch on each"
+        " core, as classify does [latency]",
     )
     bench.add_argument(
         "--batch-sizes", type=parse_positives, default=(1, 8, 32), metavar="N,N", help="[1,8,32]"

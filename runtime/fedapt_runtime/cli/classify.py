@@ -107,20 +107,20 @@ def add_classify(commands: Any) -> None:
 def run_classify(options: argparse.Namespace) -> None:
     """`fedapt-runtime classify`."""
     if options.json and options.out is None:
-        options.refuse("--json prints the summary on stdout: give the rows a file with --out")
+        options.refuse("--json prints the summary on stdout: it needs --out for the rows")
     if options.resume and options.out is None:
-        options.refuse("--resume goes on with a file: name it with --out")
+        options.refuse("--resume continues a file: it needs --out")
     if options.gpus_per_worker and not options.ray:
-        options.refuse("--gpus-per-worker shares a cluster's GPUs: add --ray")
+        options.refuse("--gpus-per-worker needs --ray")
     if options.preprocess == "device" and options.ray:
-        options.refuse("--preprocess device resizes on this machine's GPU: leave out --ray")
+        options.refuse("--preprocess device uses this machine's GPU: it excludes --ray")
     check_output(options.out)
     total = count_images(options.paths)
     head, hint = options.head, "throughput"
     load = LoadOptions(options.backend, options.device, head, 0, hint, options.compute, total)
     if options.resume and (load.backend, load.compute) == ("auto", "auto"):
-        load = load.on(read_ran_on(options.out))  # of the stopped job
-    answer = ClassifyOptions(
+        load = load.on(read_ran_on(options.out))  # the backend of the stopped job
+    row_options = ClassifyOptions(
         top_k=options.top_k,
         fast=options.preprocess == "fast",
         depth="openclip" if options.preprocess == "openclip" else None,
@@ -132,23 +132,23 @@ def run_classify(options: argparse.Namespace) -> None:
         resizer = DeviceResizer(classifier.manifest.preprocessing)
     batch_size, chosen = options.batch_size, ""
     if batch_size == "auto" and options.resume and part_path(options.out).is_file():
-        batch_size = None  # that of the stopped job
+        batch_size = None  # uses the batch size of the stopped job
     if batch_size == "auto":
         batch_size = choose_batch_size(classifier.backend)
         chosen = f", batches of {batch_size}"
     say(f"{options.model}: {classifier.description}{chosen}")
     runner = None
     if options.ray:
-        if not options.gpus_per_worker:  # every worker computes what this machine would
+        if not options.gpus_per_worker:  # workers use the backend that this machine selected
             load = load.on(classifier.ran_on)
         settings = options.workers, options.gpus_per_worker
-        runner = _run_on_ray(options.model, classifier, settings, load, answer, batch_size)
+        runner = _run_on_ray(options.model, classifier, settings, load, row_options, batch_size)
     progress, left_out = Progress(total), LeftOut()
     summary = classify_files(
         classifier,
         find_images(options.paths, left_out),
         options.out,
-        answer,
+        row_options,
         batch_size=batch_size,
         workers=options.workers,
         resizer=resizer,
@@ -168,17 +168,17 @@ def _run_on_ray(
     classifier: Classifier,
     settings: tuple[int | None, float],
     load: LoadOptions,
-    answer: ClassifyOptions,
+    row_options: ClassifyOptions,
     batch_size: int | None,
 ) -> Runner:
     from fedapt_runtime.ray_runner import RaySettings, predict_on_ray
 
-    preprocessing = classifier.preprocessing(answer.depth)
+    preprocessing = classifier.preprocessing(row_options.depth)
     size = batch_size or DEFAULT_BATCH
 
     def predict(images: Iterable[Image]) -> Iterator[dict[str, Any]]:
         return predict_on_ray(
-            model, images, preprocessing, RaySettings(*settings), load, answer, size
+            model, images, preprocessing, RaySettings(*settings), load, row_options, size
         )
 
     return predict

@@ -26,6 +26,6 @@ def run_doctor(options: argparse.Namespace) -> None:
         print(printable_json([finding.to_dict() for finding in findings], indent=2))
         return
     for finding in findings:
-        way = "" if finding.is_there else f": {finding.install}"
-        here = "yes" if finding.is_there else "no"
-        show(f"{finding.name:16} {here:4} {finding.detail}{way}")
+        install = "" if finding.is_there else f": {finding.install}"
+        works = "yes" if finding.is_there else "no"
+        show(f"{finding.name:16} {works:4} {finding.detail}{install}")

@@ -1,4 +1,4 @@
-"""Lines on stdout and stderr; names in them may be untrusted."""
+"""Lines on stdout and stderr. They are escaped, because they may contain untrusted names."""
 
 from __future__ import annotations
 

@@ -11,7 +11,11 @@ from fedapt_runtime.formats import describe_left_out
 
 
 class Progress:
-    """A line on stderr that is rewritten a few times a second, and only on a terminal."""
+    """A line on a terminal's stderr, rewritten a few times per second.
+
+    Args:
+        total: number of images; None if unknown.
+    """
 
     def __init__(self, total: int | None) -> None:
         self._total = total

@@ -157,15 +157,15 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (
             ["classify", "m", "a", "--json"],
-            "--json prints the summary on stdout: give the rows a file with --out",
+            "--json prints the summary on stdout: it needs --out for the rows",
         ),
         (
             ["classify", "m", "a", "--resume"],
-            "--resume goes on with a file: name it with --out",
+            "--resume continues a file: it needs --out",
         ),
         (
             ["classify", "m", "a", "--gpus-per-worker", "1"],
-            "--gpus-per-worker shares a cluster's GPUs: add --ray",
+            "--gpus-per-worker needs --ray",
         ),
     ],
 )

@@ -112,4 +112,4 @@ def test_the_command(
     with pytest.raises(SystemExit) as caught:
         main([*command, "--ray"])
     assert caught.value.code == 2
-    assert "--preprocess device resizes on this machine's GPU" in capsys.readouterr().err
+    assert "--preprocess device uses this machine's GPU" in capsys.readouterr().err
