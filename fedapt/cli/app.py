@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
+from typing import Any
 
 import typer
 
@@ -87,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(given: Sequence[str]) -> int:
     try:
-        app(args=given)
+        _build_command()(args=given)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except ReportedError as error:
@@ -100,11 +102,17 @@ def _run(given: Sequence[str]) -> int:
     return 0
 
 
+@cache
+def _build_command() -> Any:
+    """The app as a command of click, built once in a process."""
+    return typer.main.get_command(app)
+
+
 def _name_option(error: ReportedError, arguments: Sequence[str]) -> str:
     """The error with the command's option where the library names a setting or a parameter."""
     if ("-o", error.where) in pairwise(arguments):
         return f"-o {error}"
-    command = typer.main.get_command(app)
+    command = _build_command()
     for argument in arguments:
         command = getattr(command, "commands", {}).get(argument, command)
     options = {option for parameter in command.params for option in parameter.opts}
