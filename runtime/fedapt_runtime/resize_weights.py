@@ -44,7 +44,7 @@ class Plan:
     end_row: int
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=256)  # folders have many sizes; a plan has about 40 kB
 def plan_resize(
     size: tuple[int, int], new_size: tuple[int, int], box: Box, interpolation: str
 ) -> Plan | None:

@@ -21,7 +21,6 @@ CUDA_OPTIONS = {
     "use_tf32": "0",
     "cudnn_conv_algo_search": "HEURISTIC",
     "enable_skip_layer_norm_strict_mode": "1",
-    "sdpa_kernel": "2",  # memory-efficient attention: faster than flash on the tokens of a CLIP
 }
 _FATAL = 4  # of ONNX Runtime's levels
 _NEXT_STEPS = {

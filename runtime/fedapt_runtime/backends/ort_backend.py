@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -147,14 +148,15 @@ def _open_on_cuda(onnxruntime: Any, path: Path, why: str = "") -> _Opened:
     """Open with CUDA graphs; without them, and with a note, if a part runs on the CPU."""
     compute = open_compute_stream()
     layout = layout_options(read_manifest(path).precision)
-    try:
-        options = compute.options(graphs=True) | layout
-        session = open_session(onnxruntime, str(path), "cuda", path, cuda=options)
-    except ModelFileError:
-        options = compute.options(graphs=False) | layout
-        session = open_session(onnxruntime, str(path), "cuda", path, cuda=options)
-        why += ", without CUDA graphs"
-    return _Opened(session, "cuda", why, compute)
+    graphs = compute.options(graphs=True)
+    # a graph counts for more than the layout, with which ONNX Runtime puts other nodes on the CPU
+    for options in (graphs | layout, graphs) if layout else (graphs,):
+        with contextlib.suppress(ModelFileError):
+            session = open_session(onnxruntime, str(path), "cuda", path, cuda=options)
+            return _Opened(session, "cuda", why, compute)
+    options = compute.options(graphs=False) | layout
+    session = open_session(onnxruntime, str(path), "cuda", path, cuda=options)
+    return _Opened(session, "cuda", f"{why}, without CUDA graphs", compute)
 
 
 def _slots(nodes: Any) -> dict[str, Slot]:
