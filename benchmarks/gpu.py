@@ -13,7 +13,8 @@ speed does not depend on their values. Rows:
     torch, compile the tower in torch, eager and compiled, from images on the GPU
     operators      the same with the fused operators of ONNX Runtime (`export --operators`)
     exact          unit features and labels of the fused graph on the GPU against the CPU's
-    files          photos to predictions, with the time of decoding alone beside it
+    files          photos to predictions, with the speed of decoding alone beside it
+    decoding       decoding with preprocessing, by threads and by processes
     training       a round of 345 classes and 24 context tokens, on the GPU and on the CPU
 
 `--device cpu` tries the script where there is no GPU; its figures are not kept.
@@ -28,6 +29,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,7 @@ from fedapt_runtime.backends.choose import load_backend
 from fedapt_runtime.backends.ort import import_onnxruntime, layout_options, open_session
 from fedapt_runtime.manifest import ONNX, ONNXRUNTIME
 from fedapt_runtime.options import LoadOptions
+from fedapt_runtime.pipeline import decode_ahead
 
 VIT = "vit-b-32"
 MODELS = {VIT: ("ViT-B-32", "random"), "lite": ("lite", "")}
@@ -268,8 +271,6 @@ def measure_files(bench: Bench, model: str, precision: str) -> dict[str, float]:
         started = time.perf_counter()
         rows = sum(p.error is None for p in classifier.stream(paths, fast=fast))
         speeds[name] = rows / (time.perf_counter() - started)
-    from fedapt_runtime.pipeline import decode_ahead
-
     started = time.perf_counter()
     cores = machine()["cores"]
     decoded = decode_ahead(paths, classifier.manifest.preprocessing, int(cores), 256)
@@ -277,9 +278,32 @@ def measure_files(bench: Bench, model: str, precision: str) -> dict[str, float]:
     return speeds
 
 
+def measure_decoding(bench: Bench) -> dict[str, dict[int, float]]:
+    """Photos a second, decoded and preprocessed in threads of one process, and in processes."""
+    if bench.photos is None:
+        raise ValueError("no --photos")
+    preprocessing = bench.backbone("lite").preprocessing
+    paths = sorted(bench.photos.rglob("*.jpg"))[:100] * 10
+    cores = int(machine()["cores"])
+    speeds: dict[str, dict[int, float]] = {"threads": {}, "processes": {}}
+    for n in sorted({1, 2, 4, 8, cores}):
+        started = time.perf_counter()
+        decoded = sum(1 for _ in decode_ahead(paths, preprocessing, n, 256))
+        speeds["threads"][n] = decoded / (time.perf_counter() - started)
+    for n in sorted({1, 8, cores}):
+        with ProcessPoolExecutor(n) as pool:
+            list(pool.map(preprocessing.load, paths[:n]))  # starts the processes
+            started = time.perf_counter()
+            decoded = sum(1 for _ in pool.map(preprocessing.load, paths, chunksize=10))
+            speeds["processes"][n] = decoded / (time.perf_counter() - started)
+    return speeds
+
+
 def measure_training(device: str) -> dict[str, float]:
     """Seconds of a round of six clients with one step of 256 images each; peak memory on a GPU."""
     train_round(device)  # the first one allocates
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()  # of other rows
     report = {"seconds": train_round(device)}
     if device == "cuda":
         report["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
@@ -304,6 +328,7 @@ def rows(bench: Bench) -> dict[str, Callable[[], Any]]:
                 table[f"exact operators {key}"] = part(measure_exactness, *fused)
             table[f"torch {key}"] = part(measure_torch, bench, model, precision, False)
     if bench.photos is not None:
+        table["decoding"] = part(measure_decoding, bench)
         for model in MODELS:
             table[f"files {model} fp16"] = part(measure_files, bench, model, "fp16")
     for model in MODELS:
