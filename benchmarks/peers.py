@@ -247,7 +247,7 @@ def measure(name: str, pretrained: str, paths: list[str], folder: Path) -> dict[
         print(row, rows[row], flush=True)
 
     print(rows, flush=True)
-    has_bf16 = any(c.compute == "bf16" for c in list_candidates("auto", "cpu", "auto"))
+    has_bf16 = any(c.compute == "bf16" for c in list_candidates(model, "auto", "cpu", "auto"))
     if has_bf16:
         add("fedapt, exact, bfloat16", lambda: fedapt_runtime_peer(model, folder, "bf16")[0])
     else:
