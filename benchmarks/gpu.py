@@ -108,7 +108,7 @@ class Bench:
         return path
 
     @functools.cache  # noqa: B019
-    def tower(self, model: str, precision: str) -> onnx.ModelProto:
+    def tower(self, model: str, precision: str = "fp32") -> onnx.ModelProto:
         """The image tower alone."""
         tower = read_tower(self.backbone(model))
         return tower if precision == "fp32" else to_half(tower, precision)
@@ -183,7 +183,7 @@ def measure_tower(bench: Bench, model: str, precision: str) -> dict[str, dict[in
     size = bench.backbone(model).preprocessing.size
     speeds: dict[str, dict[int, float]] = {}
     for name, graph in graphs.items():
-        cuda = layout_options(precision)
+        cuda = layout_options(precision, {node.op_type for node in bench.tower(model).graph.node})
         session = open_session(onnxruntime, graph, bench.device, name, cuda=cuda)
         speeds[name] = {}
         for batch in BATCHES[2:4]:

@@ -20,7 +20,7 @@ from fedapt.data.features import ImageEncoder, extract_features
 from fedapt.data.folders import ImageFolders, Sample
 from fedapt.data.splits import Split
 from fedapt_runtime.formats import describe_left_out
-from fedapt_runtime.machine import usable_cores
+from fedapt_runtime.machine import decode_threads
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def load_table(
     if folders.left_out:
         reporter.message(f"left out: {describe_left_out(folders.left_out)}")
     paths = [folders.root / sample.path for sample in samples]
-    features = extract_features(paths, encoder, workers=usable_cores(), reporter=reporter)
+    features = extract_features(paths, encoder, workers=decode_threads(), reporter=reporter)
     for error in features.errors:
         reporter.message(f"skipped: {error.where}: {error.found}")
     if features.errors:

@@ -25,7 +25,7 @@ from fedapt.core.report import Reporter
 from fedapt.data.domains import ImageSet, ImageTable
 from fedapt.data.features import ImageEncoder, extract_features
 from fedapt_runtime import Preprocessing
-from fedapt_runtime.machine import usable_cores
+from fedapt_runtime.machine import decode_threads
 
 _FLIP, _JITTER, _GREY, _BLUR = 0.5, 0.8, 0.2, 0.2
 _STRENGTH, _HUE = 0.8, 0.2
@@ -106,7 +106,7 @@ class StrongViews:
         found = extract_features(
             [self._table.paths[row] for row in self._rows.tolist()],
             encoder,
-            workers=usable_cores(),
+            workers=decode_threads(),
             task=f"features of view {view + 1}",
             reporter=self._reporter,
         )

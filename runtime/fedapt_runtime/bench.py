@@ -21,7 +21,7 @@ from PIL import Image
 
 from fedapt_runtime.backends.base import Backend, Outputs
 from fedapt_runtime.errors import InputError
-from fedapt_runtime.machine import usable_cores
+from fedapt_runtime.machine import decode_threads, usable_cores
 from fedapt_runtime.pipeline import decode_ahead
 from fedapt_runtime.preprocess import Preprocessing
 from fedapt_runtime.sources import find_images
@@ -145,7 +145,7 @@ def load_images(paths: Sequence[str], preprocessing: Preprocessing) -> NDArray[n
     Raises:
         InputError: there is no readable image.
     """
-    decoded = decode_ahead(find_images(paths), preprocessing, usable_cores(), ahead=64)
+    decoded = decode_ahead(find_images(paths), preprocessing, decode_threads(), ahead=64)
     readable = (item.pixels for item in decoded if item.pixels is not None)
     pixels = list(itertools.islice(readable, _MAX_COMPARED))
     if not pixels:

@@ -16,7 +16,7 @@ from fedapt_runtime.backends.base import Backend, Outputs
 from fedapt_runtime.backends.choose import load_backend
 from fedapt_runtime.device_resize import DeviceResizer
 from fedapt_runtime.errors import InputError
-from fedapt_runtime.machine import usable_cores
+from fedapt_runtime.machine import decode_threads
 from fedapt_runtime.manifest import Manifest
 from fedapt_runtime.options import ClassifyOptions, LoadOptions
 from fedapt_runtime.pipeline import Decoded, Image, decode_ahead, split_batches
@@ -131,7 +131,7 @@ class Classifier:
                 arrays [height, width, 3] of any size.
             batch_size: images per run of the graph; None uses the backend's default.
             top_k: number of classes to report.
-            workers: decoding threads; None starts one per core.
+            workers: decoding threads; None starts one per core, at most 8.
             fast: decode large JPEGs at a fraction of their size; the pixels are then not exact.
             depth: depth of grey images beyond 8 bits, see `Preprocessing`; None uses the model's.
             flag_unknown: add `unknown_score` and `unknown`, which compare each image with the known
@@ -175,7 +175,7 @@ class Classifier:
             )
         if options.flag_unknown:
             _ = self._signal  # raises for a model without a signal, before any work
-        in_flight, workers = self._backend.in_flight, workers or usable_cores()
+        in_flight, workers = self._backend.in_flight, workers or decode_threads()
         ahead = max(4 * batch_size, 2 * workers)
         decoded = decode_ahead(
             images,

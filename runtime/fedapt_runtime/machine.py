@@ -18,7 +18,16 @@ _ROOT = Path("/sys/fs/cgroup")
 _OWN = Path("/proc/self/cgroup")
 _CPUINFO = Path("/proc/cpuinfo")
 _CPU_FACTS = ("model name", "flags", "Features", "CPU implementer", "CPU part")
+_MAX_DECODE_THREADS = 8
 _BFLOAT16 = {"avx512_bf16", "amx_bf16", "avx_ne_convert"}  # of x86
+
+
+def decode_threads() -> int:
+    """Threads that decode images: one per core, at most eight.
+
+    More wait for Python's interpreter lock (`decoding` in `benchmarks/results/gpu_*.json`).
+    """
+    return min(usable_cores(), _MAX_DECODE_THREADS)
 
 
 def usable_cores() -> int:

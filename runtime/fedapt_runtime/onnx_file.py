@@ -19,6 +19,7 @@ from fedapt_runtime.integrity import find_damage
 _VARINT, _EIGHT, _BYTES, _FOUR = 0, 1, 2, 5  # wire types
 _METADATA = 14  # field of the model; each entry has a key (1) and a value (2)
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # fields of a tensor
+_OPERATOR = 4  # field of a node
 # message -> number of a field -> the message in it, for messages that can contain tensors
 _INSIDE: dict[str, dict[int, str]] = {
     "model": {7: "graph", 20: "training", 25: "function"},
@@ -39,10 +40,12 @@ class OnnxFile:
     Attributes:
         metadata: content of `metadata_props`.
         content: the file's bytes without `metadata_props`, in parts.
+        operators: names of the operators that the nodes have.
     """
 
     metadata: dict[str, str]
     content: tuple[memoryview, ...]
+    operators: frozenset[str]
 
 
 def check_one_file(path: Path) -> None:
@@ -63,6 +66,15 @@ def read_metadata(path: Path) -> dict[str, str]:
         ModelFileError: see `check_one_file`.
     """
     return _read(path).metadata
+
+
+def read_operators(path: Path) -> frozenset[str]:
+    """The names of a model's operators, such as `Conv`.
+
+    Raises:
+        ModelFileError: see `check_one_file`.
+    """
+    return _read(path).operators
 
 
 def check_content(path: Path, key: str) -> None:
@@ -100,6 +112,7 @@ def read_onnx(data: memoryview) -> OnnxFile:
     """
     metadata: dict[str, str] = {}
     content: list[memoryview] = []
+    operators: set[bytes] = set()
     todo: list[tuple[str, int, int]] = []
     done = 0
     for number, begin, value, end in _fields(data, 0, len(data)):
@@ -122,7 +135,10 @@ def read_onnx(data: memoryview) -> OnnxFile:
                 number == _EXTERNAL_DATA or (number == _DATA_LOCATION and any(data[value:stop]))
             ):
                 raise ValueError("weights that are in another file")
-    return OnnxFile(metadata, tuple(content))
+            elif message == "node" and number == _OPERATOR:
+                operators.add(bytes(data[value:stop]))
+    names = frozenset(name.decode("utf-8", "replace") for name in operators)
+    return OnnxFile(metadata, tuple(content), names)
 
 
 def _fields(data: memoryview, begin: int, end: int) -> Iterator[tuple[int, int, int, int]]:

@@ -28,6 +28,7 @@ from fedapt_runtime import Classifier
 from fedapt_runtime.backends.choose import list_candidates, load_backend
 from fedapt_runtime.backends.ort import import_onnxruntime, layout_options, open_session
 from fedapt_runtime.errors import ReportedError
+from fedapt_runtime.onnx_file import read_operators
 from fedapt_runtime.options import LoadOptions
 from tests.support.fusing import export_run
 
@@ -217,5 +218,15 @@ def test_the_command(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_float16_convolutions_have_their_channels_last_on_a_gpu() -> None:
-    assert layout_options("fp16") == {"prefer_nhwc": "1"}
-    assert layout_options("fp32") == {}
+    assert layout_options("fp16", {"Conv", "Clip"}) == {"prefer_nhwc": "1"}
+    assert layout_options("fp32", {"Conv", "Clip"}) == {}
+    # without convolutions, ONNX Runtime would only move nodes to the CPU
+    assert layout_options("fp16", {"MatMul", "Attention"}) == {}
+
+
+def test_the_operators_of_a_file_are_read_without_onnx(tiny_run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "fused.onnx"
+    export_run(tiny_run, path, operators="onnxruntime")
+    expected = {node.op_type for node in onnx.load(path).graph.node}
+    assert {"Attention", "MatMul"} <= expected
+    assert read_operators(path) == expected

@@ -39,7 +39,7 @@ from fedapt.training.methods.base import (
     replace_train,
     text_logits,
 )
-from fedapt_runtime.machine import usable_cores
+from fedapt_runtime.machine import decode_threads
 from fedapt_runtime.pipeline import decode_ahead
 
 ROUNDS, IMAGES_PER_ROUND, BATCH_SIZE = 5, 32, 32
@@ -121,7 +121,7 @@ class FullFineTuning(Method):
         preprocessing = self.setting.backbone.preprocessing
         assert self.setting.table is not None  # without images, nothing is encoded
         paths = [self.setting.table.paths[row] for row in rows]
-        decoded = decode_ahead(paths, preprocessing, usable_cores(), len(paths) + 1)
+        decoded = decode_ahead(paths, preprocessing, decode_threads(), len(paths) + 1)
         pixels = np.empty((len(paths), *preprocessing.size, 3), dtype=np.uint8)
         for i, item in enumerate(decoded):
             if item.error is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.metadata import PackageNotFoundError, distribution
 from typing import Any
 
@@ -22,7 +22,7 @@ CUDA_OPTIONS = {
     "cudnn_conv_algo_search": "HEURISTIC",
     "enable_skip_layer_norm_strict_mode": "1",
 }
-_FATAL = 4  # of ONNX Runtime's levels
+_ERROR, _FATAL = 3, 4  # of ONNX Runtime's levels
 _NEXT_STEPS = {
     "cpu": "report this with the model",
     "cuda": "check the driver, pip install 'onnxruntime-gpu[cuda,cudnn]', or choose device cpu",
@@ -32,9 +32,9 @@ _NEXT_STEPS = {
 _VARIANTS = ("onnxruntime", "onnxruntime-gpu")
 
 
-def layout_options(precision: str) -> dict[str, str]:
+def layout_options(precision: str, operators: Collection[str]) -> dict[str, str]:
     """Options of the CUDA provider: float16 convolutions are faster with the channels last."""
-    return {"prefer_nhwc": "1"} if precision == "fp16" else {}
+    return {"prefer_nhwc": "1"} if precision == "fp16" and "Conv" in operators else {}
 
 
 def import_onnxruntime() -> Any:
@@ -119,7 +119,8 @@ def open_session(
         RuntimeFailure: the device was asked for and did not start.
     """
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    # CUDA's errors are raised too; a graph that cannot be recorded is opened again without
+    options.log_severity_level = _ERROR if device == "cpu" else _FATAL
     options.intra_op_num_threads = threads
     # threads that wait for work by spinning take the processor from those that decode
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -38,7 +38,7 @@ from fedapt_runtime.backends.streams import StreamPool
 from fedapt_runtime.errors import MissingDependency, ModelFileError, RuntimeFailure
 from fedapt_runtime.head import HeadFile, Tensor, read_head
 from fedapt_runtime.manifest import METADATA_KEY, parse_manifest
-from fedapt_runtime.onnx_file import check_content, check_one_file
+from fedapt_runtime.onnx_file import check_content, check_one_file, read_operators
 from fedapt_runtime.options import LOAD_DEFAULTS, LoadOptions
 
 
@@ -147,7 +147,7 @@ def _open_on(onnxruntime: Any, path: Path, device: str, threads: int) -> _Opened
 def _open_on_cuda(onnxruntime: Any, path: Path, why: str = "") -> _Opened:
     """Open with CUDA graphs; without them, and with a note, if a part runs on the CPU."""
     compute = open_compute_stream()
-    layout = layout_options(read_manifest(path).precision)
+    layout = layout_options(read_manifest(path).precision, read_operators(path))
     graphs = compute.options(graphs=True)
     # a graph counts for more than the layout, with which ONNX Runtime puts other nodes on the CPU
     for options in (graphs | layout, graphs) if layout else (graphs,):

@@ -18,7 +18,7 @@ from fedapt_runtime.backends.base import Outputs, SwappableBackend
 from fedapt_runtime.classifier import Classifier
 from fedapt_runtime.errors import ImageError, ReportedError, RequestError
 from fedapt_runtime.head import parse_head
-from fedapt_runtime.machine import usable_cores
+from fedapt_runtime.machine import decode_threads
 from fedapt_runtime.options import ClassifyOptions
 from fedapt_runtime.pipeline import Decoded
 from fedapt_runtime.prediction import Prediction
@@ -150,7 +150,7 @@ class Service:
         self._classifiers, self.limits = classifiers, limits
         self._max_batch, self._max_delay_s = max_batch, max_delay_s
         self._decoders = ThreadPoolExecutor(
-            workers or usable_cores(), thread_name_prefix="fedapt-decode"
+            workers or decode_threads(), thread_name_prefix="fedapt-decode"
         )
         self.metrics = Metrics()
         self.queue = Quota(limits.max_queue, "places for images")

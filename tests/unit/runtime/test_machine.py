@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fedapt_runtime import machine
-from fedapt_runtime.machine import usable_cores, usable_memory
+from fedapt_runtime.machine import decode_threads, usable_cores, usable_memory
 
 INSTALLED = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 NO_LIMIT = 0x7FFFFFFFFFFFF000  # what version 1 says
@@ -63,6 +63,14 @@ def test_affinity_limits_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     lay_out(tmp_path, monkeypatch, "0::/a", {"a/cpu.max": "500000 100000"}, cores=3)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     assert usable_cores() == 3
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(1, 1), (8, 8), (9, 8), (64, 8)])
+def test_more_than_eight_threads_decode_no_faster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int, threads: int
+) -> None:
+    lay_out(tmp_path, monkeypatch, "", {}, cores=cores)
+    assert decode_threads() == threads
 
 
 @pytest.mark.parametrize(
