@@ -242,8 +242,8 @@ def test_sigterm_answers_what_was_accepted(tiny_model: Path, tmp_path: Path) -> 
         def send(_: int) -> int | None:
             try:
                 return httpx.post(f"{server.url}/v1/classify", json=images, timeout=120).status_code
-            except httpx.ConnectError:
-                return None  # it came after the end
+            except httpx.NetworkError:
+                return None  # the server stopped before it accepted the connection
 
         with ThreadPoolExecutor(6) as pool:
             answers = [pool.submit(send, i) for i in range(6)]
@@ -254,7 +254,7 @@ def test_sigterm_answers_what_was_accepted(tiny_model: Path, tmp_path: Path) -> 
                 pass
             assert server.stop() == 0
         statuses = [answer.result() for answer in answers]
-        assert 200 in statuses
+        assert statuses.count(200) >= 2  # one was computed, and one waited
         assert set(statuses) <= {200, None}
         answered = [line for line in server.lines() if line["path"] == "/v1/classify"]
         assert [line["status"] for line in answered] == [200] * statuses.count(200)
