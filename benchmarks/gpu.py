@@ -182,8 +182,8 @@ def measure_tower(bench: Bench, model: str, precision: str) -> dict[str, dict[in
         graphs["operators"] = str(bench.fused(model, precision, ONNXRUNTIME))
     size = bench.backbone(model).preprocessing.size
     speeds: dict[str, dict[int, float]] = {}
+    cuda = layout_options(precision, {node.op_type for node in bench.tower(model).graph.node})
     for name, graph in graphs.items():
-        cuda = layout_options(precision, {node.op_type for node in bench.tower(model).graph.node})
         session = open_session(onnxruntime, graph, bench.device, name, cuda=cuda)
         speeds[name] = {}
         for batch in BATCHES[2:4]:

@@ -16,6 +16,7 @@ Source: ONNX Runtime documentation, "Contrib operators".
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from fedapt.onnx.trace import drop_unused_weights
+from fedapt.onnx.trace import drop_unused_weights, find_only_reader
 from fedapt.onnx.types import copy_structure
 
 DOMAIN = "com.microsoft"
@@ -57,10 +58,6 @@ class _Rewriter:
         self._graph = graph
         self._weights = {tensor.name: tensor for tensor in graph.initializer}
         self._writer = {name: node for node in graph.node for name in node.output}
-        self._readers: dict[str, list[onnx.NodeProto]] = {}
-        for node in graph.node:
-            for name in node.input:
-                self._readers.setdefault(name, []).append(node)
         self._replaced: dict[str, list[onnx.NodeProto]] = {}  # by the name of the first output
 
     def fuse_attention(self, softmax: onnx.NodeProto) -> bool:
@@ -79,30 +76,37 @@ class _Rewriter:
         q, k, v = (head for head in heads if head is not None)
         if len({n_heads for _, n_heads in (q, k, v)}) > 1:
             return False
-        attributes: dict[str, Any] = {
-            "num_heads": q[1],
-            "scale": float(scale.item()),
-            "domain": DOMAIN,
-        }
-        products = [self._product(name) for name, _ in (q, k, v)]
-        biases = [bias for _, bias in products if bias is not None]
-        name = flat.output[0]
-        if len(biases) < 3:
-            inputs = [q[0], k[0], v[0]]
-            node = helper.make_node("MultiHeadAttention", inputs, [name], **attributes)
-        else:
-            nodes = [product for product, _ in products]
-            bias = self._add_weight(f"{name}.bias", np.concatenate(biases))
-            weights = [self._value(product.input[1]) for product in nodes]
-            if len({product.input[0] for product in nodes}) > 1 or any(w is None for w in weights):
-                inputs = [*(product.output[0] for product in nodes), bias]
-                node = helper.make_node("MultiHeadAttention", inputs, [name], **attributes)
-            else:
-                joined = np.concatenate([w for w in weights if w is not None], axis=1)
-                inputs = [nodes[0].input[0], self._add_weight(f"{name}.weight", joined), bias]
-                node = helper.make_node("Attention", inputs, [name], **attributes)
-        self._replaced[name] = [node]
+        operator, inputs = self._attention_inputs([q[0], k[0], v[0]], flat.output[0])
+        self._replaced[flat.output[0]] = [
+            helper.make_node(
+                operator,
+                inputs,
+                [flat.output[0]],
+                domain=DOMAIN,
+                num_heads=q[1],
+                scale=float(scale.item()),
+            )
+        ]
         return True
+
+    def _attention_inputs(self, names: list[str], out: str) -> tuple[str, list[str]]:
+        """The fused operator for the values q, k and v, and its inputs.
+
+        Args:
+            names: the values before their split into heads.
+            out: the result, after which new weights are named.
+        """
+        sums = [found for name in names if (found := self._biased_product(name)) is not None]
+        if len(sums) < 3:
+            return "MultiHeadAttention", names
+        products = [product for product, _ in sums]
+        bias = self._add_weight(f"{out}.bias", np.concatenate([bias for _, bias in sums]))
+        known = [self._value(product.input[1]) for product in products]
+        weights = [weight for weight in known if weight is not None]
+        if len(weights) < 3 or len({product.input[0] for product in products}) > 1:
+            return "MultiHeadAttention", [*(product.output[0] for product in products), bias]
+        weight = self._add_weight(f"{out}.weight", np.concatenate(weights, axis=1))
+        return "Attention", [products[0].input[0], weight, bias]
 
     def fuse_residual(self, norm: onnx.NodeProto) -> bool:
         """Replace LayerNorm(x + skip + bias), the sum included, which later blocks read."""
@@ -110,12 +114,12 @@ class _Rewriter:
         scale, shift = (self._value(name) for name in norm.input[1:3])
         if total is None or scale is None or shift is None or len(norm.output) > 1:
             return False
-        branches = [name for name in total.input if self._product(name)[1] is not None]
-        if not branches or len(self._readers[branches[0]]) > 1:
+        first, second = total.input
+        branch, skip = (first, second) if self._biased_product(first) else (second, first)
+        added = self._biased_product(branch)
+        if added is None or branch == skip or find_only_reader(self._graph, branch) is None:
             return False
-        (skip,) = [name for name in total.input if name != branches[0]] or [""]
-        product, bias = self._product(branches[0])
-        bias_name = self._add_weight(f"{branches[0]}.bias", bias)
+        product, bias = added
         out = norm.output[0]
         if total.output[0] != norm.input[0]:  # half precision: the cast back is part of it
             cast = self._read_by(out, "Cast")
@@ -128,7 +132,7 @@ class _Rewriter:
             skip,
             self._add_weight(f"{out}.scale", scale.astype(kind)),
             self._add_weight(f"{out}.shift", shift.astype(kind)),
-            bias_name,
+            self._add_weight(f"{branch}.bias", bias),
         ]
         outputs = [out, "", "", total.output[0]]
         epsilon = next((a.f for a in norm.attribute if a.name == "epsilon"), 1e-5)
@@ -165,15 +169,14 @@ class _Rewriter:
             return None
         return node.input[0], int(shape[2])
 
-    def _product(self, name: str) -> tuple[onnx.NodeProto, Any]:
+    def _biased_product(self, name: str) -> tuple[onnx.NodeProto, NDArray[Any]] | None:
         """The matrix product and the constant bias that add up to a value, if they do."""
-        total = self._writer.get(name, onnx.NodeProto())
-        if total.op_type == "Add":
-            for i in (0, 1):
-                bias, product = self._value(total.input[i]), self._writer.get(total.input[1 - i])
-                if bias is not None and product is not None and product.op_type == "MatMul":
-                    return product, bias
-        return total, None
+        total = self._written_by(name, "Add")
+        for a, b in () if total is None else itertools.permutations(total.input):
+            product, bias = self._written_by(a, "MatMul"), self._value(b)
+            if product is not None and bias is not None:
+                return product, bias
+        return None
 
     def _written_by(self, name: str, *operators: str) -> onnx.NodeProto | None:
         """The node of the last operator behind a value; the others may stand in between."""
@@ -184,13 +187,10 @@ class _Rewriter:
 
     def _read_by(self, name: str, *operators: str) -> onnx.NodeProto | None:
         """The same downstream, where every value has one reader."""
-        while len(readers := self._readers.get(name, [])) == 1:
-            if readers[0].op_type == operators[-1]:
-                return readers[0]
-            if readers[0].op_type not in operators[:-1]:
-                return None
-            name = readers[0].output[0]
-        return None
+        node = find_only_reader(self._graph, name)
+        while node is not None and node.op_type in operators[:-1]:
+            node = find_only_reader(self._graph, node.output[0])
+        return node if node is not None and node.op_type == operators[-1] else None
 
     def _value(self, name: str) -> NDArray[Any] | None:
         tensor = self._weights.get(name)

@@ -78,20 +78,17 @@ class ExportSettings:
             UsageError: see above.
         """
         check_precision(self.precision, self.calibration is not None, self.reduced_range)
-        if self.mixing not in MIXINGS:
-            raise UsageError(
-                where="mixing",
-                found=repr(self.mixing),
-                expected=" or ".join(MIXINGS),
-                next_step="choose one of these",
-            )
-        if self.operators not in OPERATORS:
-            raise UsageError(
-                where="operators",
-                found=repr(self.operators),
-                expected=" or ".join(OPERATORS),
-                next_step="choose one of these",
-            )
+        for where, chosen, known in (
+            ("mixing", self.mixing, MIXINGS),
+            ("operators", self.operators, OPERATORS),
+        ):
+            if chosen not in known:
+                raise UsageError(
+                    where=where,
+                    found=repr(chosen),
+                    expected=" or ".join(known),
+                    next_step="choose one of these",
+                )
         if self.operators == ONNXRUNTIME and (self.head_only or self.precision not in _FUSABLE):
             other = "`head_only`" if self.head_only else f"precision {self.precision}"
             raise UsageError(

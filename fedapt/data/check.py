@@ -12,7 +12,7 @@ from fedapt.core.report import Reporter
 from fedapt.data.folders import ImageFolders, Sample, scan_folders
 from fedapt_runtime import Preprocessing
 from fedapt_runtime.errors import ImageError
-from fedapt_runtime.machine import usable_cores
+from fedapt_runtime.machine import decode_threads
 
 FEW_IMAGES = 5
 _CHECK = Preprocessing(size=(32, 32), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -81,7 +81,7 @@ def _find_unreadable(folders: ImageFolders, reporter: Reporter) -> list[str]:
         return None
 
     unreadable = []
-    with ThreadPoolExecutor(usable_cores()) as pool:
+    with ThreadPoolExecutor(decode_threads()) as pool:
         for done, problem in enumerate(pool.map(decode, samples), start=1):
             if problem is not None:
                 unreadable.append(problem)
