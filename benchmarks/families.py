@@ -23,8 +23,8 @@ from fedapt.model.backbone import Backbone, load_backbone
 from fedapt.model.image_tower import FEATURES, INPUT, image_tower
 from fedapt.model.prompted_clip import zero_shot_features
 from fedapt.onnx.tower import read_tower
+from fedapt.onnx.weights import open_model
 from fedapt_export.half import to_half
-from fedapt_runtime.backends.ort import import_onnxruntime, open_session
 from fedapt_runtime.errors import ModelFileError
 
 CLASSES = ("mug", "laptop computer", "a pair of headphones")
@@ -62,11 +62,10 @@ def compare_text(backbone: Backbone) -> float:
 
 def compare_images(backbone: Backbone) -> tuple[float, float | None, int, int]:
     """Largest differences in float32 and float16, nodes of the graph, bytes of its weights."""
-    onnxruntime, tower = import_onnxruntime(), read_tower(backbone)
-    sessions = [open_session(onnxruntime, tower.SerializeToString(), "cpu", backbone.label)]
+    tower = read_tower(backbone)
+    sessions = [open_model(tower, "cpu", backbone.label)]
     try:
-        half = to_half(tower, "fp16").SerializeToString()
-        sessions.append(open_session(onnxruntime, half, "cpu", backbone.label))
+        sessions.append(open_model(to_half(tower, "fp16"), "cpu", backbone.label))
     except ModelFileError as error:  # an optimiser of ONNX Runtime's own may fail
         print(error)
     height, width = backbone.preprocessing.size

@@ -26,8 +26,8 @@ from fedapt.model.image_tower import image_tower
 from fedapt.model.prompt import draw_keys, personalise, start_context
 from fedapt.model.prompted_clip import GlobalModel, prompted_text
 from fedapt.onnx.tower import read_tower
+from fedapt.onnx.weights import open_model
 from fedapt_export.fuse import fuse
-from fedapt_runtime.backends.ort import import_onnxruntime, open_session
 
 BATCH, N_DOMAINS, CONTEXT_LENGTH, REPETITIONS = 32, 4, 24, 7
 WORDS = ("mug", "bike", "keyboard", "monitor", "mouse", "projector", "laptop", "calculator")
@@ -63,18 +63,17 @@ def authors_way(backbone: Backbone, model: GlobalModel, pixels: torch.Tensor) ->
 
 def main() -> None:
     backbone = load_backbone("ViT-B-32-quickgelu", "random")
-    onnxruntime = import_onnxruntime()
     size = backbone.preprocessing.size
     images = np.random.default_rng(0).integers(0, 256, (BATCH, *size, 3), dtype=np.uint8)
-    bare = open_session(onnxruntime, read_tower(backbone).SerializeToString(), "cpu", "tower")
+    bare = open_model(read_tower(backbone), "cpu", "tower")
     report: dict[str, object] = {
         "model": "ViT-B-32-quickgelu, random weights",
         "batch": BATCH,
     }
     for n_classes, slow_images in ((10, 4), (345, 1)):
         model = build_model(backbone, n_classes)
-        graph = fuse(read_tower(backbone), model.head, backbone.label).SerializeToString()
-        fused = open_session(onnxruntime, graph, "cpu", "fused")
+        graph = fuse(read_tower(backbone), model.head, backbone.label)
+        fused = open_model(graph, "cpu", "fused")
         runs: dict[str, list[float]] = {"bare": [], "fused": []}
         for _ in range(REPETITIONS + 1):
             runs["bare"].append(seconds(bare.run, None, {"images": images}))

@@ -46,6 +46,7 @@ from fedapt.core.files import write_text
 from fedapt.model.backbone import Backbone, load_backbone
 from fedapt.model.image_tower import image_tower
 from fedapt.onnx.tower import read_tower
+from fedapt.onnx.weights import hold_weights
 from fedapt_export.fuse import build_zero_shot_manifest, fuse
 from fedapt_export.fused_operators import fuse_operators
 from fedapt_export.half import to_half
@@ -175,7 +176,7 @@ def measure_tower(bench: Bench, model: str, precision: str) -> dict[str, dict[in
     """The bare tower and the fused graph alike: one session, images and outputs on the GPU."""
     onnxruntime = import_onnxruntime()
     graphs = {
-        "tower": bench.tower(model, precision).SerializeToString(),
+        "tower": hold_weights(bench.tower(model, precision)).SerializeToString(),
         "fused": str(bench.fused(model, precision)),
     }
     if model == VIT:

@@ -26,6 +26,7 @@ from fedapt.data.splits import split_as_configured
 from fedapt.model.backbone import load_backbone
 from fedapt.model.checkpoint import load_checkpoint
 from fedapt.onnx.tower import read_tower
+from fedapt.onnx.weights import open_model
 from fedapt.run.folder import RunFolder
 from fedapt.run.train import train
 from fedapt_export.fuse import fuse
@@ -33,16 +34,15 @@ from fedapt_export.head import zero_shot_head
 from fedapt_export.images import collect_calibration
 from fedapt_export.int8 import to_int8
 from fedapt_export.precision import compare_with_float32, lower_precision, to_runnable
-from fedapt_runtime.backends.ort import import_onnxruntime, open_session
 from fedapt_runtime.pipeline import decode_ahead
 
 CUTS = (0, 1, 3, 5, 10)
 CLASSES = ("mug", "bike", "keyboard")
 
 
-def accuracy(model: bytes, images: np.ndarray, labels: np.ndarray) -> float:
+def accuracy(model: onnx.ModelProto, images: np.ndarray, labels: np.ndarray) -> float:
     """Top-1 accuracy of a whole graph."""
-    session = open_session(import_onnxruntime(), model, "cpu", "a graph")
+    session = open_model(model, "cpu", "a graph")
     parts = [
         session.run(["logits"], {"images": images[i : i + 32]})[0]
         for i in range(0, len(images), 32)
@@ -67,9 +67,7 @@ def measure_lite(root: Path, folder: Path) -> dict[str, Any]:
     images = np.stack([item.pixels for item in decoded if item.pixels is not None])
     labels = np.array([sample.label for sample in samples])
     reference = fuse(tower, head, "lite")
-    rows: dict[str, Any] = {
-        "fp32": {"accuracy": accuracy(reference.SerializeToString(), images, labels)}
-    }
+    rows: dict[str, Any] = {"fp32": {"accuracy": accuracy(reference, images, labels)}}
     towers: dict[str, tuple[str, onnx.ModelProto]] = {
         name: (name, lower_precision(tower, name)) for name in ("fp16", "bf16")
     }

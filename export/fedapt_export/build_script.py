@@ -34,7 +34,9 @@ fail() { echo "error: $1" >&2; exit "$2"; }
 
 command -v trtexec >/dev/null ||
   fail "trtexec not found: install TensorRT 10 or 11, or add it to PATH" 9
-echo "@SHA256@  $model" | sha256sum --check --quiet ||
+sha256sum --check --quiet <<'END' ||
+@HASHES@
+END
   fail "$model is not the model that this script was written for" 8
 options=$(trtexec --help 2>&1 || true)
 version=$(sed -n 's/.*\[TensorRT v\([0-9]*\)\].*/\1/p' <<<"$options" | head -n 1)
@@ -77,6 +79,9 @@ def write_build_script(model: Path, manifest: Manifest, settings: EngineSettings
     if settings.timing_cache is not None:
         others.append(f"--timingCacheFile={shlex.quote(settings.timing_cache.name)}")
     engine = model.with_suffix(".engine").name
+    hashes = {model.name: hash_file(model)}
+    if manifest.weights is not None:
+        hashes[manifest.weights["file"]] = manifest.weights["sha256"]
     values = {
         "MODEL": model.name,
         "ENGINE": engine,
@@ -85,7 +90,7 @@ def write_build_script(model: Path, manifest: Manifest, settings: EngineSettings
         "NAME": NAME,
         "VERSION": __version__,
         "OPSET": str(manifest.opset),
-        "SHA256": hash_file(model),
+        "HASHES": "\n".join(f"{sha256}  {name}" for name, sha256 in hashes.items()),
         "MIN": f"{settings.min_batch}x{height}x{width}x3",
         "OPT": f"{settings.opt_batch}x{height}x{width}x3",
         "MAX": f"{settings.max_batch}x{height}x{width}x3",

@@ -19,10 +19,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fedapt.model.head import Head
 from fedapt.onnx.types import copy_structure, count_weight_bytes, infer_types
+from fedapt.onnx.weights import open_model, read_values
 from fedapt_export.fuse import fuse
 from fedapt_export.outputs import run_in_batches, unit_difference
 from fedapt_runtime.agreement import Agreement
-from fedapt_runtime.backends.ort import import_onnxruntime, open_session
 
 MAX_BYTES = 1_000_000_000  # of weights; the emulation takes several times their memory
 
@@ -64,7 +64,7 @@ def emulate_bfloat16_products(tower: onnx.ModelProto) -> onnx.ModelProto:
     floats = {name for name, kind in types if kind.elem_type == TensorProto.FLOAT}
     for tensor in tower.graph.initializer:
         if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 1:
-            rounded = numpy_helper.to_array(tensor).astype(ml_dtypes.bfloat16).astype(np.float32)
+            rounded = read_values(tensor).astype(ml_dtypes.bfloat16).astype(np.float32)
             graph.initializer.append(numpy_helper.from_array(rounded, tensor.name))
         else:
             graph.initializer.append(tensor)
@@ -86,23 +86,21 @@ def emulate_bfloat16_products(tower: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def compare_bfloat16_products(
-    reference: bytes, emulated: onnx.ModelProto, head: Head, images: NDArray[np.uint8]
+    reference: onnx.ModelProto, emulated: onnx.ModelProto, head: Head, images: NDArray[np.uint8]
 ) -> ComputeReport:
     """Run both graphs on the same images.
 
     Args:
-        reference: the fused float32 graph of the tower and `head`, serialised.
+        reference: the fused float32 graph of the tower and `head`.
         emulated: the tower from `emulate_bfloat16_products`.
         head: the head of both graphs.
         images: uint8 [n, height, width, 3], at least one.
     """
-    fused = fuse(emulated, head, "bf16 products").SerializeToString()
-    onnxruntime = import_onnxruntime()
 
-    def run(graph: bytes) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        return run_in_batches(open_session(onnxruntime, graph, "cpu", "the graph"), images)
+    def run(graph: onnx.ModelProto) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        return run_in_batches(open_model(graph, "cpu", "the graph"), images)
 
-    logits, features = run(fused)
+    logits, features = run(fuse(emulated, head, "bf16 products"))
     known_logits, known_features = run(reference)
     return ComputeReport(
         images=len(images),

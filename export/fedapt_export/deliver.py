@@ -93,7 +93,11 @@ def deliver(
         engine = engine.resolve(settings.precision)
     settings = dataclasses.replace(settings, symmetric=trt)
     exported = export(checkpoint, out, settings, reporter)
-    reporter.message(f"written: {out} ({_megabytes(out)})")
+    beside = ""
+    if exported.manifest.weights is not None:
+        weights = out.with_name(exported.manifest.weights["file"])
+        beside = f" and {weights.name} ({_megabytes(weights)}), which belong together"
+    reporter.message(f"written: {out} ({_megabytes(out)}){beside}")
     plan, script, served, repository = None, None, out, None
     if obstacle:
         script = write_build_script(out, exported.manifest, engine)
@@ -103,8 +107,8 @@ def deliver(
         )
     elif trt:
         plan = out.with_suffix(".engine")
-        sidecar = build_engine(out, plan, engine, exported.images)
-        reporter.message(f"written: {plan} ({_megabytes(plan)}, {_describe_engine(sidecar)}")
+        description = build_engine(out, plan, engine, exported.images)
+        reporter.message(f"written: {plan} ({_megabytes(plan)}, {_describe_engine(description)}")
         if engine.flavour != "rtx":  # Triton has no backend for TensorRT-RTX
             served = plan
     if triton is not None:
@@ -123,9 +127,9 @@ def _megabytes(path: Path) -> str:
     return f"{path.stat().st_size / 1e6:.1f} MB"
 
 
-def _describe_engine(sidecar: dict[str, Any]) -> str:
-    library = " ".join(sidecar["library"].values())
+def _describe_engine(description: dict[str, Any]) -> str:
+    library = " ".join(description["library"].values())
     run = "not verified: its GPU is not in this machine"
-    if verified := sidecar["verified"]:
+    if verified := description["verified"]:
         run = f"verified here, probabilities within {verified['probability_difference']:.1e}"
-    return f"{library}, {', '.join(sidecar['compute_capabilities'])}); {run}"
+    return f"{library}, {', '.join(description['compute_capabilities'])}); {run}"

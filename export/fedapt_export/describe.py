@@ -14,11 +14,11 @@ from safetensors import SafetensorError, safe_open
 from fedapt.core.errors import FileError
 from fedapt.core.files import hash_file
 from fedapt.model.checkpoint import load_checkpoint
+from fedapt.onnx.types import count_bytes
 from fedapt_export.model_file import read_manifest
-from fedapt_runtime.backends.engine_file import read_engine_file, sidecar_path
+from fedapt_runtime.backends.engine_file import description_path, read_engine_file
 from fedapt_runtime.head import read_head
-from fedapt_runtime.manifest import METADATA_KEY
-from fedapt_runtime.onnx_file import check_content, check_one_file
+from fedapt_runtime.onnx_file import check_content, open_onnx
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -47,10 +47,10 @@ def describe(path: Path) -> dict[str, Any]:
 def _describe_engine(path: Path) -> dict[str, Any]:
     facts = {"kind": "engine", "file": str(path), "bytes": _size(path)}
     engine = read_engine_file(path)  # also checks the description
-    sidecar: dict[str, Any] = json.loads(sidecar_path(path).read_text("utf-8"))
-    sha256 = sidecar.pop("engine_sha256")
-    del sidecar["manifest"]
-    return facts | {"sha256": sha256} | sidecar | engine.manifest.describe()
+    description: dict[str, Any] = json.loads(description_path(path).read_text("utf-8"))
+    sha256 = description.pop("engine_sha256")
+    del description["manifest"]
+    return facts | {"sha256": sha256} | description | engine.manifest.describe()
 
 
 def _size(path: Path) -> int:
@@ -72,9 +72,9 @@ def _describe_model(path: Path) -> dict[str, Any]:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's errors have no common base class
         raise _refuse(path, "a file that is neither safetensors nor ONNX") from error
-    check_one_file(path)
+    content = open_onnx(path)
     manifest = read_manifest(model, path)
-    check_content(path, METADATA_KEY)
+    check_content(path, content)
     defaults = {initializer.name for initializer in model.graph.initializer}
     return {
         "kind": "model",
@@ -96,8 +96,7 @@ def _bytes_by_type(model: onnx.ModelProto) -> dict[str, int]:
     """Bytes of weights by dtype, which show the file's actual precision."""
     sizes: Counter[str] = Counter()
     for tensor in model.graph.initializer:
-        array = onnx.numpy_helper.to_array(tensor)
-        sizes[onnx.TensorProto.DataType.Name(tensor.data_type).lower()] += array.nbytes
+        sizes[onnx.TensorProto.DataType.Name(tensor.data_type).lower()] += count_bytes(tensor)
     return dict(sizes.most_common())
 
 

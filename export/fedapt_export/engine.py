@@ -31,7 +31,7 @@ from fedapt.core.errors import DependencyError, ExportError, UsageError
 from fedapt.core.files import claim_file, hash_file, replace_file, write_text
 from fedapt_export.model_file import read_model
 from fedapt_runtime.backends.cuda import Gpu
-from fedapt_runtime.backends.engine_file import describe_engine, sidecar_path
+from fedapt_runtime.backends.engine_file import describe_engine, description_path
 from fedapt_runtime.backends.engine_plan import MODULES
 from fedapt_runtime.backends.ort_backend import OrtBackend
 from fedapt_runtime.engine_check import compare_with_model
@@ -250,7 +250,7 @@ def _build_engine(
     with replace_file(out) as temporary:
         built = _run_builder(model, temporary, settings)
         targets = list(settings.capabilities) or ["default" if settings.flavour == "rtx" else gpu]
-        sidecar = {
+        description = {
             "flavour": settings.flavour,
             "library": {"name": built["library"], "version": built["version"]},
             "compute_capabilities": targets,
@@ -262,13 +262,13 @@ def _build_engine(
             "manifest": dataclasses.asdict(manifest),
         }
         if gpu and gpu in (*targets, *(CAPABILITIES if targets == ["default"] else ())):
-            built_file = describe_engine(temporary, sidecar)
+            built_file = describe_engine(temporary, description)
             report = compare_with_model(
                 built_file, OrtBackend(model, LoadOptions(device="cpu")), images
             )
-            sidecar["verified"] = report.to_dict()
-    write_text(sidecar_path(out), json.dumps(sidecar, indent=2) + "\n")
-    return sidecar
+            description["verified"] = report.to_dict()
+    write_text(description_path(out), json.dumps(description, indent=2) + "\n")
+    return description
 
 
 def _run_builder(model: Path, out: Path, settings: EngineSettings) -> dict[str, Any]:

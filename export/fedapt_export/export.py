@@ -19,7 +19,6 @@ from fedapt.model.backbone import Backbone, load_backbone
 from fedapt.model.checkpoint import Checkpoint, load_checkpoint
 from fedapt.onnx.image_encoder import image_encoder
 from fedapt.onnx.trace import OPSET
-from fedapt.onnx.types import count_weight_bytes
 from fedapt.training.methods.base import Fusable
 from fedapt_export.calibrate import Calibration, calibrate
 from fedapt_export.compute import (
@@ -42,7 +41,7 @@ from fedapt_export.images import (
     collect_labelled_images,
     has_photos,
 )
-from fedapt_export.model_file import write_serialised
+from fedapt_export.model_file import write_model
 from fedapt_export.parity import Parity, measure_head, measure_parity
 from fedapt_export.precision import (
     MAX_DISAGREEMENT,
@@ -59,8 +58,6 @@ from fedapt_runtime import Manifest
 from fedapt_runtime.agreement import PARITY_KEY
 from fedapt_runtime.machine import usable_memory
 from fedapt_runtime.manifest import ONNXRUNTIME
-
-_MAX_MODEL_BYTES = 2_000_000_000
 
 
 @dataclass(frozen=True)
@@ -130,12 +127,11 @@ class _Source:
 
 @dataclass(frozen=True)
 class _Built:
-    """A fused graph, serialised, with its measurements; for a head alone, `graph` is empty."""
+    """A fused graph with its measurements; a head alone has no graph."""
 
     parity: Parity
     images: NDArray[np.uint8]
-    graph: bytes = b""
-    opset: int = OPSET
+    model: onnx.ModelProto | None = None
     precision: PrecisionReport | None = None
     bfloat16: ComputeReport | None = None
 
@@ -168,17 +164,17 @@ def _export(
         report_parity(built.parity, built.precision, fitted, built.bfloat16),
         mixing=settings.mixing,
         precision=settings.precision,
-        opset=built.opset,
+        opset=OPSET if built.model is None else read_opset(built.model),
         operators=settings.operators,
     )
     unknown = calibrate_unknown(
         checkpoint, fusable, checkpoint_path, settings.data, backbone, reporter
     )
     manifest = dataclasses.replace(manifest, unknown=unknown)
-    if settings.head_only:
+    if settings.head_only or built.model is None:
         write_head(fusable.head, manifest, out)
     else:
-        write_serialised(built.graph, manifest, out)
+        manifest = write_model(built.model, manifest, out)
     return Exported(manifest, built.parity, built.precision, built.images)
 
 
@@ -213,7 +209,6 @@ def _build_model(
     fusable, backbone = source.fusable, source.backbone
     head, tower = fusable.head, read_fusable_tower(fusable, backbone)
     reference = fuse(tower, head, backbone.label)
-    _check_size(reference, backbone.label)
     model, comparison = reference, None
     lowered = lower_precision(
         tower,
@@ -238,20 +233,18 @@ def _build_model(
         )
     compares = model is reference and has_photos(source.path, settings.data)
     emulated = emulate_bfloat16_products(tower) if compares and is_emulated(tower) else None
-    del tower
-    graph, opset = model.SerializeToString(), read_opset(model)
-    runnable = to_runnable(model, "bf16") if settings.precision == "bf16" else graph
-    del model, reference  # the weights are held once from here on
     reporter.message(f"comparing on {origin}")
+    runnable = to_runnable(model, settings.precision)
     parity = measure_parity(runnable, fusable, backbone, images, origin)
+    del runnable
     parity.check(settings.min_agreement, out, MAX_FEATURE_DIFFERENCE[settings.precision])
     if comparison is not None:
         _check_precision(comparison, settings, out, reporter)
     bfloat16 = None
     if emulated is not None:
-        bfloat16 = compare_bfloat16_products(graph, emulated, head, images)
+        bfloat16 = compare_bfloat16_products(model, emulated, head, images)
         reporter.message(f"products in bfloat16: {bfloat16.agreement}")
-    return _Built(parity, images, graph, opset, comparison, bfloat16)
+    return _Built(parity, images, model, comparison, bfloat16)
 
 
 def _fuse_operators(tower: onnx.ModelProto, label: str, reporter: Reporter) -> onnx.ModelProto:
@@ -277,13 +270,3 @@ def _check_precision(
         if not settings.force:
             raise
         reporter.message(f"forced: {error.found}")
-
-
-def _check_size(model: onnx.ModelProto, label: str) -> None:
-    if (size := count_weight_bytes(model)) > _MAX_MODEL_BYTES:
-        raise ExportError(
-            where=f"model {label}",
-            found=f"a graph with {size:,} bytes of weights",
-            expected=f"at most {_MAX_MODEL_BYTES:,}, the maximum of one ONNX file",
-            next_step="choose a smaller model",
-        )

@@ -26,6 +26,7 @@ from onnx import helper, numpy_helper
 
 from fedapt.onnx.trace import drop_unused_weights, find_only_reader
 from fedapt.onnx.types import copy_structure
+from fedapt.onnx.weights import read_values
 
 DOMAIN = "com.microsoft"
 
@@ -194,7 +195,7 @@ class _Rewriter:
 
     def _value(self, name: str) -> NDArray[Any] | None:
         tensor = self._weights.get(name)
-        return None if tensor is None else numpy_helper.to_array(tensor)
+        return None if tensor is None else read_values(tensor)
 
     def _add_weight(self, name: str, values: NDArray[Any]) -> str:
         self._graph.initializer.append(numpy_helper.from_array(values, name))

@@ -20,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from fedapt.core.errors import ExportError
 from fedapt.onnx.trace import OPSET
 from fedapt.onnx.types import copy_structure, infer_types
+from fedapt.onnx.weights import read_values
 
 _TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 _NUMPY = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
@@ -135,7 +136,7 @@ class _Converter:
         return converted
 
     def _shrink(self, tensor: onnx.TensorProto, name: str) -> onnx.TensorProto:
-        values = numpy_helper.to_array(tensor)
+        values = read_values(tensor)
         with np.errstate(over="ignore"):
             shrunk = values.astype(self._numpy)
         if not np.isfinite(shrunk.astype(np.float32)).all():
@@ -160,7 +161,7 @@ def emulate_bfloat16(model: onnx.ModelProto) -> onnx.ModelProto:
     rounded = {name for name, kind in types if kind.elem_type == TensorProto.BFLOAT16}
     for tensor in model.graph.initializer:
         if tensor.data_type == TensorProto.BFLOAT16:
-            values = numpy_helper.to_array(tensor).astype(np.float32)
+            values = read_values(tensor).astype(np.float32)
             graph.initializer.append(numpy_helper.from_array(values, tensor.name))
         else:
             graph.initializer.append(tensor)

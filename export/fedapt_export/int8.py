@@ -22,6 +22,7 @@ from fedapt.core.files import scratch_folder
 from fedapt.core.quiet import quiet
 from fedapt.onnx.patches import PRODUCT
 from fedapt.onnx.trace import IR_VERSION
+from fedapt.onnx.weights import hold_weights
 
 FLOAT_CONVOLUTIONS = 5
 _BATCH = 8
@@ -52,8 +53,7 @@ def to_int8(
     from onnxruntime import quantization as q
 
     excluded = _keep_in_float(tower, float_convolutions)
-    copy = onnx.ModelProto()
-    copy.CopyFrom(tower)  # the quantiser removes the weights from its argument
+    copy = hold_weights(tower)  # the quantiser removes the weights from its argument
     kind = q.QuantType.QInt8 if symmetric else q.QuantType.QUInt8
     # results of products stay float, because one multiplication by the scales follows in any case
     unquantised = ["MatMul", "Gemm"] + (["Conv"] if symmetric else [])

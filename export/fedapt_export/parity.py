@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 from torch.nn.functional import normalize
@@ -18,9 +19,9 @@ from torch.nn.functional import normalize
 from fedapt.core.errors import ParityError
 from fedapt.model.backbone import Backbone
 from fedapt.model.image_tower import FEATURES, image_tower
+from fedapt.onnx.weights import open_model
 from fedapt.training.methods.base import Fusable
 from fedapt_export.head import LOGITS, build_head
-from fedapt_runtime.backends.ort import import_onnxruntime, open_session
 
 BATCH_SIZES = (1, 2, 5, 8)
 MAX_PROBABILITY_DIFFERENCE = 1e-3  # the head, torch against ONNX on the same features
@@ -86,7 +87,7 @@ class Parity:
         if not self.agreement >= min_agreement:
             raise ParityError(
                 where=where,
-                found=f"{100 * self.agreement:.2f} % of {self.images} images keep their best class"
+                found=f"{100 * self.agreement:.2f} % of {self.images} images keep their label"
                 f" under exact prompts ({100 * self.one_hot:.1f} % are routed one-hot)",
                 expected=f"at least {100 * min_agreement:g} %",
                 next_step="train longer or with a lower temperature, or lower `min_agreement`",
@@ -94,7 +95,7 @@ class Parity:
 
 
 def measure_parity(
-    onnx_model: bytes,
+    model: onnx.ModelProto,
     fusable: Fusable,
     backbone: Backbone,
     images: NDArray[np.uint8],
@@ -103,13 +104,13 @@ def measure_parity(
     """Run the fused graph, the torch modules and the method itself on the same images.
 
     Args:
-        onnx_model: the fused graph, serialised.
+        model: the fused graph.
         fusable: the global model; for FedAPT, its `exact` encodes the prompts of each image.
         backbone: the CLIP model.
         images: uint8 [n, height, width, 3], at least one.
         source: origin of the images, for the report.
     """
-    session = open_session(import_onnxruntime(), onnx_model, "cpu", "the fused graph")
+    session = open_model(model, "cpu", "the fused graph")
 
     def run(batch: NDArray[np.uint8]) -> list[torch.Tensor]:
         outputs = session.run(["logits", "features"], {"images": batch})
@@ -142,8 +143,7 @@ def measure_head(fusable: Fusable, features: torch.Tensor, source: str) -> Parit
         features: float32 [n, D], at least one row.
         source: origin of their images, for the report.
     """
-    model = build_head(fusable.head).SerializeToString()
-    session = open_session(import_onnxruntime(), model, "cpu", "the head")
+    session = open_model(build_head(fusable.head), "cpu", "the head")
 
     def run(batch: torch.Tensor) -> torch.Tensor:
         (logits,) = session.run([LOGITS], {FEATURES: batch.cpu().numpy()})

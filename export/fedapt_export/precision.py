@@ -15,16 +15,18 @@ import onnx
 from numpy.typing import NDArray
 
 from fedapt.core.errors import ExportError, ParityError, UsageError
+from fedapt.onnx.weights import open_model
 from fedapt_export.half import emulate_bfloat16, to_half
 from fedapt_export.int8 import to_int8
+from fedapt_export.model_file import count_file_bytes
 from fedapt_export.outputs import BATCH, run_in_batches, unit_difference
-from fedapt_runtime.backends.ort import PROVIDERS, import_onnxruntime, open_session
+from fedapt_runtime.backends.ort import PROVIDERS, import_onnxruntime
 from fedapt_runtime.errors import ModelFileError
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 # unit features, torch in float32 against the graph; int8 answers for its labels alone
 MAX_FEATURE_DIFFERENCE = {"fp32": 1e-4, "fp16": 2e-3, "bf16": 2e-2, "int8": 2.0}
-# share of images whose best class may change against float32
+# share of images whose label may change against float32
 MAX_DISAGREEMENT = {"fp32": 0.0, "fp16": 0.001, "bf16": 0.01, "int8": 0.01}
 _TURNS = 5
 
@@ -36,7 +38,7 @@ class PrecisionReport:
     Attributes:
         precision: precision of the tower.
         images: compared.
-        disagreement: share of images with another best class.
+        disagreement: share of images with another label.
         feature_difference: largest absolute difference of unit features.
         bytes, fp32_bytes: sizes of the whole model.
         device: device on which speed was measured.
@@ -72,8 +74,8 @@ class PrecisionReport:
         if not self.disagreement <= max_disagreement:  # NaN fails too
             raise ParityError(
                 where=where,
-                found=f"{100 * self.disagreement:.2f} % of {self.images} images with another best"
-                f" class in {self.precision} than in fp32",
+                found=f"{100 * self.disagreement:.2f} % of {self.images} images with another label"
+                f" in {self.precision} than in fp32",
                 expected=f"at most {100 * max_disagreement:g} %",
                 next_step="choose a higher precision, raise `max_disagreement`, or add `force`;"
                 " nothing was written",
@@ -170,11 +172,9 @@ def lower_precision(
     return to_half(tower, precision)
 
 
-def to_runnable(model: onnx.ModelProto, precision: str) -> bytes:
+def to_runnable(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
     """A graph of the same numbers that ONNX Runtime runs on a CPU."""
-    runs = emulate_bfloat16(model) if precision == "bf16" else model
-    serialised: bytes = runs.SerializeToString()
-    return serialised
+    return emulate_bfloat16(model) if precision == "bf16" else model
 
 
 def compare_with_float32(
@@ -196,15 +196,12 @@ def compare_with_float32(
     """
     onnxruntime = import_onnxruntime()
     device = "cuda" if PROVIDERS["cuda"] in onnxruntime.get_available_providers() else "cpu"
-    serialised, known = model.SerializeToString(), reference.SerializeToString()
-    expected = open_session(onnxruntime, known, device, "the fp32 graph")
+    expected = open_model(reference, device, "the fp32 graph")
     try:
-        measured: Any = open_session(onnxruntime, serialised, device, f"the {precision} graph")
+        measured: Any = open_model(model, device, f"the {precision} graph")
     except ModelFileError:  # no kernel of such types on this device
         measured = None
-    found = measured or open_session(
-        onnxruntime, to_runnable(model, precision), device, "emulation"
-    )
+    found = measured or open_model(to_runnable(model, precision), device, "emulation")
     logits, features = run_in_batches(found, images)
     known_logits, known_features = run_in_batches(expected, images)
     sessions = [expected] if measured is None else [expected, measured]
@@ -214,8 +211,8 @@ def compare_with_float32(
         images=len(images),
         disagreement=float((logits.argmax(-1) != known_logits.argmax(-1)).mean()),
         feature_difference=unit_difference(features, known_features),
-        bytes=len(serialised),
-        fp32_bytes=len(known),
+        bytes=count_file_bytes(model),
+        fp32_bytes=count_file_bytes(reference),
         device=device,
         images_per_s=speeds[1] if len(speeds) > 1 else None,
         fp32_images_per_s=speeds[0],

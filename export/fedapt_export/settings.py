@@ -22,7 +22,7 @@ class ExportSettings:
         data: images for the reports, by default those that the run folder names; without either,
             noise.
         parity_images: how many test images to compare; 0 takes all.
-        min_agreement: share of images whose best class must survive the mixing of text banks.
+        min_agreement: share of images whose label must survive the mixing of text banks.
         head_only: write the head as a .safetensors file; the image tower runs only for images
             without a cached feature.
         mixing: mixing of the text banks, `exact` or `hard`.

@@ -87,6 +87,4 @@ def _swap_head(model_path: Path, head_path: Path, out: Path) -> Manifest:
             expected="a model whose head can be swapped",
             next_step="export the model again with `fedapt export`",
         )
-    manifest = head.manifest_on(before)
-    write_model(model, manifest, out)
-    return manifest
+    return write_model(model, head.manifest_on(before), out)

@@ -2,7 +2,7 @@
 
     DIR/<name>/config.pbtxt      inputs, outputs, dynamic batching, warm-up
     DIR/<name>/classes.txt       labels of `logits`; domains.txt of `domain_weights`
-    DIR/<name>/1/model.onnx      or model.plan
+    DIR/<name>/1/model.onnx      or model.plan; weights of a model above 2 GB beside it
 
 Source: Triton documentation, "Model configuration"; the schema is `model_config.proto`.
 """
@@ -81,6 +81,10 @@ def write_repository(
 
 def _write(model: Path, target: Path, manifest: Manifest, settings: EngineSettings) -> None:
     is_engine = model.suffix == ".engine"
+    if manifest.weights is not None and not is_engine:
+        weights: str = manifest.weights["file"]
+        with replace_file(target / "1" / weights) as temporary:
+            shutil.copyfile(model.with_name(weights), temporary)
     with replace_file(target / "1" / ("model.plan" if is_engine else "model.onnx")) as temporary:
         shutil.copyfile(model, temporary)
     for name, labels in (("classes.txt", manifest.classes), ("domains.txt", manifest.domains)):

@@ -181,20 +181,24 @@ def hash_file(path: Path) -> str:
 
 
 @contextmanager
-def scratch_folder() -> Iterator[Path]:
-    """A temporary folder that is removed when the block ends.
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """A folder in `parent` that is removed when the block ends.
 
     If the process is killed, the next call removes it.
 
     Raises:
         FileError: the folder cannot be created.
     """
-    parent = Path(tempfile.gettempdir())
     try:
         with atomic.temporary_folder(parent) as folder:
             yield folder
     except OSError as error:
         raise _cannot_write(parent, error) from error
+
+
+def scratch_folder() -> AbstractContextManager[Path]:
+    """A temporary folder where the system keeps such; see `temporary_folder`."""
+    return temporary_folder(Path(tempfile.gettempdir()))
 
 
 def cache_folder() -> Path:

@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 from fedapt.model.backbone import Backbone
 from fedapt.model.image_tower import FEATURES, INPUT, image_tower
 from fedapt.onnx.tower import find_tower, read_tower
+from fedapt.onnx.weights import open_model
 from fedapt_runtime.backends.ort import import_onnxruntime, open_session
 from fedapt_runtime.errors import ModelFileError
-
-_MAX_INLINE_BYTES = 1_900_000_000  # protobuf ends at 2 GiB
 
 
 class OrtEncoder:
@@ -45,8 +44,7 @@ class OrtEncoder:
         try:  # a path: ONNX Runtime holds no second copy of the file
             self._session = open_session(onnxruntime, str(find_tower(self._backbone)), "cpu", label)
         except ModelFileError:  # absent or damaged
-            tower = read_tower(self._backbone).SerializeToString()
-            self._session = open_session(onnxruntime, tower, "cpu", label)
+            self._session = open_model(read_tower(self._backbone), "cpu", label)
 
     def encode(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 [n, height, width, 3] -> float32 [n, D]."""
@@ -78,11 +76,4 @@ class TorchEncoder:
 
 def image_encoder(backbone: Backbone) -> OrtEncoder | TorchEncoder:
     """The encoder for the backbone's device; `prepare` or `encode` loads the tower."""
-    if backbone.device.type != "cpu" or _parameter_bytes(backbone) > _MAX_INLINE_BYTES:
-        return TorchEncoder(backbone)
-    return OrtEncoder(backbone)
-
-
-def _parameter_bytes(backbone: Backbone) -> int:
-    visual = backbone.clip.get_submodule("visual")
-    return sum(p.numel() * p.element_size() for p in visual.parameters())
+    return OrtEncoder(backbone) if backbone.device.type == "cpu" else TorchEncoder(backbone)

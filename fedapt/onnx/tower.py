@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fedapt.core.errors import FileError
-from fedapt.core.files import cache_folder, replace_file
+from fedapt.core.files import cache_folder
 from fedapt.model.backbone import Backbone
 from fedapt.model.image_tower import FEATURES, INPUT, image_tower
 from fedapt.onnx.batch_norm import unfold_batch_norms
@@ -19,8 +19,9 @@ from fedapt.onnx.normalisation import fold_normalisation
 from fedapt.onnx.patches import multiply_patches
 from fedapt.onnx.rewrite import rewrite_for_tracing
 from fedapt.onnx.trace import OPSET, trace_to_onnx
+from fedapt.onnx.weights import load_with_weights, save_with_weights
 
-_TOWER_VERSION = 7  # raise when the trace of a tower changes
+_TOWER_VERSION = 8  # raise when the trace of a tower changes
 
 
 def image_tower_to_onnx(backbone: Backbone, tower: nn.Module | None = None) -> onnx.ModelProto:
@@ -63,12 +64,11 @@ def read_tower(backbone: Backbone) -> onnx.ModelProto:
     """
     path = find_tower(backbone)
     try:
-        return onnx.load(path)
+        return load_with_weights(path)
     except Exception:  # absent or damaged: protobuf's errors have no common base
         model = image_tower_to_onnx(backbone)
     try:
-        with replace_file(path) as temporary:
-            onnx.save(model, temporary)
-    except FileError:
-        pass  # a cache that cannot be written costs time, not correctness
-    return model
+        save_with_weights(model, path)
+    except FileError:  # a cache that cannot be written costs time and memory, not correctness
+        return model
+    return load_with_weights(path)

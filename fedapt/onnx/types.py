@@ -33,13 +33,18 @@ def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = light.graph
     given = {value.name for value in model.graph.input}
     for tensor in model.graph.initializer:
-        if count_bytes(tensor) <= _MAX_KEPT_BYTES:
+        if is_small(tensor):
             graph.initializer.append(tensor)
         elif tensor.name not in given:
             graph.input.append(
                 onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
             )
     return light
+
+
+def is_small(tensor: onnx.TensorProto) -> bool:
+    """Whether a tensor is copied with its graph, like constants that decide shapes."""
+    return count_bytes(tensor) <= _MAX_KEPT_BYTES
 
 
 def count_bytes(tensor: onnx.TensorProto) -> int:

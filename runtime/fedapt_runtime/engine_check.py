@@ -21,9 +21,9 @@ from fedapt_runtime.backends.cuda import Gpu
 from fedapt_runtime.backends.engine_file import (
     EngineFile,
     describe_engine,
+    description_path,
     hash_file,
     read_engine_file,
-    sidecar_path,
 )
 from fedapt_runtime.backends.engine_plan import EnginePlan, import_library
 from fedapt_runtime.backends.ort_backend import OrtBackend
@@ -57,7 +57,7 @@ def check_engine(path: Path, model: Path, images: Sequence[str] = ()) -> EngineR
     """
     reference = OrtBackend(model, LoadOptions(device="cpu"))
     sha256 = hash_file(model)
-    beside = sidecar_path(path)
+    beside = description_path(path)
     fields: dict[str, Any] | None = None
     if path.is_file() and not beside.exists():
         fields = describe_built_engine(path, reference.manifest, sha256)
@@ -78,7 +78,7 @@ def check_engine(path: Path, model: Path, images: Sequence[str] = ()) -> EngineR
     report = compare_with_model(engine_file, reference, pixels)
     if fields is not None:
         try:
-            write_sidecar(beside, fields | {"verified": report.to_dict()})
+            write_description(beside, fields | {"verified": report.to_dict()})
         except OSError as error:
             raise OutputError(
                 where=beside,
@@ -139,7 +139,7 @@ def describe_built_engine(path: Path, manifest: Manifest, onnx_sha256: str) -> d
     return fields
 
 
-def write_sidecar(path: Path, fields: dict[str, Any]) -> None:
+def write_description(path: Path, fields: dict[str, Any]) -> None:
     """Write an engine's description, completely or not at all.
 
     Raises:

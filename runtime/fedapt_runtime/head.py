@@ -71,9 +71,8 @@ class HeadFile:
 
     def manifest_on(self, model: Manifest) -> Manifest:
         """The manifest of a model with this head; the model's manifest describes the graph."""
-        return dataclasses.replace(
-            self.manifest, precision=model.precision, opset=model.opset, mixing=model.mixing
-        )
+        names = ("precision", "opset", "mixing", "operators", "weights")
+        return dataclasses.replace(self.manifest, **{name: getattr(model, name) for name in names})
 
     def check_fits(self, model: Manifest, where: object) -> None:
         """Refuse a model with another CLIP, another preprocessing or another mixing.

@@ -45,6 +45,8 @@ class Manifest:
         versions: versions of the software that exported the model.
         unknown: the signal for images from no known domain, see `unknown.UnknownSignal`; None if
             the export had no images to calibrate it.
+        weights: name, size and hash of the file that holds the weights of a model above 2 GB; None
+            where the ONNX file holds them.
         content_sha256: hash of the file's content, see `seal`; empty in files of older
             versions.
     """
@@ -66,6 +68,7 @@ class Manifest:
     unknown: dict[str, Any] | None = None
     content_sha256: str = ""
     operators: str = ONNX
+    weights: dict[str, Any] | None = None
 
     def to_json(self) -> str:
         """One line of JSON with sorted keys: the same manifest gives the same bytes."""
@@ -85,6 +88,8 @@ class Manifest:
             del fields["unknown"]
         if self.operators == ONNX:
             del fields["operators"]
+        if self.weights is None:
+            del fields["weights"]
         return fields
 
     def describe(self) -> dict[str, Any]:
@@ -168,6 +173,20 @@ def _is_temperature(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value) and value > 0
 
 
+def is_weights(value: Any) -> bool:
+    """Whether `Manifest.weights` names a file of the model's own folder, its size and its hash."""
+    if not isinstance(value, dict):
+        return False
+    name: Any = value.get("file")
+    is_name = isinstance(name, str) and name not in (".", "..")
+    return (
+        is_name
+        and bool(re.fullmatch(r"[^/\\\0]+", name))
+        and _is_count(value.get("bytes"))
+        and _is_text(value.get("sha256"))
+    )
+
+
 _TYPES: dict[str, Callable[[Any], bool]] = {
     "clip": _is_texts,
     "method": _is_text,
@@ -181,5 +200,6 @@ _TYPES: dict[str, Callable[[Any], bool]] = {
     "parity": lambda value: isinstance(value, dict),
     "versions": _is_texts,
     "unknown": lambda value: value is None or isinstance(value, dict),
+    "weights": lambda value: value is None or is_weights(value),
     integrity.KEY: lambda value: _is_text(value) and bool(_SHA256.fullmatch(value)),
 }

@@ -25,8 +25,7 @@ import numpy as np
 
 from fedapt_runtime.atomic import temporary_folder
 from fedapt_runtime.backends.base import DEFAULT_BATCH
-from fedapt_runtime.backends.choose import load_backend
-from fedapt_runtime.backends.engine_file import sidecar_path
+from fedapt_runtime.backends.choose import list_files, load_backend
 from fedapt_runtime.classifier import Classifier
 from fedapt_runtime.errors import ImageError, InputError, MissingDependency
 from fedapt_runtime.options import CLASSIFY_DEFAULTS, LOAD_DEFAULTS, ClassifyOptions, LoadOptions
@@ -91,11 +90,11 @@ def predict_on_ray(
     """
     ray = _import_ray()
     with _connected(ray):
-        beside = sidecar_path(model) if model.suffix == ".engine" else None
         head = None if load.head is None else Path(load.head)
+        files = list_files(model) if head is None else [*list_files(model), head]
         job = ray.put(
             _Job(
-                files={p.name: p.read_bytes() for p in (model, beside, head) if p is not None},
+                files={path.name: path.read_bytes() for path in files},
                 model=model.name,
                 load=replace(
                     load,

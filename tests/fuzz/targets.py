@@ -105,7 +105,7 @@ def _head() -> bytes:
     return _pack(header, np.full(end // 4, 0.5, "<f4").tobytes())
 
 
-def _sidecar() -> bytes:
+def _description() -> bytes:
     fields = {
         "flavour": "tensorrt",
         "library": {"name": "tensorrt", "version": "11.4.0.106"},
@@ -195,7 +195,7 @@ def _use_manifest(path: Path) -> None:
         read_signal(manifest, path)
 
 
-def _use_sidecar(path: Path) -> None:
+def _use_description(path: Path) -> None:
     engine = path.with_name("model.engine")
     engine.write_bytes(b"plan")
     path.replace(path.with_name("model.engine.json"))
@@ -236,7 +236,7 @@ def make_targets(checkpoint: bytes) -> dict[str, Target]:
         Target("checkpoint", load_checkpoint, {".safetensors": checkpoint}, _open_safetensors),
         Target("head", read_head, {".safetensors": _head()}, _open_safetensors),
         Target("manifest", _use_manifest, {".json": manifest}, _plain_json),
-        Target("sidecar", _use_sidecar, {".json": _sidecar()}, _plain_json),
+        Target("description", _use_description, {".json": _description()}, _plain_json),
         Target("image", SMALL.load, _images()),
         Target("archive", _use_sources, _archives()),
         Target("list", _use_sources, _lists()),
@@ -246,4 +246,14 @@ def make_targets(checkpoint: bytes) -> dict[str, Target]:
     return {target.name: target for target in targets}
 
 
-NAMES = ("checkpoint", "head", "manifest", "sidecar", "image", "archive", "list", "toml", "records")
+NAMES = (
+    "checkpoint",
+    "head",
+    "manifest",
+    "description",
+    "image",
+    "archive",
+    "list",
+    "toml",
+    "records",
+)

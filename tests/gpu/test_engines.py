@@ -116,9 +116,9 @@ def test_tensorrt_builds_on_this_gpu_and_what_it_built_is_right(
         "tensorrt", (), 1, 4, 8, timing_cache=tmp_path / "timings", refit=True
     )
     for _ in range(2):  # the second build reads the timings of the first
-        sidecar = build_engine(model, out, settings)
-        assert sidecar["compute_capabilities"] == [capability()]
-        assert sidecar["verified"]["batch_sizes"] == (1, 3, 4, 8)
+        description = build_engine(model, out, settings)
+        assert description["compute_capabilities"] == [capability()]
+        assert description["verified"]["batch_sizes"] == (1, 3, 4, 8)
         assert (tmp_path / "timings").stat().st_size > 0
     rows = load_backend(out).run(noise(5))
     assert_same(rows, load_backend(model, LoadOptions(device="cpu")).run(noise(5)))
@@ -129,5 +129,5 @@ def test_an_rtx_engine_is_run_before_it_is_written(tiny_model: Path, tmp_path: P
     if capability() not in CAPABILITIES:
         pytest.skip(f"{capability()} is no target of TensorRT-RTX")
     settings = EngineSettings("rtx", (capability(),), 1, 4, 8)
-    sidecar = build_engine(tiny_model, tmp_path / "model.engine", settings)
-    assert sidecar["verified"]["probability_difference"] < 1e-3
+    description = build_engine(tiny_model, tmp_path / "model.engine", settings)
+    assert description["verified"]["probability_difference"] < 1e-3

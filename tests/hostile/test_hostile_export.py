@@ -216,13 +216,13 @@ def test_a_head_of_another_width(
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Path:
-    """An engine with the sidecar that belongs to it."""
+    """An engine with the description that belongs to it."""
     import hashlib
 
     path = tmp_path / "model.engine"
     path.write_bytes(b"plan")
     manifest = json.loads(make_manifest(("a", "b"), ("d",)).to_json())
-    sidecar = {
+    description = {
         "flavour": "rtx",
         "library": {"name": "tensorrt-rtx", "version": "1.7"},
         "compute_capabilities": ["sm89"],
@@ -230,11 +230,11 @@ def engine(tmp_path: Path) -> Path:
         "engine_sha256": hashlib.sha256(b"plan").hexdigest(),
         "manifest": manifest,
     }
-    path.with_name("model.engine.json").write_text(json.dumps(sidecar))
+    path.with_name("model.engine.json").write_text(json.dumps(description))
     return path
 
 
-def test_an_engine_with_its_sidecar_is_described(engine: Path, capsys: Any) -> None:
+def test_an_engine_with_its_description_is_described(engine: Path, capsys: Any) -> None:
     assert main(["describe", str(engine), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["kind"], facts["classes"]) == ("engine", ["a", "b"])
@@ -261,7 +261,7 @@ def test_an_engine_with_its_sidecar_is_described(engine: Path, capsys: Any) -> N
         "hash is null", "manifest is null", "manifest is text", "another hash",
     ],
 )  # fmt: skip
-def test_a_sidecar_that_is_damaged_or_anothers(
+def test_a_description_that_is_damaged_or_anothers(
     change: Callable[[str], str], engine: Path, capsys: Any
 ) -> None:
     beside = engine.with_name("model.engine.json")
@@ -270,17 +270,17 @@ def test_a_sidecar_that_is_damaged_or_anothers(
     assert_refused(capsys, code, 8, "model.engine")
 
 
-def test_a_sidecar_that_is_no_text(engine: Path, capsys: Any) -> None:
+def test_a_description_that_is_no_text(engine: Path, capsys: Any) -> None:
     engine.with_name("model.engine.json").write_bytes(b"\xff\xfe\x00")
     assert_refused(capsys, main(["describe", str(engine)]), 8, "no readable description")
 
 
-def test_a_sidecar_of_another_schema(engine: Path, capsys: Any) -> None:
+def test_a_description_of_another_schema(engine: Path, capsys: Any) -> None:
     """Its manifest is of a version that this one does not know."""
     beside = engine.with_name("model.engine.json")
-    sidecar = json.loads(beside.read_text())
-    sidecar["manifest"]["schema"] = 99
-    beside.write_text(json.dumps(sidecar))
+    description = json.loads(beside.read_text())
+    description["manifest"]["schema"] = 99
+    beside.write_text(json.dumps(description))
     assert_refused(capsys, main(["describe", str(engine)]), 8, "schema 99")
 
 
@@ -418,7 +418,7 @@ def test_the_disk_is_full_under_an_engine(
 
 
 @places
-def test_the_disk_is_full_under_an_engines_sidecar(
+def test_the_disk_is_full_under_an_engines_description(
     where: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An engine and its description belong together: the older pair stays, or none is there."""

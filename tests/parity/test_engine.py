@@ -40,13 +40,13 @@ def test_a_vit_becomes_a_plain_engine_with_its_description(
     out = tmp_path / "model.engine"
     settings = EngineSettings("rtx", capabilities, min_batch=1, opt_batch=4, max_batch=16)
     build_engine(tiny_model, out, settings)
-    sidecar = json.loads((tmp_path / "model.engine.json").read_text())
-    assert sidecar["flavour"] == "rtx"
-    assert sidecar["compute_capabilities"] == (list(capabilities) or ["default"])
-    assert sidecar["batch"] == [1, 4, 16]
-    assert sidecar["onnx_sha256"] == hash_file(tiny_model)
-    assert sidecar["engine_sha256"] == hash_file(out)
-    assert sidecar["manifest"]["classes"] == ["blue disc", "red square", "stripes"]
+    description = json.loads((tmp_path / "model.engine.json").read_text())
+    assert description["flavour"] == "rtx"
+    assert description["compute_capabilities"] == (list(capabilities) or ["default"])
+    assert description["batch"] == [1, 4, 16]
+    assert description["onnx_sha256"] == hash_file(tiny_model)
+    assert description["engine_sha256"] == hash_file(out)
+    assert description["manifest"]["classes"] == ["blue disc", "red square", "stripes"]
     # the weights are inside: an engine is about as large as its model
     assert out.stat().st_size > 0.5 * tiny_model.stat().st_size
     assert describe(out)["kind"] == "engine"
@@ -60,8 +60,8 @@ def test_lite_becomes_an_engine(tmp_path: Path) -> None:
     graph = fuse(read_tower(lite), zero_shot_head(lite, classes), lite.label)
     write_model(graph, build_zero_shot_manifest(lite, classes), model)
     build_engine(model, tmp_path / "lite.engine", EngineSettings("rtx", ("sm89",)))
-    sidecar = json.loads((tmp_path / "lite.engine.json").read_text())
-    assert sidecar["manifest"]["method"] == "zero-shot"
+    description = json.loads((tmp_path / "lite.engine.json").read_text())
+    assert description["manifest"]["method"] == "zero-shot"
 
 
 @needs_rtx
@@ -276,9 +276,9 @@ def test_an_engine_without_its_description_or_with_anothers_is_refused(
     build_engine(tiny_model, out, EngineSettings("rtx", ("sm89",)))
     assert describe(out)["classes"] == ("blue disc", "red square", "stripes")
     beside = tmp_path / "model.engine.json"
-    sidecar = json.loads(beside.read_text())
-    sidecar["engine_sha256"] = "0" * 64
-    beside.write_text(json.dumps(sidecar))
+    description = json.loads(beside.read_text())
+    description["engine_sha256"] = "0" * 64
+    beside.write_text(json.dumps(description))
     with pytest.raises(ModelFileError, match=r"expected hash 0{12}, which model\.engine\.json"):
         describe(out)
     beside.unlink()

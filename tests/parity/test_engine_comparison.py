@@ -133,8 +133,8 @@ def test_where_its_gpu_is_here_an_engine_is_run_before_it_is_written(
         assert out.read_bytes() == b"older"
         assert [path.name for path in tmp_path.iterdir()] == ["model.engine"]
     else:
-        sidecar = build_engine(tiny_model, out, settings)
-        assert sidecar["verified"]["batch_sizes"] == (1, 3, 4, 9)
-        assert sidecar["compute_capabilities"] == ["sm90"]
+        description = build_engine(tiny_model, out, settings)
+        assert description["verified"]["batch_sizes"] == (1, 3, 4, 9)
+        assert description["compute_capabilities"] == ["sm90"]
         assert sorted(p.name for p in tmp_path.iterdir()) == ["model.engine", "model.engine.json"]
     assert len(asked) == 1

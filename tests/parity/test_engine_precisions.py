@@ -44,11 +44,11 @@ def write_zero_shot(backbone: Backbone, precision: str, out: Path) -> Path:
 def check_engine(model: Path, precision: str) -> None:
     out = model.with_suffix(".engine")
     build_engine(model, out, SETTINGS)
-    sidecar = json.loads(out.with_name(out.name + ".json").read_text())
-    assert sidecar["flavour"] == "rtx"
-    assert sidecar["manifest"]["precision"] == precision
-    assert sidecar["onnx_sha256"] == hash_file(model)
-    assert sidecar["engine_sha256"] == hash_file(out)
+    description = json.loads(out.with_name(out.name + ".json").read_text())
+    assert description["flavour"] == "rtx"
+    assert description["manifest"]["precision"] == precision
+    assert description["onnx_sha256"] == hash_file(model)
+    assert description["engine_sha256"] == hash_file(out)
     # an engine holds its weights: it is about as large as its model
     assert out.stat().st_size > 0.4 * model.stat().st_size
     facts = describe(out)

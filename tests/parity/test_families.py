@@ -22,7 +22,7 @@ from fedapt.model.open_clip_import import import_open_clip
 from fedapt.model.prompted_clip import prompted_text
 from fedapt.model.tokens import tokenize_texts
 from fedapt.onnx.tower import image_tower_to_onnx
-from fedapt_runtime.backends.ort import import_onnxruntime, open_session
+from fedapt.onnx.weights import open_model
 from tests.support.families import FAMILIES, timm_towers_of, write_family
 
 NAMES = ("mug", "red square", "blue disc of a mug")
@@ -157,7 +157,7 @@ def torch_features(backbone: Backbone, pixels: NDArray[np.uint8]) -> NDArray[np.
 def check_image_tower(backbone: Backbone) -> None:
     model = image_tower_to_onnx(backbone)
     onnx.checker.check_model(model, full_check=True)
-    session = open_session(import_onnxruntime(), model.SerializeToString(), "cpu", backbone.label)
+    session = open_model(model, "cpu", backbone.label)
     for count in (1, 2, 5):
         pixels = images(backbone, count)
         (found,) = session.run([FEATURES], {INPUT: pixels})

@@ -19,6 +19,7 @@ from fedapt.model.backbone import Backbone, load_backbone
 from fedapt.onnx.rewrite import rewrite_for_tracing
 from fedapt.onnx.tower import read_tower
 from fedapt.onnx.trace import trace_to_onnx
+from fedapt.onnx.weights import hold_weights, open_model
 from fedapt_export import export as export_module
 from fedapt_export.deliver import deliver
 from fedapt_export.fused_operators import DOMAIN, fuse_operators
@@ -26,7 +27,7 @@ from fedapt_export.half import to_half
 from fedapt_export.settings import ExportSettings
 from fedapt_runtime import Classifier
 from fedapt_runtime.backends.choose import list_candidates, load_backend
-from fedapt_runtime.backends.ort import import_onnxruntime, layout_options, open_session
+from fedapt_runtime.backends.ort import layout_options
 from fedapt_runtime.errors import ReportedError
 from fedapt_runtime.onnx_file import read_operators
 from fedapt_runtime.options import LoadOptions
@@ -34,7 +35,7 @@ from tests.support.fusing import export_run
 
 
 def run(model: onnx.ModelProto, inputs: NDArray[np.generic]) -> NDArray[np.float32]:
-    session = open_session(import_onnxruntime(), model.SerializeToString(), "cpu", "the graph")
+    session = open_model(model, "cpu", "the graph")
     rows: NDArray[np.float32] = session.run(None, {session.get_inputs()[0].name: inputs})[0]
     return rows
 
@@ -49,7 +50,7 @@ def noise(batch: int) -> NDArray[np.uint8]:
 
 def with_biases(tower: onnx.ModelProto) -> onnx.ModelProto:
     """Fresh weights have no biases, which would hide one that is lost or in another's place."""
-    rng = np.random.default_rng(0)
+    tower, rng = hold_weights(tower), np.random.default_rng(0)
     for tensor in tower.graph.initializer:
         values = onnx.numpy_helper.to_array(tensor)
         if values.dtype == np.float32 and values.ndim == 1:

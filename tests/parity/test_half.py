@@ -18,12 +18,12 @@ from fedapt.core.errors import ExportError
 from fedapt.model.backbone import Backbone, load_backbone
 from fedapt.model.image_tower import FEATURES, INPUT
 from fedapt.onnx.tower import image_tower_to_onnx, read_tower
+from fedapt.onnx.weights import open_model
 from fedapt_export import half as half_module
 from fedapt_export.fuse import fuse, read_opset
 from fedapt_export.half import emulate_bfloat16, to_half
 from fedapt_export.head import zero_shot_head
 from fedapt_export.precision import to_runnable
-from fedapt_runtime.backends.ort import import_onnxruntime, open_session
 from tests.support.normalising import normalise
 from tests.support.paths import PHOTOS, needs_photos
 from tests.support.tiny import write_tiny_clip
@@ -41,7 +41,7 @@ both = pytest.mark.parametrize("precision", ["fp16", "bf16"])
 
 
 def features(model: onnx.ModelProto, images: Pixels, precision: str = "fp32") -> Rows:
-    session = open_session(import_onnxruntime(), to_runnable(model, precision), "cpu", "a test")
+    session = open_model(to_runnable(model, precision), "cpu", "a test")
     found: Rows = session.run([FEATURES], {INPUT: images})[0]
     return found
 
@@ -228,7 +228,7 @@ def small_graph(*nodes: onnx.NodeProto, weights: dict[str, NDArray[Any]]) -> onn
 
 
 def run_small(model: onnx.ModelProto, x: NDArray[np.float32]) -> NDArray[np.float32]:
-    session = open_session(import_onnxruntime(), model.SerializeToString(), "cpu", "a test")
+    session = open_model(model, "cpu", "a test")
     found: NDArray[np.float32] = session.run(["features"], {"x": x})[0]
     return found
 

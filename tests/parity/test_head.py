@@ -12,8 +12,8 @@ from torch.nn.functional import normalize
 
 from fedapt.model.adaptive_network import domain_weights
 from fedapt.model.head import Head, gram_matrices, mix_banks, single_bank
+from fedapt.onnx.weights import open_model
 from fedapt_export.head import build_head
-from fedapt_runtime.backends.ort import import_onnxruntime, open_session
 
 WIDTH, N_CLASSES = 16, 7
 
@@ -31,8 +31,7 @@ class Case:
 
 
 def run_onnx(head: Head, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    model = build_head(head).SerializeToString()
-    session = open_session(import_onnxruntime(), model, "cpu", "head")
+    session = open_model(build_head(head), "cpu", "head")
     logits, weights = session.run(["logits", "domain_weights"], {"features": features.numpy()})
     return torch.from_numpy(logits), torch.from_numpy(weights)
 

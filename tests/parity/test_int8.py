@@ -23,13 +23,13 @@ from fedapt.model.backbone import Backbone, load_backbone
 from fedapt.model.checkpoint import load_checkpoint
 from fedapt.onnx.patches import PRODUCT
 from fedapt.onnx.tower import read_tower
+from fedapt.onnx.weights import open_model, read_values
 from fedapt.run.train import train
 from fedapt_export import images as images_module
 from fedapt_export.images import collect_calibration, collect_images
 from fedapt_export.int8 import FLOAT_CONVOLUTIONS, to_int8
 from fedapt_runtime import Preprocessing, machine
 from fedapt_runtime.backends.choose import load_backend
-from fedapt_runtime.backends.ort import import_onnxruntime, open_session
 from fedapt_runtime.options import LoadOptions
 from tests.support.fusing import export_run
 from tests.support.paths import PHOTOS, needs_photos
@@ -92,7 +92,7 @@ class Graph:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.nodes = list(model.graph.node)
         self.makers = {name: node for node in self.nodes for name in node.output}
-        self.values = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+        self.values = {t.name: read_values(t) for t in model.graph.initializer}
 
     def of_kind(self, *kinds: str) -> list[onnx.NodeProto]:
         return [node for node in self.nodes if node.op_type in kinds]
@@ -106,7 +106,7 @@ class Graph:
 
 
 def unit(model: onnx.ModelProto, images: Pixels) -> NDArray[np.float32]:
-    session = open_session(import_onnxruntime(), model.SerializeToString(), "cpu", "a test")
+    session = open_model(model, "cpu", "a test")
     (found,) = session.run(["features"], {"images": images})
     rows: NDArray[np.float32] = found / np.linalg.norm(found, axis=-1, keepdims=True)
     return rows

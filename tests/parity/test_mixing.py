@@ -17,12 +17,12 @@ from fedapt.model.backbone import Backbone
 from fedapt.model.checkpoint import load_checkpoint
 from fedapt.model.prompted_clip import GlobalModel
 from fedapt.onnx.tower import read_tower
+from fedapt.onnx.weights import open_model
 from fedapt_export import precision as precision_module
 from fedapt_export.fuse import fuse
 from fedapt_export.model_file import read_manifest
 from fedapt_export.precision import MAX_FEATURE_DIFFERENCE
 from fedapt_runtime import Classifier
-from fedapt_runtime.backends.ort import import_onnxruntime, open_session
 from fedapt_runtime.errors import ModelFileError
 from tests.support.fusing import export_run
 
@@ -56,8 +56,7 @@ def soft(tiny_run: Path, tiny_backbone: Backbone) -> GlobalModel:
 def run(model: GlobalModel, backbone: Backbone, mixing: str) -> list[np.ndarray]:
     """`logits`, `domain_weights` and `features` of noise through the fused graph."""
     head = dataclasses.replace(model, mixing=mixing).head
-    graph = fuse(read_tower(backbone), head, "tiny").SerializeToString()
-    session = open_session(import_onnxruntime(), graph, "cpu", "a test")
+    session = open_model(fuse(read_tower(backbone), head, "tiny"), "cpu", "a test")
     names = ["logits", "domain_weights", "features"]
     found: list[np.ndarray] = session.run(names, {"images": noise()})
     return found

@@ -163,7 +163,7 @@ def test_a_precision_that_is_worth_it_passes(report: PrecisionReport, limit: flo
             changed(disagreement=0.002),
             ParityError,
             7,
-            "found 0.20 % of 1000 images with another best class in fp16 than in fp32; expected",
+            "found 0.20 % of 1000 images with another label in fp16 than in fp32; expected",
         ),
         (changed(disagreement=NAN), ParityError, 7, "found nan % of 1000 images"),
         (
@@ -257,7 +257,7 @@ def test_labels_that_change_are_7(
     more = ["--force"] if force else []
     assert export(tiny_run, out, "--precision", "fp16", *more) == (0 if force else 7)
     messages = capsys.readouterr().err
-    assert "of 1000 images with another best class in fp16 than in fp32" in messages
+    assert "of 1000 images with another label in fp16 than in fp32" in messages
     assert messages.count("forced: ") == force
     assert out.exists() == force
 

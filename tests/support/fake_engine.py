@@ -25,7 +25,7 @@ PLAN = FakePlan()
 
 
 def write_engine(folder: Path, plan: FakePlan = PLAN, **changes: object) -> Path:
-    """The plan and a sidecar that fits it: two classes, one domain, images of 2 x 2 pixels."""
+    """The plan and a description that fits it: two classes, one domain, images of 2 x 2 pixels."""
     path = folder / "model.engine"
     path.write_bytes(plan.to_bytes())
     fields: dict[str, Any] = {

@@ -59,6 +59,6 @@ class Library(tensorrt_library.Library):
     EngineInvalidityDiagnostics = EngineInvalidityDiagnostics
 
 
-def rtx_sidecar() -> dict[str, Any]:
-    """What differs in the sidecar of such an engine."""
+def rtx_description() -> dict[str, Any]:
+    """What differs in the description of such an engine."""
     return {"flavour": "rtx", "library": {"name": "tensorrt-rtx", "version": "1.7.1"}}

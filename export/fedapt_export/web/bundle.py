@@ -34,8 +34,8 @@ from fedapt_export.web.runtime_files import (
 )
 from fedapt_runtime import Manifest
 from fedapt_runtime.backends.model_checks import read_manifest
-from fedapt_runtime.manifest import METADATA_KEY
-from fedapt_runtime.onnx_file import check_content
+from fedapt_runtime.errors import ModelFileError
+from fedapt_runtime.onnx_file import check_content, open_onnx
 
 MODEL = "model.onnx"
 _LAST = "sw.js"  # browsers check it for a new version, so it is written after all other files
@@ -66,7 +66,7 @@ def write_bundle(model: Path, folder: Path, runtime: dict[str, bytes]) -> Bundle
         runtime: files of ONNX Runtime Web, from `read_runtime_files`.
 
     Raises:
-        ModelFileError: the file is missing, damaged or not a fedapt model.
+        ModelFileError: the file is missing, damaged or not a fedapt model, or it is above 2 GB.
         FileError: another job writes the folder, it cannot be written, or the disk is full.
 
     Example:
@@ -74,7 +74,14 @@ def write_bundle(model: Path, folder: Path, runtime: dict[str, bytes]) -> Bundle
         PosixPath('site')
     """
     manifest = read_manifest(model)
-    check_content(model, METADATA_KEY)
+    if manifest.weights is not None:
+        raise ModelFileError(
+            where=model,
+            found="a model above 2 GB, in two files",
+            expected="a model that a browser can hold",
+            next_step="export a smaller CLIP, or this one with precision fp16",
+        )
+    check_content(model, open_onnx(model))
     described = _describe(model, manifest, webgpu=not runtime.keys().isdisjoint(WEBGPU_FILES))
     page = _read_page() | {"bundle.json": json.dumps(described, indent=1).encode()}
     page[_LAST] = _fill_in(page, runtime)

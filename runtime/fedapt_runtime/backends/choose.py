@@ -10,12 +10,14 @@ from pathlib import Path
 
 from fedapt_runtime.agreement import Agreement, read_agreement
 from fedapt_runtime.backends.base import Backend
+from fedapt_runtime.backends.engine_file import description_path
 from fedapt_runtime.backends.model_checks import read_manifest
 from fedapt_runtime.backends.selection import Candidate, select
 from fedapt_runtime.errors import RuntimeFailure
 from fedapt_runtime.head import read_head
 from fedapt_runtime.machine import may_have_bfloat16
 from fedapt_runtime.manifest import ONNXRUNTIME, Manifest
+from fedapt_runtime.onnx_file import open_onnx
 from fedapt_runtime.options import (
     BACKENDS,
     COMPUTE,
@@ -34,6 +36,21 @@ _DEVICES_OF = {
     "tensorrt-ep": ("cuda",),
     "tensorrt": ("cuda",),
 }
+
+
+def list_files(path: Path) -> list[Path]:
+    """A model's file, and those beside it that belong to it.
+
+    Args:
+        path: an .onnx or .engine file.
+
+    Raises:
+        ModelFileError: the .onnx file cannot be read, or its weights are missing.
+    """
+    if path.suffix == ENGINE_SUFFIX:
+        return [path, description_path(path)]
+    weights = open_onnx(path).weights
+    return [path] if weights is None else [path, path.with_name(weights.file)]
 
 
 def load_backend(path: str | Path, options: LoadOptions = LOAD_DEFAULTS) -> Backend:

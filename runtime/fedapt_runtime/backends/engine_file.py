@@ -101,7 +101,7 @@ def read_engine_file(path: Path) -> EngineFile:
             of another engine.
     """
     check_model_file(path)
-    beside = sidecar_path(path)
+    beside = description_path(path)
     with translate(
         ModelFileError,
         where=beside,
@@ -123,7 +123,7 @@ def read_engine_file(path: Path) -> EngineFile:
     return engine
 
 
-def sidecar_path(path: Path) -> Path:
+def description_path(path: Path) -> Path:
     """The path of an engine's description: model.engine.json beside model.engine."""
     return path.with_name(path.name + ".json")
 
@@ -158,5 +158,5 @@ def describe_engine(path: Path, fields: dict[str, Any]) -> EngineFile:
         opt_batch=int(batches[len(batches) // 2]),
         max_batch=maximum,
         onnx_sha256=str(fields.get("onnx_sha256", "")),
-        manifest=parse_manifest(json.dumps(fields["manifest"]), sidecar_path(path)),
+        manifest=parse_manifest(json.dumps(fields["manifest"]), description_path(path)),
     )

@@ -14,7 +14,7 @@ from fedapt_runtime.backends.base import Backend, Outputs
 from fedapt_runtime.errors import ModelFileError, ReportedError, first_line
 from fedapt_runtime.machine import may_saturate_int8
 from fedapt_runtime.manifest import METADATA_KEY, Manifest, parse_manifest
-from fedapt_runtime.onnx_file import read_metadata
+from fedapt_runtime.onnx_file import open_onnx
 
 # dtype, and shape without the batch axis; None is a free size
 Slot = tuple[str, list[int | None]]
@@ -42,7 +42,7 @@ def read_manifest(path: Path) -> Manifest:
         ModelFileError: there is no such file, or it is not ONNX or not a fedapt model.
     """
     check_model_file(path)
-    return parse_manifest(read_metadata(path).get(METADATA_KEY), path)
+    return parse_manifest(open_onnx(path).metadata.get(METADATA_KEY), path)
 
 
 def describe_int8(manifest: Manifest) -> str:

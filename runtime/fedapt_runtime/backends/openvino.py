@@ -25,7 +25,7 @@ from fedapt_runtime.errors import MissingDependency, ModelFileError, RuntimeFail
 from fedapt_runtime.head import Tensor, read_head
 from fedapt_runtime.machine import limit_threads
 from fedapt_runtime.manifest import METADATA_KEY, Manifest, parse_manifest
-from fedapt_runtime.onnx_file import check_content, check_one_file
+from fedapt_runtime.onnx_file import check_content, open_onnx
 from fedapt_runtime.options import LoadOptions
 
 
@@ -91,7 +91,7 @@ class OpenVinoBackend:
         path, head, threads, compute = Path(path), options.head, options.threads, options.compute
         self.name, self.compute = "openvino", compute
         check_model_file(path)
-        check_one_file(path)
+        content = open_onnx(path)
         self.in_flight, self.default_batch, _ = plan_cpu_work(threads, options.throughput)
         openvino = import_openvino()
         core = openvino.Core()
@@ -106,7 +106,7 @@ class OpenVinoBackend:
             model = core.read_model(path)
         except Exception as error:  # OpenVINO raises RuntimeError and several others
             raise _unreadable(path, error) from error
-        self.manifest = parse_manifest(_read_metadata(model), path)
+        self.manifest = parse_manifest(content.metadata.get(METADATA_KEY), path)
         inputs, outputs = _slots(model.inputs), _slots(model.outputs)
         check_signature(inputs, outputs, self.manifest, path)
         if head is not None:
@@ -141,7 +141,7 @@ class OpenVinoBackend:
         # a request serves one caller at a time; a new one is created when none is idle
         self._idle: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
         probe(self, path if head is None else head)
-        check_content(path, METADATA_KEY)
+        check_content(path, content)
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
         """See `base.Backend.run`."""
@@ -196,11 +196,6 @@ def _check_bfloat16(compiled: Any, path: Path) -> None:
             expected="bf16",
             next_step="choose compute fp32",
         )
-
-
-def _read_metadata(model: Any) -> str | None:
-    keys = ["framework", METADATA_KEY]  # where OpenVINO keeps an ONNX file's metadata_props
-    return str(model.get_rt_info(keys).value) if model.has_rt_info(keys) else None
 
 
 def _slots(ports: Any) -> dict[str, Slot]:

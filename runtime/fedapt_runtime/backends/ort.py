@@ -6,6 +6,7 @@ import contextlib
 import io
 from collections.abc import Collection, Mapping
 from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
 from typing import Any
 
 from fedapt_runtime.errors import MissingDependency, ModelFileError, RuntimeFailure, first_line
@@ -22,6 +23,7 @@ CUDA_OPTIONS = {
     "cudnn_conv_algo_search": "HEURISTIC",
     "enable_skip_layer_norm_strict_mode": "1",
 }
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _ERROR, _FATAL = 3, 4  # of ONNX Runtime's levels
 _NEXT_STEPS = {
     "cpu": "report this with the model",
@@ -104,6 +106,7 @@ def open_session(
     where: object,
     threads: int = 0,
     cuda: Mapping[str, str] | None = None,
+    weights: Path | None = None,
 ) -> Any:
     """An InferenceSession on one device, without a silent fallback.
 
@@ -113,6 +116,8 @@ def open_session(
         where: name of the model in messages.
         threads: threads of one operator on the CPU; 0 takes every core.
         cuda: further options of the CUDA provider.
+        weights: for a serialised model, the folder of the files that hold its weights; for a path,
+            it is the model's own.
 
     Raises:
         ModelFileError: ONNX Runtime cannot read the model.
@@ -124,6 +129,8 @@ def open_session(
     options.intra_op_num_threads = threads
     # threads that wait for work by spinning take the processor from those that decode
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if weights is not None:
+        options.add_session_config_entry(_WEIGHTS_FOLDER, str(weights))
     providers: list[Any] = [PROVIDERS[device]]
     if device != "cpu":
         _load_cuda_libraries(onnxruntime)

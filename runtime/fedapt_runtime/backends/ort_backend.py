@@ -18,7 +18,6 @@ from fedapt_runtime.backends.model_checks import (
     check_signature,
     describe_int8,
     probe,
-    read_manifest,
 )
 from fedapt_runtime.backends.ort import (
     PROVIDERS,
@@ -38,7 +37,7 @@ from fedapt_runtime.backends.streams import StreamPool
 from fedapt_runtime.errors import MissingDependency, ModelFileError, RuntimeFailure
 from fedapt_runtime.head import HeadFile, Tensor, read_head
 from fedapt_runtime.manifest import METADATA_KEY, parse_manifest
-from fedapt_runtime.onnx_file import check_content, check_one_file, read_operators
+from fedapt_runtime.onnx_file import check_content, open_onnx
 from fedapt_runtime.options import LOAD_DEFAULTS, LoadOptions
 
 
@@ -60,19 +59,19 @@ class OrtBackend:
         path, head = Path(path), options.head
         device = "tensorrt-ep" if options.backend == "tensorrt-ep" else options.device
         check_model_file(path)
-        check_one_file(path)
+        content = open_onnx(path)
+        self._own_manifest = parse_manifest(content.metadata.get(METADATA_KEY), path)
+        self.manifest = self._own_manifest
         onnxruntime = import_onnxruntime()
         plan = plan_cpu_work(options.threads, options.throughput)
-        opened = _open_on(onnxruntime, path, device, plan.threads)
+        layout = layout_options(self.manifest.precision, content.operators)
+        opened = _open_on(onnxruntime, path, device, plan.threads, layout)
         self._session = opened.session
         self.name = "tensorrt-ep" if opened.device == "tensorrt-ep" else "onnxruntime"
         self.compute = "fp32"
         self.in_flight, self.default_batch = plan.in_flight, plan.default_batch
         if opened.device != "cpu":
             self.in_flight, self.default_batch = STREAMS, DEFAULT_BATCH
-        self._own_manifest = self.manifest = parse_manifest(
-            self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), path
-        )
         warning = describe_int8(self.manifest) if opened.device == "cpu" else ""
         on = f"on {opened.device}{warning}{opened.why}"
         self.description = f"ONNX Runtime {onnxruntime.__version__} {on}"
@@ -88,7 +87,7 @@ class OrtBackend:
                 onnxruntime, self._session, opened.compute, self._head, shape, path
             )
         probe(self, path if head is None else head)
-        check_content(path, METADATA_KEY)
+        check_content(path, content)
 
     def with_head(self, head: HeadFile, where: object) -> Self:
         """See `base.SwappableBackend.with_head`."""
@@ -125,17 +124,19 @@ class _Opened(NamedTuple):
     compute: ComputeStream | None = None
 
 
-def _open_on(onnxruntime: Any, path: Path, device: str, threads: int) -> _Opened:
+def _open_on(
+    onnxruntime: Any, path: Path, device: str, threads: int, layout: dict[str, str]
+) -> _Opened:
     available = onnxruntime.get_available_providers()
     if device != "auto":
         check_device(device, available)
         if device == "cuda":
-            return _open_on_cuda(onnxruntime, path)
+            return _open_on_cuda(onnxruntime, path, layout)
         return _Opened(open_session(onnxruntime, str(path), device, path, threads), device)
     why = "no CUDA provider"
     if PROVIDERS["cuda"] in available:
         try:
-            return _open_on_cuda(onnxruntime, path, " (auto: CUDA is there)")
+            return _open_on_cuda(onnxruntime, path, layout, " (auto: CUDA is there)")
         except MissingDependency as error:
             why = f"CUDA is there, {error.where} is not"
         except RuntimeFailure:  # of a damaged model too: then the CPU says so as well
@@ -144,10 +145,9 @@ def _open_on(onnxruntime: Any, path: Path, device: str, threads: int) -> _Opened
     return _Opened(session, "cpu", f" (auto: {why})")
 
 
-def _open_on_cuda(onnxruntime: Any, path: Path, why: str = "") -> _Opened:
+def _open_on_cuda(onnxruntime: Any, path: Path, layout: dict[str, str], why: str = "") -> _Opened:
     """Open with CUDA graphs; without them, and with a note, if a part runs on the CPU."""
     compute = open_compute_stream()
-    layout = layout_options(read_manifest(path).precision, read_operators(path))
     graphs = compute.options(graphs=True)
     # a graph counts for more than the layout, with which ONNX Runtime puts other nodes on the CPU
     for options in (graphs | layout, graphs) if layout else (graphs,):

@@ -9,8 +9,7 @@ from typing import Any
 from fedapt_runtime.backends.choose import ENGINE_SUFFIX
 from fedapt_runtime.backends.model_checks import read_manifest
 from fedapt_runtime.classifier import Classifier
-from fedapt_runtime.manifest import METADATA_KEY
-from fedapt_runtime.onnx_file import check_content
+from fedapt_runtime.onnx_file import check_content, open_onnx
 from fedapt_runtime.printable import printable_json
 
 
@@ -27,5 +26,5 @@ def run_describe(options: argparse.Namespace) -> None:
         manifest = Classifier.load(options.model).manifest
     else:
         manifest = read_manifest(options.model)
-        check_content(options.model, METADATA_KEY)
+        check_content(options.model, open_onnx(options.model))
     print(printable_json(manifest.describe(), indent=2))

@@ -154,12 +154,8 @@ def test_both_encoders_agree(tiny_backbone: Backbone) -> None:
     assert all(tiny_backbone.image_sha256 in encoder.fingerprint for encoder in encoders)
 
 
-def test_on_a_cpu_the_encoder_is_onnx_runtime(
-    tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_on_a_cpu_the_encoder_is_onnx_runtime(tiny_backbone: Backbone) -> None:
     assert isinstance(image_encoder(tiny_backbone), OrtEncoder)
-    monkeypatch.setattr("fedapt.onnx.image_encoder._MAX_INLINE_BYTES", 1000)
-    assert isinstance(image_encoder(tiny_backbone), TorchEncoder)
 
 
 def test_the_exported_tower_comes_from_the_cache(

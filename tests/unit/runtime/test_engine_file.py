@@ -1,4 +1,4 @@
-"""What is known of an engine without a GPU: its sidecar, its targets, its sizes of batch."""
+"""What is known of an engine without a GPU: its description, its targets, its sizes of batch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PLAN = b"a plan"
 
 
 def write_engine(folder: Path, **changes: object) -> Path:
-    """A plan that no library has built, and a sidecar that fits it."""
+    """A plan that no library has built, and a description that fits it."""
     path = folder / "model.engine"
     path.write_bytes(PLAN)
     fields: dict[str, Any] = {
@@ -35,7 +35,7 @@ def write_engine(folder: Path, **changes: object) -> Path:
     return path
 
 
-def test_a_sidecar_is_read(tmp_path: Path) -> None:
+def test_a_description_is_read(tmp_path: Path) -> None:
     engine = read_engine_file(write_engine(tmp_path))
     assert engine == EngineFile(
         path=tmp_path / "model.engine",
@@ -51,7 +51,7 @@ def test_a_sidecar_is_read(tmp_path: Path) -> None:
     assert engine.library == "TensorRT"
 
 
-def test_an_engine_without_its_sidecar(tmp_path: Path) -> None:
+def test_an_engine_without_its_description(tmp_path: Path) -> None:
     path = write_engine(tmp_path)
     path.with_name("model.engine.json").unlink()
     with pytest.raises(
@@ -81,7 +81,7 @@ def test_an_engine_without_its_sidecar(tmp_path: Path) -> None:
         ({"compute_capabilities": None}, "not iterable"),
     ],
 )
-def test_damaged_sidecars_are_refused(
+def test_damaged_descriptions_are_refused(
     tmp_path: Path, changes: dict[str, object], text: str
 ) -> None:
     with pytest.raises(ModelFileError, match=text):
@@ -89,14 +89,14 @@ def test_damaged_sidecars_are_refused(
 
 
 @pytest.mark.parametrize("text", ["", "no JSON", "[]", "null", "[" * 100_000])
-def test_what_is_no_sidecar_is_refused(tmp_path: Path, text: str) -> None:
+def test_what_is_no_description_is_refused(tmp_path: Path, text: str) -> None:
     path = write_engine(tmp_path)
     path.with_name("model.engine.json").write_text(text)
     with pytest.raises(ModelFileError, match="no readable description of the engine"):
         read_engine_file(path)
 
 
-def test_another_plan_beside_the_sidecar_is_refused(tmp_path: Path) -> None:
+def test_another_plan_beside_the_description_is_refused(tmp_path: Path) -> None:
     path = write_engine(tmp_path)
     path.write_bytes(PLAN + b"!")
     with pytest.raises(ModelFileError, match="copy both files together"):

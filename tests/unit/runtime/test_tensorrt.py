@@ -119,7 +119,7 @@ def test_an_engine_of_rtx_keeps_its_graphs_itself(
     cuda: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     library = tensorrt_rtx.Library(FakeMachine(cuda))
-    path = write_engine(tmp_path, **tensorrt_rtx.rtx_sidecar())
+    path = write_engine(tmp_path, **tensorrt_rtx.rtx_description())
     backend = load(path, library, monkeypatch)
     for check in CHECKS[:3]:
         check(backend, library)
@@ -138,11 +138,11 @@ def test_what_rtx_does_not_give(
     plan: FakePlan, text: str, cuda: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     library = tensorrt_rtx.Library(FakeMachine(cuda))
-    path = write_engine(tmp_path, plan, **tensorrt_rtx.rtx_sidecar())
+    path = write_engine(tmp_path, plan, **tensorrt_rtx.rtx_description())
     with pytest.raises(RuntimeFailure, match=text):
         load(path, library, monkeypatch)
     monkeypatch.setattr(FakePlan, "to_bytes", lambda _: b"no plan")
-    path = write_engine(tmp_path, plan, **tensorrt_rtx.rtx_sidecar())
+    path = write_engine(tmp_path, plan, **tensorrt_rtx.rtx_description())
     with pytest.raises(ModelFileError, match=r"refuses \(MALFORMED_ENGINE\)"):
         load(path, library, monkeypatch)
 
