@@ -9,11 +9,12 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from PIL import Image
 
 from fedapt.core.config import read_config
@@ -24,10 +25,12 @@ from fedapt_runtime.backends.engine_file import read_engine_file
 from fedapt_runtime.errors import ImageError
 from fedapt_runtime.head import read_head
 from fedapt_runtime.manifest import METADATA_KEY, parse_manifest
+from fedapt_runtime.onnx_file import check_content, open_onnx
 from fedapt_runtime.sources import Member, find_images
 from fedapt_runtime.unknown import read_signal
 from tests.support.manifests import make_manifest
 
+WEIGHTS = np.arange(4, dtype="<f4").tobytes()
 SMALL = Preprocessing((16, 16), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
@@ -112,10 +115,37 @@ def _description() -> bytes:
         "compute_capabilities": ["sm86", "sm89"],
         "batch": [2, 8, 16],
         "onnx_sha256": "",
-        "engine_sha256": hashlib.sha256(b"plan").hexdigest(),
+        "engine_sha256": _hash(b"plan"),
         "manifest": json.loads(make_manifest(("a", "b"), ("c",)).to_json()),
     }
     return json.dumps(fields).encode()
+
+
+def _model() -> bytes:
+    """An ONNX file whose weights are in `model.data`."""
+    weights = {"file": "model.data", "bytes": len(WEIGHTS), "sha256": _hash(WEIGHTS)}
+    tensor = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=[4])
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    places = {"location": weights["file"], "offset": "0", "length": weights["bytes"]}
+    for key, value in places.items():
+        tensor.external_data.add(key=key, value=str(value))
+    node = onnx.helper.make_node("Identity", ["w"], ["y"])
+    output = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [4])
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], [output], [tensor]))
+    manifest = replace(make_manifest(("a", "b"), ("c",)), weights=weights)
+    onnx.helper.set_model_props(model, {METADATA_KEY: manifest.to_json()})
+    return bytes(model.SerializeToString())
+
+
+def _use_model(path: Path) -> None:
+    path.with_name("model.data").write_bytes(WEIGHTS)
+    found = open_onnx(path)
+    parse_manifest(found.metadata.get(METADATA_KEY), path)
+    check_content(path, found)
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _images() -> dict[str, bytes]:
@@ -236,6 +266,7 @@ def make_targets(checkpoint: bytes) -> dict[str, Target]:
         Target("checkpoint", load_checkpoint, {".safetensors": checkpoint}, _open_safetensors),
         Target("head", read_head, {".safetensors": _head()}, _open_safetensors),
         Target("manifest", _use_manifest, {".json": manifest}, _plain_json),
+        Target("model", _use_model, {".onnx": _model()}),
         Target("description", _use_description, {".json": _description()}, _plain_json),
         Target("image", SMALL.load, _images()),
         Target("archive", _use_sources, _archives()),
@@ -250,6 +281,7 @@ NAMES = (
     "checkpoint",
     "head",
     "manifest",
+    "model",
     "description",
     "image",
     "archive",
