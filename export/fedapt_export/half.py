@@ -26,7 +26,7 @@ _TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 _NUMPY = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 _MOST = {"fp16": 65504.0, "bf16": 3.39e38}
 _OPSETS = {"fp16": OPSET, "bf16": 22}  # convolutions take bfloat16 from 22 on
-# normalise or add up: the operators whose result depends on the range of what they see
+# operators that normalise or sum: their results depend on the range of their inputs
 _EXACT = {
     "BatchNormalization",
     "GroupNormalization",
@@ -40,7 +40,7 @@ _EXACT = {
     "Softmax",
     "Sqrt",
 }
-# a norm that was traced in pieces: these operators, and the arithmetic between and behind them
+# a norm that was traced as several operators: these, and the arithmetic after them
 _PIECES = {"Pow", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare", "Sqrt"}
 _ARITHMETIC = {"Add", "Div", "Max", "Mul", "Reciprocal", "Sub"}
 _FIRST_PRODUCTS = {"Conv", "MatMul", "Gemm"}
@@ -152,8 +152,8 @@ class _Converter:
 def emulate_bfloat16(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same numbers in float32 operators: every bfloat16 value is rounded, and kept as float32.
 
-    For machines whose ONNX Runtime has no bfloat16 operators: results are what hardware gives that
-    adds up in float32.
+    For machines whose ONNX Runtime has no bfloat16 operators. The results are those of hardware
+    that sums in float32.
     """
     copy = copy_structure(model)
     graph = copy.graph

@@ -24,7 +24,7 @@ from fedapt_runtime.backends.ort import PROVIDERS, import_onnxruntime
 from fedapt_runtime.errors import ModelFileError
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-# unit features, torch in float32 against the graph; int8 answers for its labels alone
+# of unit features, torch in float32 against the graph; int8 is checked by its labels only
 MAX_FEATURE_DIFFERENCE = {"fp32": 1e-4, "fp16": 2e-3, "bf16": 2e-2, "int8": 2.0}
 # share of images whose label may change against float32
 MAX_DISAGREEMENT = {"fp32": 0.0, "fp16": 0.001, "bf16": 0.01, "int8": 0.01}
@@ -42,8 +42,8 @@ class PrecisionReport:
         feature_difference: largest absolute difference of unit features.
         bytes, fp32_bytes: sizes of the whole model.
         device: device on which speed was measured.
-        images_per_s, fp32_images_per_s: at batches of 32, the best of five turns each; None where
-            ONNX Runtime has no such operators on this device.
+        images_per_s, fp32_images_per_s: at batches of 32, the maximum of five turns; None if ONNX
+            Runtime has no such operators on this device.
         reduced_range: int8 weights in 7 bits, see `int8.to_int8`.
         by_domain: accuracy in fp32 and in this precision, and images, by domain; empty on noise.
     """
@@ -68,7 +68,7 @@ class PrecisionReport:
         """Refuse a precision without benefit on this machine.
 
         Raises:
-            ParityError: it changes more labels than that.
+            ParityError: it changes more labels than `max_disagreement`.
             ExportError: it is no faster than float32, or does not run here at all.
         """
         if not self.disagreement <= max_disagreement:  # NaN fails too
@@ -191,7 +191,7 @@ def compare_with_float32(
     Args:
         reference, model: whole graphs, with their heads.
         images: uint8 [n, height, width, 3], at least one.
-        truth: domain and label of each; empty where nothing is known of them.
+        truth: domain and label of each; empty if they are unknown.
         reduced_range: whether the graph's weights have 7 bits, for the report.
     """
     onnxruntime = import_onnxruntime()

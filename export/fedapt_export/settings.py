@@ -19,24 +19,23 @@ class ExportSettings:
     """Settings of an export.
 
     Attributes:
-        data: images for the reports, by default those that the run folder names; without either,
-            noise.
-        parity_images: how many test images to compare; 0 takes all.
+        data: images for the reports. The default is the images of the run; without them, noise.
+        parity_images: number of compared test images; 0 means all.
         min_agreement: share of images whose label must survive the mixing of text banks.
         head_only: write the head as a .safetensors file; the image tower runs only for images
             without a cached feature.
         mixing: mixing of the text banks, `exact` or `hard`.
         precision: precision of the image tower, one of `precision.PRECISIONS`.
         calibration: images that set the scales of int8, by default the run's training images.
-        calibration_images: how many of them; 0 takes all.
-        symmetric: int8 around zero, as TensorRT takes it; see `int8.to_int8`.
+        calibration_images: number of calibration images; 0 means all.
+        symmetric: symmetric int8 activations, which TensorRT requires; see `int8.to_int8`.
         reduced_range: int8 weights in 7 bits, for x86 without VNNI; see `int8.to_int8`.
         operators: operators of the image tower, one of `OPERATORS`; `onnxruntime` fuses attention
             and LayerNorm, see `fused_operators`.
-        max_disagreement: share of images that a lower precision may label otherwise than float32;
-            None takes `precision.MAX_DISAGREEMENT`.
+        max_disagreement: maximum share of images whose label differs from float32; None means
+            `precision.MAX_DISAGREEMENT`.
         calibrate: fit the logit scale to the run's validation images; no label changes.
-        client: the client whose model is written, of a method that has one for each.
+        client: the client whose model is exported, for methods with one model per client.
         force: write a lower precision that disagrees, is slower, or does not run on this machine.
     """
 
@@ -57,10 +56,10 @@ class ExportSettings:
     force: bool = False
 
     def check_out(self, out: Path) -> None:
-        """Refuse the suffix of another kind of file: an engine of that name replaces the model.
+        """Refuse the suffix of another kind of file.
 
         Raises:
-            UsageError: the suffix is not that of what is written.
+            UsageError: the suffix does not fit the output.
         """
         of_head = ".safetensors with `head_only`"
         if out.suffix != (".safetensors" if self.head_only else ".onnx"):

@@ -100,7 +100,7 @@ def load_backend(path: str | Path, options: LoadOptions = LOAD_DEFAULTS) -> Back
             notes.insert(0, "no ONNX Runtime")
         loaded = _load(path, candidate, options)
     else:
-        on_cpu = replace(options, device="cpu")  # the device on which there are several
+        on_cpu = replace(options, device="cpu")  # only a CPU has several candidates
 
         def load(candidate: Candidate) -> Backend:
             return _load(path, candidate, on_cpu)
@@ -123,7 +123,7 @@ def read_environment(backend: str, compute: str, is_engine: bool = False) -> tup
     """Backend and compute precision; the environment replaces `auto`.
 
     Raises:
-        RuntimeFailure: a name that is unknown.
+        RuntimeFailure: an unknown name.
     """
     if backend == "auto" and not is_engine:  # one backend alone runs a TensorRT engine
         backend = _check_name(BACKEND_VARIABLE, os.environ.get(BACKEND_VARIABLE), BACKENDS)
@@ -152,7 +152,7 @@ def _unknown(where: str, found: str, expected: str) -> RuntimeFailure:
 
 
 def list_candidates(path: Path, backend: str, device: str, compute: str) -> list[Candidate]:
-    """The ways to run an .onnx or .engine file here that fit the request; at least one.
+    """Backends with compute precisions that fit the request on this machine; at least one.
 
     Args:
         path: the file.
@@ -189,7 +189,7 @@ def _computes_in(backend: str, precision: str, asked: str) -> bool:
     if backend != "openvino":
         return False
     if asked == precision:
-        return True  # the backend itself says where the processor has none
+        return True  # the backend raises an error if the processor lacks it
     if not may_have_bfloat16():
         return False  # without importing OpenVINO, which takes a quarter of a second
     from fedapt_runtime.backends.openvino import has_bfloat16
@@ -204,7 +204,7 @@ def _has_cuda() -> bool:
 
 
 def _keep_exact(candidates: list[Candidate], manifest: Manifest) -> tuple[list[Candidate], str]:
-    """Exclude bfloat16 unless the export has shown that no label changes; with a note."""
+    """The candidates, without bfloat16 unless the export found no changed label, and a note."""
     agreement: Agreement | None = read_agreement(manifest, "bf16")
     if agreement is not None and agreement.is_enough and manifest.precision == "fp32":
         return candidates, f"bf16 {agreement}"

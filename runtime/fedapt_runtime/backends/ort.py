@@ -16,8 +16,8 @@ PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt-ep": "TensorrtExecutionProvider",
 }
-# float32 means float32, in a fused LayerNorm too; cuDNN may not try every algorithm for minutes at
-# each new size of batch
+# products and sums of float32 stay in float32; an exhaustive search of cuDNN takes minutes for each
+# new batch size
 CUDA_OPTIONS = {
     "use_tf32": "0",
     "cudnn_conv_algo_search": "HEURISTIC",
@@ -42,9 +42,9 @@ def layout_options(precision: str, operators: Collection[str]) -> dict[str, str]
 def import_onnxruntime() -> Any:
     """Return the module `onnxruntime`, after a check that only one variant is installed.
 
-    onnxruntime and onnxruntime-gpu write the same files: with both in one folder, which one works
-    depends on the order of installation, so both is refused rather than guessed. In two folders,
-    the first on the path counts, as with every package.
+    onnxruntime and onnxruntime-gpu write the same files. If both are in one folder, the order of
+    installation decides which one works; this is refused. In two folders, the first on the path
+    counts, as for every package.
 
     Raises:
         MissingDependency: none is installed, or both are, in one folder.
@@ -121,13 +121,13 @@ def open_session(
 
     Raises:
         ModelFileError: ONNX Runtime cannot read the model.
-        RuntimeFailure: the device was asked for and did not start.
+        RuntimeFailure: the requested device did not start.
     """
     options = onnxruntime.SessionOptions()
-    # CUDA's errors are raised too; a graph that cannot be recorded is opened again without
+    # errors of CUDA are raised too; a model whose CUDA graph cannot be recorded is opened again
     options.log_severity_level = _ERROR if device == "cpu" else _FATAL
     options.intra_op_num_threads = threads
-    # threads that wait for work by spinning take the processor from those that decode
+    # threads that spin while they wait take time from the threads that decode
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if weights is not None:
         options.add_session_config_entry(_WEIGHTS_FOLDER, str(weights))
@@ -157,7 +157,7 @@ def open_session(
 
 def _load_cuda_libraries(onnxruntime: Any) -> None:
     """Load CUDA and cuDNN from NVIDIA's packages instead of the system."""
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints the libraries that it does not find
         onnxruntime.preload_dlls()
-    # a line for each algorithm that cuDNN passes over; what fails in the end is raised
+    # cuDNN logs a line for each algorithm that it rejects; a failure is raised
     onnxruntime.set_default_logger_severity(_FATAL)

@@ -116,7 +116,7 @@ class OrtBackend:
 
 
 class _Opened(NamedTuple):
-    """A session, the device that it is on, how that came where it was not asked for, its stream."""
+    """A session, its device, a note if the device was chosen automatically, and its stream."""
 
     session: Any
     device: str
@@ -149,7 +149,7 @@ def _open_on_cuda(onnxruntime: Any, path: Path, layout: dict[str, str], why: str
     """Open with CUDA graphs; without them, and with a note, if a part runs on the CPU."""
     compute = open_compute_stream()
     graphs = compute.options(graphs=True)
-    # a graph counts for more than the layout, with which ONNX Runtime puts other nodes on the CPU
+    # CUDA graphs gain more than the layout, with which ONNX Runtime puts some nodes on the CPU
     for options in (graphs | layout, graphs) if layout else (graphs,):
         with contextlib.suppress(ModelFileError):
             session = open_session(onnxruntime, str(path), "cuda", path, cuda=options)

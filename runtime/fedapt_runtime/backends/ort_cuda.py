@@ -5,10 +5,11 @@ One session computes in one CUDA stream. Each batch stream has buffers and a cop
     copy stream      images to the GPU . . . . . . . . . . . outputs to the host
     compute stream                        the fused graph
 
-so that one batch is copied while another is computed. Images cross the bus once, as uint8. A size
-of batch that has been recorded as a CUDA graph is launched as a whole; below about 64 images that
-decides the speed (`benchmarks/gpu.py`). The first run of a size takes up to four seconds, because
-cuDNN plans every convolution and a graph records it: so batches are filled up to one of four sizes.
+so that one batch is copied while another is computed. Images cross the bus once, as uint8. A batch
+size that is recorded as a CUDA graph is launched as a whole. Below about 64 images, this determines
+the speed (`benchmarks/gpu.py`). The first run of a batch size takes up to four seconds, because
+cuDNN plans every convolution and the graph is recorded. Batches are therefore padded to one of four
+sizes.
 
 Source: ONNX Runtime documentation, "CUDA Execution Provider" (I/O binding, CUDA graphs,
 `user_compute_stream`, `use_tf32`).
@@ -32,7 +33,7 @@ from fedapt_runtime.backends.streams import StreamPool
 from fedapt_runtime.errors import RuntimeFailure, first_line
 from fedapt_runtime.head import Tensor
 
-# images of one run; more than the last are cut, and copied while others are computed
+# images of one run; a larger batch is divided into parts of the last size
 SIZES = (1, 8, 64, 128)
 DEFAULT_BATCH = 64
 STREAMS = 2
@@ -43,7 +44,7 @@ class ComputeStream(NamedTuple):
     """The CUDA stream in which sessions compute, one run at a time.
 
     Attributes:
-        lock: ONNX Runtime records graphs in a mode that the whole process has to keep.
+        lock: held during a run, because the recording of a graph affects the whole process.
     """
 
     gpu: Gpu
@@ -93,7 +94,7 @@ def open_streams(
         name: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value), "cuda", 0)
         for name, value in head.items()
     }
-    # the sizes of the rows: those of one black image
+    # the widths of the outputs, from one black image
     black = np.zeros((1, *image_shape), np.uint8)
     options = onnxruntime.RunOptions()
     options.add_run_config_entry("gpu_graph_id", _NO_GRAPH)
@@ -135,7 +136,7 @@ class OrtCudaStream:
             self._event = gpu.open_event(taken)
             self._device = [gpu.allocate(taken, size) for size in sizes]
             self._pinned = [gpu.allocate_pinned(taken, size) for size in sizes]
-            # the bindings name the buffers, and the graphs inside the session do too
+            # the bindings and the session's graphs refer to the buffers
             taken.callback(self._bindings.clear)
             self._taken = taken.pop_all()
         weakref.finalize(self, gpu.close, self._stream, self._taken)
@@ -144,7 +145,7 @@ class OrtCudaStream:
         """See `streams.BatchStream.start`."""
         gpu, flat = self._gpu, images.reshape(-1)
         self._batch = len(images)
-        # the rows beyond the batch are computed from what the buffer holds, and are not read
+        # rows beyond the batch are computed from old content of the buffer, and not read
         size = next(size for size in SIZES if size >= self._batch)
         with gpu.current():
             self._pinned[0][: flat.size] = flat
