@@ -58,7 +58,7 @@ def measure_lite(root: Path, folder: Path) -> dict[str, Any]:
     checkpoint = load_checkpoint(run.checkpoint)
     backbone = load_backbone("lite")
     head, tower = checkpoint.to_global_model(backbone).head, read_tower(backbone)
-    calibration, source = collect_calibration(checkpoint, run.checkpoint, root, 128)
+    calibration, source = collect_calibration(checkpoint, root, 128)
     split = split_as_configured(scan_folders(root), config.data)
     samples = [sample for samples in split.test.values() for sample in samples]
     decoded = decode_ahead(

@@ -16,7 +16,7 @@ from fedapt.model.checkpoint import Checkpoint
 from fedapt.onnx.image_encoder import image_encoder
 from fedapt.training.calibration import calibration_error, fit_scale
 from fedapt.training.methods.base import Fusable
-from fedapt_export.images import open_images, root_of_run
+from fedapt_export.images import open_images
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,6 @@ class Calibration:
 def calibrate(
     fusable: Fusable,
     checkpoint: Checkpoint,
-    checkpoint_path: Path,
     data: Path | None,
     backbone: Backbone,
 ) -> tuple[Fusable, Calibration]:
@@ -50,8 +49,8 @@ def calibrate(
 
     Args:
         fusable: the global model.
-        checkpoint: its checkpoint, read from `checkpoint_path`.
-        data: a folder of domains; None uses the folder that the run folder names.
+        checkpoint: its checkpoint.
+        data: a folder of domains, or None.
         backbone: the CLIP model, which encodes the images.
 
     Raises:
@@ -59,7 +58,6 @@ def calibrate(
 
     Source: `fedapt.training.calibration`.
     """
-    data = data or root_of_run(checkpoint_path)
     images = None if data is None else open_images(checkpoint, data)
     if images is not None:
         images = images.renumber(checkpoint.info.classes, "the checkpoint")

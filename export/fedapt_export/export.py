@@ -39,7 +39,7 @@ from fedapt_export.images import (
     collect_calibration,
     collect_features,
     collect_labelled_images,
-    has_photos,
+    root_of_run,
 )
 from fedapt_export.model_file import write_model
 from fedapt_export.parity import Parity, measure_head, measure_parity
@@ -120,7 +120,6 @@ class _Source:
     """The global model that is exported."""
 
     checkpoint: Checkpoint
-    path: Path
     backbone: Backbone
     fusable: Fusable
 
@@ -143,12 +142,15 @@ def _export(
     settings: ExportSettings,
     reporter: Reporter,
 ) -> Exported:
-    info = checkpoint.info
+    info, of_run = checkpoint.info, root_of_run(checkpoint_path)
+    settings = dataclasses.replace(
+        settings, data=settings.data or of_run, calibration=settings.calibration or of_run
+    )
     backbone = load_backbone(info.model, info.pretrained, depth=info.preprocessing.depth)
     reporter.message(f"model: {backbone.label}, {len(info.classes)} classes, {info.rounds} rounds")
     fusable, fitted = read_fusable(checkpoint, backbone, settings.mixing, settings.client), None
     if settings.calibrate:
-        fusable, fitted = calibrate(fusable, checkpoint, checkpoint_path, settings.data, backbone)
+        fusable, fitted = calibrate(fusable, checkpoint, settings.data, backbone)
         reporter.message(
             f"calibrated on {fitted.images} validation images: logits times"
             f" {fitted.factor:.2f}, expected calibration error"
@@ -156,7 +158,7 @@ def _export(
         )
     # a head behind a tower of its own is measured as a whole graph
     build = _build_head if settings.head_only and fusable.tower is None else _build_model
-    built = build(_Source(checkpoint, checkpoint_path, backbone, fusable), out, settings, reporter)
+    built = build(_Source(checkpoint, backbone, fusable), out, settings, reporter)
     manifest = build_manifest(
         checkpoint,
         fusable,
@@ -167,9 +169,7 @@ def _export(
         opset=OPSET if built.model is None else read_opset(built.model),
         operators=settings.operators,
     )
-    unknown = calibrate_unknown(
-        checkpoint, fusable, checkpoint_path, settings.data, backbone, reporter
-    )
+    unknown = calibrate_unknown(checkpoint, fusable, settings.data, backbone, reporter)
     manifest = dataclasses.replace(manifest, unknown=unknown)
     if settings.head_only or built.model is None:
         write_head(fusable.head, manifest, out)
@@ -181,7 +181,6 @@ def _export(
 def _build_head(source: _Source, out: Path, settings: ExportSettings, reporter: Reporter) -> _Built:
     features, origin = collect_features(
         source.checkpoint,
-        source.path,
         settings.data,
         settings.parity_images,
         image_encoder(source.backbone),
@@ -198,12 +197,12 @@ def _build_model(
     source: _Source, out: Path, settings: ExportSettings, reporter: Reporter
 ) -> _Built:
     images, origin, truth = collect_labelled_images(
-        source.checkpoint, source.path, settings.data, settings.parity_images
+        source.checkpoint, settings.data, settings.parity_images
     )
     calibration = None
     if settings.precision == "int8":
         calibration, scales = collect_calibration(
-            source.checkpoint, source.path, settings.calibration, settings.calibration_images
+            source.checkpoint, settings.calibration, settings.calibration_images
         )
         reporter.message(f"calibrating on {scales}")
     fusable, backbone = source.fusable, source.backbone
@@ -231,7 +230,7 @@ def _build_model(
             truth,
             reduced_range=settings.reduced_range,
         )
-    compares = model is reference and has_photos(source.path, settings.data)
+    compares = model is reference and settings.data is not None
     emulated = emulate_bfloat16_products(tower) if compares and is_emulated(tower) else None
     reporter.message(f"comparing on {origin}")
     runnable = to_runnable(model, settings.precision)

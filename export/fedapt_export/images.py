@@ -21,23 +21,23 @@ _KINDS = {"train": "training images", "test": "test images"}
 
 
 def collect_images(
-    checkpoint: Checkpoint, checkpoint_path: Path, data: Path | None, count: int
+    checkpoint: Checkpoint, data: Path | None, count: int
 ) -> tuple[NDArray[np.uint8], str]:
     """Test images for a comparison: uint8 [n, height, width, 3], and their description.
 
     See `collect_labelled_images`.
     """
-    return collect_labelled_images(checkpoint, checkpoint_path, data, count)[:2]
+    return collect_labelled_images(checkpoint, data, count)[:2]
 
 
 def collect_labelled_images(
-    checkpoint: Checkpoint, checkpoint_path: Path, data: Path | None, count: int
+    checkpoint: Checkpoint, data: Path | None, count: int
 ) -> tuple[NDArray[np.uint8], str, list[tuple[str, int]]]:
     """Test images for a comparison.
 
     Args:
-        checkpoint: the checkpoint, read from `checkpoint_path`.
-        data: a folder of domains; None uses the folder that the run folder names, else noise.
+        checkpoint: the checkpoint.
+        data: a folder of domains; None means noise.
         count: maximum number of images, drawn from a fixed seed; 0 takes all.
 
     Returns:
@@ -48,8 +48,6 @@ def collect_labelled_images(
         DataError: there is no readable test image.
     """
     if data is None:
-        data = root_of_run(checkpoint_path)
-    if data is None:
         return *_make_noise(checkpoint, count), []
     images = open_images(checkpoint, data)
     if set(images.classes) <= set(checkpoint.info.classes):
@@ -59,17 +57,12 @@ def collect_labelled_images(
 
 
 def collect_features(
-    checkpoint: Checkpoint,
-    checkpoint_path: Path,
-    data: Path | None,
-    count: int,
-    encoder: ImageEncoder,
+    checkpoint: Checkpoint, data: Path | None, count: int, encoder: ImageEncoder
 ) -> tuple[NDArray[np.float32], str]:
     """Features of the same test images, float32 [n, D], and a description of the images.
 
     The feature cache is used. See `collect_labelled_images`.
     """
-    data = data or root_of_run(checkpoint_path)
     if data is None:
         noise, source = _make_noise(checkpoint, count)
         return encoder.encode(noise), source
@@ -79,27 +72,21 @@ def collect_features(
     return np.array(found.values), _describe(images, "test", len(found.kept), len(paths))
 
 
-def has_photos(checkpoint_path: Path, data: Path | None) -> bool:
-    """Whether `collect_images` returns images of the run instead of noise."""
-    return (data or root_of_run(checkpoint_path)) is not None
-
-
 def collect_calibration(
-    checkpoint: Checkpoint, checkpoint_path: Path, data: Path | None, count: int
+    checkpoint: Checkpoint, data: Path | None, count: int
 ) -> tuple[NDArray[np.uint8], str]:
     """Training images that set the scales of int8: uint8 [n, height, width, 3], and a description.
 
     Test images are not used, because they measure the result.
 
     Args:
-        checkpoint: the checkpoint, read from `checkpoint_path`.
-        data: a folder of domains; None uses the folder that the run folder names.
+        checkpoint: the checkpoint.
+        data: a folder of domains.
         count: maximum number of images, drawn from a fixed seed; 0 takes all.
 
     Raises:
         DataError: there is no folder, or no readable image in it.
     """
-    data = data or root_of_run(checkpoint_path)
     if data is None:
         raise DataError(
             where="precision int8",

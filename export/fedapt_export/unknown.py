@@ -18,7 +18,7 @@ from fedapt.model.backbone import Backbone
 from fedapt.model.checkpoint import Checkpoint
 from fedapt.onnx.image_encoder import image_encoder
 from fedapt.training.methods.base import Fusable
-from fedapt_export.images import open_images, root_of_run
+from fedapt_export.images import open_images
 from fedapt_runtime.unknown import UnknownSignal, calibrate_signal
 
 KEEP = 0.95  # minimum share of images of known domains that are not flagged
@@ -28,7 +28,6 @@ _MIN_IMAGES = 20  # with fewer images, a single one decides a threshold at 95 %
 def calibrate_unknown(
     checkpoint: Checkpoint,
     fusable: Fusable,
-    checkpoint_path: Path,
     data: Path | None,
     backbone: Backbone,
     reporter: Reporter,
@@ -38,9 +37,9 @@ def calibrate_unknown(
     Held-out images are the run's validation images; a domain without them uses its test images.
 
     Args:
-        checkpoint: the checkpoint, read from `checkpoint_path`.
+        checkpoint: the checkpoint.
         fusable: its global model.
-        data: a folder of domains; None uses the folder that the run folder names.
+        data: a folder of domains, or None.
         backbone: the CLIP model, which encodes the images.
         reporter: receives the threshold, or the reason why there is none.
     """
@@ -49,7 +48,6 @@ def calibrate_unknown(
     if ADAPTIVE_NETWORK not in checkpoint.learned or info.keys != info.domains or len(network) < 2:
         reporter.message("no signal for unknown domains: it requires keys of two domains or more")
         return None
-    data = data or root_of_run(checkpoint_path)
     signal = None
     if data is not None:
         images = open_images(checkpoint, data)

@@ -12,7 +12,7 @@ from fedapt.core.report import Reporter
 from fedapt.model.backbone import load_backbone
 from fedapt.model.checkpoint import load_checkpoint
 from fedapt_export.fuse import read_fusable
-from fedapt_export.images import collect_images
+from fedapt_export.images import collect_images, root_of_run
 from fedapt_export.model_file import read_model
 from fedapt_export.parity import Parity, measure_parity
 from fedapt_export.precision import MAX_FEATURE_DIFFERENCE, to_runnable
@@ -62,7 +62,7 @@ def verify(
             expected=f"{sha256[:12]}, the hash of {checkpoint_path}",
             next_step="export this checkpoint, or verify against the right one",
         )
-    pixels, source = collect_images(checkpoint, checkpoint_path, data, images)
+    pixels, source = collect_images(checkpoint, data or root_of_run(checkpoint_path), images)
     backbone = load_backbone(
         checkpoint.info.model, checkpoint.info.pretrained, depth=checkpoint.info.preprocessing.depth
     )

@@ -26,7 +26,7 @@ from fedapt.onnx.tower import read_tower
 from fedapt.onnx.weights import open_model, read_values
 from fedapt.run.train import train
 from fedapt_export import images as images_module
-from fedapt_export.images import collect_calibration, collect_images
+from fedapt_export.images import collect_calibration, collect_images, root_of_run
 from fedapt_export.int8 import FLOAT_CONVOLUTIONS, to_int8
 from fedapt_runtime import Preprocessing, machine
 from fedapt_runtime.backends.choose import load_backend
@@ -354,9 +354,9 @@ def test_calibration_takes_training_images_and_no_test_image(
     path = tiny_run / "checkpoint.safetensors"
     checkpoint = load_checkpoint(path)
     (pixels, line), train_paths = paths_of(
-        lambda: collect_calibration(checkpoint, path, None, 0), monkeypatch
+        lambda: collect_calibration(checkpoint, root_of_run(path), 0), monkeypatch
     )
-    _, test_paths = paths_of(lambda: collect_images(checkpoint, path, None, 0), monkeypatch)
+    _, test_paths = paths_of(lambda: collect_images(checkpoint, root_of_run(path), 0), monkeypatch)
     assert (len(train_paths), len(test_paths)) == (48, 12)
     assert set(train_paths).isdisjoint(test_paths)
     assert set(train_paths) | set(test_paths) == set(tiny_images.glob("*/*/*.png"))
@@ -372,7 +372,7 @@ def test_a_number_of_them_is_drawn_from_all_domains_and_always_the_same(
     checkpoint = load_checkpoint(path)
 
     def collect() -> Any:
-        return collect_calibration(checkpoint, path, None, 10)
+        return collect_calibration(checkpoint, root_of_run(path), 10)
 
     (_, line), first = paths_of(collect, monkeypatch)
     _, second = paths_of(collect, monkeypatch)
@@ -402,9 +402,9 @@ def test_unreadable_calibration_images_are_counted(
     folder = Path(shutil.copytree(tiny_images, tmp_path / "mine"))
     path = tiny_run / "checkpoint.safetensors"
     checkpoint = load_checkpoint(path)
-    _, paths = paths_of(lambda: collect_calibration(checkpoint, path, folder, 0), monkeypatch)
+    _, paths = paths_of(lambda: collect_calibration(checkpoint, folder, 0), monkeypatch)
     break_images(paths[::16])
-    pixels, line = collect_calibration(checkpoint, path, folder, 0)
+    pixels, line = collect_calibration(checkpoint, folder, 0)
     assert len(pixels) == 45
     assert line == "45 training images of mine, without 3 unreadable ones"
     out = tmp_path / "model.onnx"
@@ -435,11 +435,11 @@ def test_without_a_run_folder_calibration_is_asked_for(
 ) -> None:
     alone = Path(shutil.copy(tiny_run / "checkpoint.safetensors", tmp_path))
     with pytest.raises(DataError, match=r"^precision int8: found no calibration images"):
-        collect_calibration(load_checkpoint(alone), alone, None, 0)
+        collect_calibration(load_checkpoint(alone), root_of_run(alone), 0)
     out = tmp_path / "model.onnx"
     assert export_int8(alone, out, "--data", str(tiny_images)) == 4
     message = capsys.readouterr().err
     assert "To do: name a folder of domains with --calibration." in message
     assert not out.exists()
-    pixels, _ = collect_calibration(load_checkpoint(alone), alone, tiny_images, 5)
+    pixels, _ = collect_calibration(load_checkpoint(alone), tiny_images, 5)
     assert len(pixels) == 5

@@ -276,10 +276,10 @@ def test_the_share_of_labels_is_counted(
             value = -onnx.numpy_helper.to_array(tensor)
             tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
     from fedapt.model.checkpoint import load_checkpoint
-    from fedapt_export.images import collect_images
+    from fedapt_export.images import collect_images, root_of_run
 
     path = tiny_run / "checkpoint.safetensors"
-    images, _ = collect_images(load_checkpoint(path), path, None, 0)
+    images, _ = collect_images(load_checkpoint(path), root_of_run(path), 0)
     same = precision_module.compare_with_float32(model, model, "fp16", images)
     assert (same.disagreement, same.feature_difference, same.images) == (0, 0, 12)
     assert same.bytes == same.fp32_bytes == model.ByteSize()

@@ -9,9 +9,11 @@ from fedapt_runtime.options import BACKENDS
 
 
 def parse_positive(text: str) -> int:
-    """A whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"found {text}, expected a whole number of at least 1")
+    """A whole number of at least 1, with at most 11 digits."""
+    if not text.isdecimal() or not 1 <= int(text[:12]) < 10**11:
+        raise argparse.ArgumentTypeError(
+            f"found {text[:20]}, expected a whole number of at least 1"
+        )
     return int(text)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedapt_runtime.classifier import Classifier
+from fedapt_runtime.cli.values import parse_positive
 from fedapt_runtime.errors import InputError, MissingDependency
 from fedapt_runtime.options import BACKENDS, DEVICES
 from fedapt_runtime.printable import printable
@@ -60,16 +61,8 @@ def add_serve(commands: Any) -> None:
         ("--max-body-mib", 32, "maximum MiB in a request [32]"),
         ("--workers", None, "decoding threads [one for each core]"),
     ):
-        serve.add_argument(option, type=_count, default=default, metavar="N", help=text)
+        serve.add_argument(option, type=parse_positive, default=default, metavar="N", help=text)
     serve.set_defaults(run=run_serve)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text[:12]) < 10**11:
-        raise argparse.ArgumentTypeError(
-            f"found {text[:20]}, expected a whole number of at least 1"
-        )
-    return int(text)
 
 
 def _port(text: str) -> int:
