@@ -10,43 +10,46 @@ from matplotlib.figure import Figure
 from photos import ROOT
 
 PROTOCOLS = {
-    "in-domain": "images of the domains that trained",
-    "leave-one-out": "images of a domain that took no part",
+    "in-domain": "domains that trained",
+    "leave-one-out": "a domain left out",
 }
-COLOURS = {
-    "zero-shot": "#b0b7c3",
-    "local only": "#b0b7c3",
-    "PromptFL": "#b0b7c3",
-    "FedAPT": "#2f6fde",
-    "adaptive analytic": "#7fa6ec",
+GREY, BLUE = "#7d8590", "#2f6fde"
+# title in the record -> label and colour, from the top
+METHODS = {
+    "zero-shot": ("zero-shot", GREY),
+    "local only": ("each party alone", GREY),
+    "linear probe": ("linear probe", GREY),
+    "PromptFL": ("PromptFL", GREY),
+    "FedAPT": ("FedAPT", BLUE),
+    "adaptive analytic": ("adaptive analytic", BLUE),
+    "analytic": ("pooled = analytic", "#000000"),
 }
 
 
 def main() -> None:
     report = json.loads((RESULTS / "compare_office_caltech10.json").read_text("utf-8"))
     rows = {(row["protocol"], row["title"]): row["mean"] for row in report["rows"]}
-    names = list(reversed(COLOURS))
     style = {"svg.hashsalt": "fedapt", "font.size": 11, "font.family": "sans-serif"}
     with rc_context(style):
-        figure = Figure(figsize=(8.4, 2.7), layout="constrained", facecolor="white")
-        for axes, (protocol, title) in zip(
+        figure = Figure(figsize=(6.6, 3.2), layout="constrained", facecolor="white")
+        for axes, (protocol, heading) in zip(
             figure.subplots(1, 2, sharey=True), PROTOCOLS.items(), strict=True
         ):
-            means = [100 * rows[protocol, name]["mean"] for name in names]
-            bars = axes.barh(
-                names,
-                means,
-                0.7,
-                xerr=[100 * rows[protocol, name]["std"] for name in names],
-                error_kw={"ecolor": "#5f6368", "capsize": 3, "elinewidth": 1},
-                color=[COLOURS[name] for name in names],
-            )
-            axes.bar_label(bars, labels=[f"{mean:.1f}" for mean in means], label_type="center")
-            axes.set_title(title, fontsize=11)
+            for place, (title, (label, colour)) in enumerate(METHODS.items()):
+                found = rows[protocol, title]
+                mean, std = 100 * found["mean"], 100 * found["std"]
+                axes.errorbar(mean, label, xerr=std, fmt="o", color=colour, capsize=3)
+                axes.annotate(
+                    f"{mean:.1f}", (mean - std - 0.4, place), ha="right", va="center", color=colour
+                )
+            axes.set_title(heading, fontsize=11)
             axes.set_xlabel("test accuracy, %")
-            axes.set_xlim(0, 103)
-            axes.spines[["top", "right"]].set_visible(False)
+            axes.set_xlim(80, 100)
+            axes.grid(axis="x", color="#e3e6ea")
+            axes.set_axisbelow(True)
+            axes.spines[["top", "right", "left"]].set_visible(False)
             axes.tick_params(axis="y", length=0)
+        figure.axes[0].invert_yaxis()
         figure.savefig(ROOT / "docs" / "accuracy.svg", metadata={"Date": None})
 
 
