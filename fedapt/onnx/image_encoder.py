@@ -15,10 +15,8 @@ from numpy.typing import NDArray
 
 from fedapt.model.backbone import Backbone
 from fedapt.model.image_tower import FEATURES, INPUT, image_tower
-from fedapt.onnx.tower import find_tower, read_tower
+from fedapt.onnx.tower import read_tower
 from fedapt.onnx.weights import open_model
-from fedapt_runtime.backends.ort import import_onnxruntime, open_session
-from fedapt_runtime.errors import ModelFileError
 
 
 class OrtEncoder:
@@ -40,11 +38,7 @@ class OrtEncoder:
         """
         if self._session is not None:
             return
-        onnxruntime, label = import_onnxruntime(), self._backbone.label
-        try:  # a path: ONNX Runtime holds no second copy of the file
-            self._session = open_session(onnxruntime, str(find_tower(self._backbone)), "cpu", label)
-        except ModelFileError:  # absent or damaged
-            self._session = open_model(read_tower(self._backbone), "cpu", label)
+        self._session = open_model(read_tower(self._backbone), "cpu", self._backbone.label)
 
     def encode(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 [n, height, width, 3] -> float32 [n, D]."""

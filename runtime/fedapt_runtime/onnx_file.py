@@ -235,6 +235,6 @@ def _refuse(path: Path, found: str) -> ModelFileError:
     return ModelFileError(
         where=path,
         found=found,
-        expected="a complete model written by `fedapt export`",
+        expected="a model written by `fedapt export`, complete",
         next_step="check the path, copy the file again, or export the model again",
     )

@@ -29,7 +29,7 @@ from fedapt_runtime import Classifier
 from fedapt_runtime.backends.choose import list_candidates, load_backend
 from fedapt_runtime.backends.ort import layout_options
 from fedapt_runtime.errors import ReportedError
-from fedapt_runtime.onnx_file import read_operators
+from fedapt_runtime.onnx_file import open_onnx
 from fedapt_runtime.options import LoadOptions
 from tests.support.fusing import export_run
 
@@ -230,4 +230,4 @@ def test_the_operators_of_a_file_are_read_without_onnx(tiny_run: Path, tmp_path:
     export_run(tiny_run, path, operators="onnxruntime")
     expected = {node.op_type for node in onnx.load(path).graph.node}
     assert {"Attention", "MatMul"} <= expected
-    assert read_operators(path) == expected
+    assert open_onnx(path).operators == expected
