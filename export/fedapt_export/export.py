@@ -13,12 +13,13 @@ import torch
 from numpy.typing import NDArray
 
 from fedapt.core.errors import ExportError, ReportedError
-from fedapt.core.files import claim_file, hash_file
+from fedapt.core.files import claim_file, hash_file, temporary_folder
 from fedapt.core.report import Reporter
 from fedapt.model.backbone import Backbone, load_backbone
 from fedapt.model.checkpoint import Checkpoint, load_checkpoint
 from fedapt.onnx.image_encoder import image_encoder
 from fedapt.onnx.trace import OPSET
+from fedapt.onnx.weights import map_weights
 from fedapt.training.methods.base import Fusable
 from fedapt_export.calibrate import Calibration, calibrate
 from fedapt_export.compute import (
@@ -122,6 +123,7 @@ class _Source:
     checkpoint: Checkpoint
     backbone: Backbone
     fusable: Fusable
+    scratch: Path  # a folder beside the output, for weights that are not in the cache
 
 
 @dataclass(frozen=True)
@@ -158,24 +160,25 @@ def _export(
         )
     # a head behind a tower of its own is measured as a whole graph
     build = _build_head if settings.head_only and fusable.tower is None else _build_model
-    built = build(_Source(checkpoint, backbone, fusable), out, settings, reporter)
-    manifest = build_manifest(
-        checkpoint,
-        fusable,
-        hash_file(checkpoint_path),
-        report_parity(built.parity, built.precision, fitted, built.bfloat16),
-        mixing=settings.mixing,
-        precision=settings.precision,
-        opset=OPSET if built.model is None else read_opset(built.model),
-        operators=settings.operators,
-    )
-    unknown = calibrate_unknown(checkpoint, fusable, settings.data, backbone, reporter)
-    manifest = dataclasses.replace(manifest, unknown=unknown)
-    if settings.head_only or built.model is None:
-        write_head(fusable.head, manifest, out)
-    else:
-        manifest = write_model(built.model, manifest, out)
-    return Exported(manifest, built.parity, built.precision, built.images)
+    with temporary_folder(out.parent) as scratch:
+        built = build(_Source(checkpoint, backbone, fusable, scratch), out, settings, reporter)
+        manifest = build_manifest(
+            checkpoint,
+            fusable,
+            hash_file(checkpoint_path),
+            report_parity(built.parity, built.precision, fitted, built.bfloat16),
+            mixing=settings.mixing,
+            precision=settings.precision,
+            opset=OPSET if built.model is None else read_opset(built.model),
+            operators=settings.operators,
+        )
+        unknown = calibrate_unknown(checkpoint, fusable, settings.data, backbone, reporter)
+        manifest = dataclasses.replace(manifest, unknown=unknown)
+        if settings.head_only or built.model is None:
+            write_head(fusable.head, manifest, out)
+        else:
+            manifest = write_model(built.model, manifest, out)
+        return Exported(manifest, built.parity, built.precision, built.images)
 
 
 def _build_head(source: _Source, out: Path, settings: ExportSettings, reporter: Reporter) -> _Built:
@@ -219,6 +222,7 @@ def _build_model(
     if settings.operators == ONNXRUNTIME:
         lowered = _fuse_operators(lowered, backbone.label, reporter)
     if lowered is not tower:
+        lowered = map_weights(lowered, source.scratch / "tower.onnx")
         model = fuse(lowered, head, backbone.label)
     del lowered
     if settings.precision != "fp32":

@@ -19,7 +19,7 @@ from fedapt.onnx.normalisation import fold_normalisation
 from fedapt.onnx.patches import multiply_patches
 from fedapt.onnx.rewrite import rewrite_for_tracing
 from fedapt.onnx.trace import OPSET, trace_to_onnx
-from fedapt.onnx.weights import load_with_weights, save_with_weights
+from fedapt.onnx.weights import load_with_weights, map_weights
 
 _TOWER_VERSION = 8  # raise when the trace of a tower changes
 
@@ -68,7 +68,6 @@ def read_tower(backbone: Backbone) -> onnx.ModelProto:
     except Exception:  # absent or damaged: protobuf's errors have no common base
         model = image_tower_to_onnx(backbone)
     try:
-        save_with_weights(model, path)
+        return map_weights(model, path)
     except FileError:  # a cache that cannot be written costs time and memory, not correctness
         return model
-    return load_with_weights(path)

@@ -95,6 +95,12 @@ def save_with_weights(model: onnx.ModelProto, path: Path) -> None:
         onnx.save(moved, temporary)
 
 
+def map_weights(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    """The same model with its large weights in a file; see `save_with_weights`."""
+    save_with_weights(model, path)
+    return load_with_weights(path)
+
+
 def load_with_weights(path: Path) -> onnx.ModelProto:
     """A graph whose references to weights in files beside it hold whole paths.
 
