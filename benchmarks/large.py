@@ -115,7 +115,7 @@ def measure_tower(name: str, folder: Path) -> dict[str, Any]:
     row: dict[str, Any] = write_model(name, model)
     write_images(data)
     checkpoint = str(run / "checkpoint.safetensors")
-    export = ["export", checkpoint, "--min-agreement", "0", "--parity-images", "8", "--force"]
+    export = ["export", checkpoint, "--min-agreement", "0", "--parity-images", "4", "--force"]
     jobs = {
         "train": [
             *("train", "--data", str(data), "--out", str(run), "--model", str(model)),
