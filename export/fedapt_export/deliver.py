@@ -12,6 +12,7 @@ from fedapt.core.report import Reporter
 from fedapt_export.build_script import write_build_script
 from fedapt_export.engine import EngineSettings, build_engine
 from fedapt_export.export import Exported, export
+from fedapt_export.precision import STORED
 from fedapt_export.settings import ExportSettings
 from fedapt_export.triton import write_repository
 from fedapt_export.web.bundle import Bundle, write_bundle
@@ -82,6 +83,13 @@ def deliver(
             found=f"both, with {ONNXRUNTIME}",
             expected="one of them: only ONNX Runtime itself has these operators",
             next_step="leave one out",
+        )
+    if settings.precision == STORED and trt:
+        raise UsageError(
+            where="precision and trt",
+            found=f"both, with {STORED}",
+            expected="a precision that TensorRT computes in: fp32, fp16, bf16 or int8",
+            next_step="choose another precision, or leave `trt` out",
         )
     engine = engine or EngineSettings()
     engine.check()  # before any work

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fedapt.core.errors import ExportError
 from fedapt.onnx.trace import OPSET
-from fedapt.onnx.types import copy_structure, infer_types
+from fedapt.onnx.types import copy_structure, infer_types, is_small
 from fedapt.onnx.weights import read_values
 
 _TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
@@ -74,8 +74,7 @@ class _Converter:
     """Rewrites nodes one by one; tracks the types of every value."""
 
     def __init__(self, tower: onnx.ModelProto, precision: str) -> None:
-        self._half, self._numpy = _TYPES[precision], _NUMPY[precision]
-        self._precision = precision
+        self._half, self._precision = _TYPES[precision], precision
         types = infer_types(tower).items()
         self._floats = {name for name, kind in types if kind.elem_type == TensorProto.FLOAT}
         self._weights = {tensor.name: tensor for tensor in tower.graph.initializer}
@@ -129,24 +128,49 @@ class _Converter:
         suffix = self._precision if wanted == self._half else "fp32"
         converted = f"{name}.{suffix}"
         if name in self._weights:
-            self._weights[converted] = self._shrink(self._weights[name], converted)
+            self._weights[converted] = _shrink(self._weights[name], converted, self._precision)
         else:
             self._nodes.append(helper.make_node("Cast", [name], [converted], to=wanted))
         self._wanted[name, wanted] = converted
         return converted
 
-    def _shrink(self, tensor: onnx.TensorProto, name: str) -> onnx.TensorProto:
-        values = read_values(tensor)
-        with np.errstate(over="ignore"):
-            shrunk = values.astype(self._numpy)
-        if not np.isfinite(shrunk.astype(np.float32)).all():
-            raise ExportError(
-                where="precision",
-                found=f"weights of up to {np.abs(values).max():.3g} in {tensor.name}",
-                expected=f"at most {_MOST[self._precision]:.3g}, the largest {self._precision}",
-                next_step="export with `precision` bf16 or fp32",
-            )
-        return helper.make_tensor(name, self._half, tensor.dims, shrunk.tobytes(), raw=True)
+
+def _shrink(tensor: onnx.TensorProto, name: str, precision: str) -> onnx.TensorProto:
+    """A weight in half precision, under another name."""
+    values = read_values(tensor)
+    with np.errstate(over="ignore"):
+        shrunk = values.astype(_NUMPY[precision])
+    if not np.isfinite(shrunk.astype(np.float32)).all():
+        raise ExportError(
+            where="precision",
+            found=f"weights of up to {np.abs(values).max():.3g} in {tensor.name}",
+            expected=f"at most {_MOST[precision]:.3g}, the largest {precision}",
+            next_step="export with `precision` bf16 or fp32",
+        )
+    return helper.make_tensor(name, _TYPES[precision], tensor.dims, shrunk.tobytes(), raw=True)
+
+
+def store_in_half(tower: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose large weights are stored in float16; all products are in float32.
+
+    Backends cast the weights once, when they load the model.
+
+    Raises:
+        ExportError: a weight is beyond float16's range.
+    """
+    model = copy_structure(tower)
+    graph = model.graph
+    casts = []
+    for tensor in tower.graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT or is_small(tensor):
+            graph.initializer.append(tensor)
+            continue
+        stored = f"{tensor.name}.fp16"
+        graph.initializer.append(_shrink(tensor, stored, "fp16"))
+        casts.append(helper.make_node("Cast", [stored], [tensor.name], to=TensorProto.FLOAT))
+    del graph.node[:]
+    graph.node.extend([*casts, *tower.graph.node])
+    return model
 
 
 def emulate_bfloat16(model: onnx.ModelProto) -> onnx.ModelProto:

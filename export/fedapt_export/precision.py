@@ -16,18 +16,19 @@ from numpy.typing import NDArray
 
 from fedapt.core.errors import ExportError, ParityError, UsageError
 from fedapt.onnx.weights import open_model
-from fedapt_export.half import emulate_bfloat16, to_half
+from fedapt_export.half import emulate_bfloat16, store_in_half, to_half
 from fedapt_export.int8 import to_int8
 from fedapt_export.model_file import count_file_bytes
 from fedapt_export.outputs import BATCH, run_in_batches, unit_difference
 from fedapt_runtime.backends.ort import PROVIDERS, import_onnxruntime
 from fedapt_runtime.errors import ModelFileError
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+STORED = "fp16-weights"  # float32 with weights in float16, for a smaller file
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", STORED)
 # of unit features, torch in float32 against the graph; int8 is checked by its labels only
-MAX_FEATURE_DIFFERENCE = {"fp32": 1e-4, "fp16": 2e-3, "bf16": 2e-2, "int8": 2.0}
+MAX_FEATURE_DIFFERENCE = {"fp32": 1e-4, "fp16": 2e-3, "bf16": 2e-2, "int8": 2.0, STORED: 2e-3}
 # share of images whose label may change against float32
-MAX_DISAGREEMENT = {"fp32": 0.0, "fp16": 0.001, "bf16": 0.01, "int8": 0.01}
+MAX_DISAGREEMENT = {"fp32": 0.0, "fp16": 0.001, "bf16": 0.01, "int8": 0.01, STORED: 0.001}
 _TURNS = 5
 
 
@@ -80,6 +81,8 @@ class PrecisionReport:
                 next_step="choose a higher precision, raise `max_disagreement`, or add `force`;"
                 " nothing was written",
             )
+        if self.precision == STORED:  # it is for the size of the file, not for speed
+            return
         elsewhere = "add `force` if the model is meant for another machine; nothing was written"
         if self.images_per_s is None:
             raise ExportError(
@@ -169,7 +172,7 @@ def lower_precision(
         if calibration is None:
             raise AssertionError("int8 takes calibration images")
         return to_int8(tower, calibration, symmetric=symmetric, reduced_range=reduced_range)
-    return to_half(tower, precision)
+    return store_in_half(tower) if precision == STORED else to_half(tower, precision)
 
 
 def to_runnable(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:

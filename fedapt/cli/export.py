@@ -51,7 +51,11 @@ def export(
         typer.Option(help="Mixing of text banks: exact, or hard (the domain with the max weight)."),
     ] = "exact",
     precision: Annotated[
-        str, typer.Option(help="Precision of the image tower: fp32, fp16, bf16 or int8.")
+        str,
+        typer.Option(
+            help="Precision of the image tower: fp32, fp16, bf16, int8, or fp16-weights (stored in"
+            " fp16, computed in fp32)."
+        ),
     ] = "fp32",
     calibration: Annotated[
         Path | None,

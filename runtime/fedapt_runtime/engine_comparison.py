@@ -21,7 +21,13 @@ from fedapt_runtime.errors import ParityError
 from fedapt_runtime.prediction import softmax
 
 # maximum difference of class probabilities from ONNX Runtime, by the precision of the graph
-MAX_PROBABILITY_DIFFERENCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 5e-2, "int8": 5e-2}
+MAX_PROBABILITY_DIFFERENCE = {
+    "fp32": 1e-3,
+    "fp16": 2e-2,
+    "bf16": 5e-2,
+    "int8": 5e-2,
+    "fp16-weights": 1e-3,
+}
 _ODD = 3
 
 

@@ -18,10 +18,10 @@ from fedapt.core.errors import ExportError
 from fedapt.model.backbone import Backbone, load_backbone
 from fedapt.model.image_tower import FEATURES, INPUT
 from fedapt.onnx.tower import image_tower_to_onnx, read_tower
-from fedapt.onnx.weights import open_model
+from fedapt.onnx.weights import hold_weights, open_model
 from fedapt_export import half as half_module
 from fedapt_export.fuse import fuse, read_opset
-from fedapt_export.half import emulate_bfloat16, to_half
+from fedapt_export.half import emulate_bfloat16, store_in_half, to_half
 from fedapt_export.head import zero_shot_head
 from fedapt_export.precision import to_runnable
 from tests.support.normalising import normalise
@@ -286,6 +286,53 @@ def test_emulation_has_no_bfloat16_left_but_in_casts(
     halves = types_of(towers("bf16"))
     produced = {name for node in towers("bf16").graph.node for name in node.output}
     assert rounded == sum(halves[name] == TensorProto.BFLOAT16 for name in produced)
+
+
+# weights stored in float16
+
+
+def test_stored_weights_are_those_of_float16_and_products_are_in_float32(
+    tiny_backbone: Backbone,
+) -> None:
+    tower = hold_weights(read_tower(tiny_backbone))
+    stored = store_in_half(tower)
+    onnx.checker.check_model(stored, full_check=True)
+    rounded = copy.deepcopy(tower)
+    for tensor in rounded.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if values.dtype == np.float32 and values.nbytes > 1024:
+            half = values.astype(np.float16).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(half, tensor.name))
+    for count in BATCHES:
+        images = noise(tiny_backbone, count)
+        np.testing.assert_array_equal(features(stored, images), features(rounded, images))
+    assert np.abs(features(stored, images) - features(tower, images)).max() > 1e-6
+    assert stored.ByteSize() < 0.55 * tower.ByteSize()
+
+
+def test_only_large_float32_weights_are_stored_in_half(lite: Backbone) -> None:
+    stored = store_in_half(read_tower(lite))
+    kinds = {t.name: (t.data_type, len(t.raw_data)) for t in stored.graph.initializer}
+    half = [name for name, (kind, _) in kinds.items() if kind == TensorProto.FLOAT16]
+    assert len(half) > 40
+    assert all(name.endswith(".fp16") for name in half)
+    assert all(size <= 1024 for kind, size in kinds.values() if kind != TensorProto.FLOAT16)
+    casts = [node for node in stored.graph.node if node.op_type == "Cast" and node.input[0] in half]
+    assert len(casts) == len(half)
+
+
+def test_a_weight_beyond_float16_cannot_be_stored(tiny_backbone: Backbone) -> None:
+    tower = hold_weights(read_tower(tiny_backbone))
+    large = max(tower.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    values = numpy_helper.to_array(large).copy()
+    for value, is_stored in ((65504.0, True), (65536.0, False)):
+        values.reshape(-1)[5] = value
+        large.CopyFrom(numpy_helper.from_array(values, large.name))
+        if is_stored:
+            store_in_half(tower)
+        else:
+            with pytest.raises(ExportError, match=r"found weights of up to 6\.55e\+04 in"):
+                store_in_half(tower)
 
 
 # weights beyond float16

@@ -19,8 +19,11 @@ from fedapt_export.describe import describe
 from fedapt_export.model_file import read_manifest
 from fedapt_export.precision import MAX_FEATURE_DIFFERENCE, PrecisionReport
 from fedapt_export.settings import ExportSettings
+from fedapt_runtime import Classifier
 from fedapt_runtime.errors import ModelFileError, ReportedError
 from tests.support.fusing import save_changed
+
+IMAGES = np.random.default_rng(5).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
 
 GOOD = PrecisionReport(
     precision="fp16",
@@ -224,6 +227,29 @@ def test_a_faster_one_is_written(
     out = tmp_path / "model.onnx"
     assert export(tiny_run, out, "--precision", "fp16", "--max-disagreement", "1") == 0
     assert read_manifest(onnx.load(out), out).precision == "fp16"
+
+
+def test_stored_weights_need_no_speed(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_speeds(monkeypatch, 300, 200)
+    whole, out = tmp_path / "whole.onnx", tmp_path / "model.onnx"
+    assert export(tiny_run, whole) == 0
+    more = ("--precision", "fp16-weights", "--max-disagreement", "1")
+    assert export(tiny_run, out, *more) == 0
+    assert read_manifest(onnx.load(out), out).precision == "fp16-weights"
+    assert out.stat().st_size < 0.65 * whole.stat().st_size
+    logits = [Classifier.load(p, device="cpu").backend.run(IMAGES).logits for p in (whole, out)]
+    np.testing.assert_allclose(*logits, rtol=0, atol=0.5)
+    assert np.abs(logits[0] - logits[1]).max() > 1e-5
+
+
+def test_stored_weights_are_for_no_engine(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(tiny_run, tmp_path / "m.onnx", "--precision", "fp16-weights", "--trt") == 2
+    assert "expected a precision that TensorRT computes in" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_bfloat16_has_no_speed_on_a_cpu_and_force_says_so(

@@ -19,7 +19,7 @@ from fedapt.core.files import cache_folder, replace_file, scratch_folder
 from fedapt.core.report import Reporter
 
 VERSION = "1.30.0"
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = ("fp32", "fp16", "int8", "fp16-weights")
 _PACKAGE = f"onnxruntime-web@{VERSION}"
 _TIMEOUT_S = 300
 # name in the package's folder `dist` -> SHA-256
