@@ -33,7 +33,7 @@ from fedapt_export.fuse import fuse
 from fedapt_export.head import zero_shot_head
 from fedapt_export.images import collect_calibration
 from fedapt_export.int8 import to_int8
-from fedapt_export.precision import compare_with_float32, lower_precision, to_runnable
+from fedapt_export.precision import STORED, compare_with_float32, lower_precision, to_runnable
 from fedapt_runtime.pipeline import decode_ahead
 
 CUTS = (0, 1, 3, 5, 10)
@@ -69,7 +69,7 @@ def measure_lite(root: Path, folder: Path) -> dict[str, Any]:
     reference = fuse(tower, head, "lite")
     rows: dict[str, Any] = {"fp32": {"accuracy": accuracy(reference, images, labels)}}
     towers: dict[str, tuple[str, onnx.ModelProto]] = {
-        name: (name, lower_precision(tower, name)) for name in ("fp16", "bf16")
+        name: (name, lower_precision(tower, name)) for name in ("fp16", "bf16", STORED)
     }
     for cut in CUTS:
         name = f"int8, first {cut} convolutions in float32"
