@@ -18,6 +18,7 @@ from fedapt.core.report import Reporter
 from fedapt.model.backbone import Backbone, load_backbone
 from fedapt.model.checkpoint import Checkpoint, load_checkpoint
 from fedapt.onnx.image_encoder import image_encoder
+from fedapt.onnx.memory import check_memory
 from fedapt.onnx.trace import OPSET
 from fedapt.onnx.weights import map_weights
 from fedapt.training.methods.base import Fusable
@@ -59,6 +60,9 @@ from fedapt_runtime import Manifest
 from fedapt_runtime.agreement import PARITY_KEY
 from fedapt_runtime.machine import usable_memory
 from fedapt_runtime.manifest import ONNXRUNTIME
+
+# memory in weights of the image tower, see `check_memory`
+_MEMORY = {"fp32": 1.5, "fp16": 4.5, "bf16": 4.5, "int8": 4.5, "fp16-weights": 3.5}
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ def export(
             raise ExportError(
                 where=f"model {checkpoint.info.model}",
                 found="too little memory" + (f" in {memory / 1e9:.0f} GB" if memory else ""),
-                expected="about ten times the weights of the image tower",
+                expected="a few times the weights of the image tower",
                 next_step="export on a machine with more memory, or choose a smaller model;"
                 " nothing was written",
             ) from error
@@ -158,6 +162,8 @@ def _export(
             f" {fitted.factor:.2f}, expected calibration error"
             f" {100 * fitted.error_before:.1f} -> {100 * fitted.error:.1f} %"
         )
+    if not settings.head_only:
+        check_memory(backbone, _MEMORY[settings.precision], f"export it in {settings.precision}")
     # a head behind a tower of its own is measured as a whole graph
     build = _build_head if settings.head_only and fusable.tower is None else _build_model
     with temporary_folder(out.parent) as scratch:

@@ -15,12 +15,14 @@ from fedapt.core.files import cache_folder
 from fedapt.model.backbone import Backbone
 from fedapt.model.image_tower import FEATURES, INPUT, image_tower
 from fedapt.onnx.batch_norm import unfold_batch_norms
+from fedapt.onnx.memory import check_memory
 from fedapt.onnx.normalisation import fold_normalisation
 from fedapt.onnx.patches import multiply_patches
 from fedapt.onnx.rewrite import rewrite_for_tracing
 from fedapt.onnx.trace import OPSET, trace_to_onnx
 from fedapt.onnx.weights import load_with_weights, map_weights
 
+_TRACE = 2.5  # see `check_memory`
 _TOWER_VERSION = 8  # raise when the trace of a tower changes
 
 
@@ -60,12 +62,13 @@ def read_tower(backbone: Backbone) -> onnx.ModelProto:
     """The image tower as ONNX, from the cache or exported into it.
 
     Raises:
-        ExportError: the tower cannot be traced.
+        ExportError: the tower cannot be traced, or this machine has too little memory for it.
     """
     path = find_tower(backbone)
     try:
         return load_with_weights(path)
     except Exception:  # absent or damaged: protobuf's errors have no common base
+        check_memory(backbone, _TRACE, "trace its image tower")
         model = image_tower_to_onnx(backbone)
     try:
         return map_weights(model, path)

@@ -263,7 +263,7 @@ def test_too_little_memory_is_an_error_and_leaves_the_file(
     out = tmp_path / "model.onnx"
     out.write_bytes(b"older")
     with pytest.raises(
-        ExportError, match="found too little memory in 24 GB; expected about ten times the weights"
+        ExportError, match="found too little memory in 24 GB; expected a few times the weights"
     ) as caught:
         export_run(tiny_run, out)
     assert caught.value.exit_code == 6
@@ -271,6 +271,27 @@ def test_too_little_memory_is_an_error_and_leaves_the_file(
     monkeypatch.setattr(export_module, "usable_memory", lambda: None)
     with pytest.raises(ExportError, match="found too little memory; expected"):
         export_run(tiny_run, out)
+
+
+def test_memory_is_checked_before_the_work(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise AssertionError("the work began")
+
+    monkeypatch.setattr(export_module, "read_fusable_tower", fail)
+    memory = "fedapt.onnx.memory.usable_memory"
+    monkeypatch.setattr(memory, lambda: 600_000_000)
+    out = tmp_path / "model.onnx"
+    for precision in ("fp32", "fp16"):
+        message = rf"found 0\.6 GB of memory; expected about 0\.6 GB to export it in {precision}"
+        with pytest.raises(ExportError, match=message):
+            export_run(tiny_run, out, precision=precision)
+    assert not out.exists()
+    for enough in (700_000_000, None):
+        monkeypatch.setattr(memory, lambda enough=enough: enough)
+        with pytest.raises(AssertionError, match="the work began"):
+            export_run(tiny_run, out)
 
 
 def test_fusing_leaves_the_tower_as_it_was_and_refuses_what_is_no_graph(

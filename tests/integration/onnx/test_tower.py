@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
 
+from fedapt.core.errors import ExportError
 from fedapt.model.backbone import Backbone, load_backbone
 from fedapt.onnx.normalisation import fold_normalisation
 from fedapt.onnx.tower import image_tower_to_onnx, read_tower
@@ -69,3 +71,21 @@ def test_lite_keeps_one_sum() -> None:
         ["Cast", "Transpose", "Add"],
         ["Cast", "Transpose", "Add", "Pad"],
     )
+
+
+def test_too_little_memory_is_said_before_the_trace(
+    tiny_backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(backbone: Backbone) -> onnx.ModelProto:
+        raise AssertionError("the trace began")
+
+    monkeypatch.setenv("FEDAPT_CACHE", str(tmp_path))
+    monkeypatch.setattr("fedapt.onnx.tower.image_tower_to_onnx", fail)
+    monkeypatch.setattr("fedapt.onnx.memory.usable_memory", lambda: 600_000_000)
+    with pytest.raises(
+        ExportError, match=r"0\.6 GB of memory; expected about .* to trace its image"
+    ):
+        read_tower(tiny_backbone)
+    monkeypatch.setattr("fedapt.onnx.memory.usable_memory", lambda: None)
+    with pytest.raises(AssertionError, match="the trace began"):
+        read_tower(tiny_backbone)
