@@ -29,7 +29,7 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8", STORED)
 MAX_FEATURE_DIFFERENCE = {"fp32": 1e-4, "fp16": 2e-3, "bf16": 2e-2, "int8": 2.0, STORED: 2e-3}
 # share of images whose label may change against float32
 MAX_DISAGREEMENT = {"fp32": 0.0, "fp16": 0.001, "bf16": 0.01, "int8": 0.01, STORED: 0.001}
-_TURNS = 5
+_TURNS, _SECONDS = 5, 20.0  # after which no further turn begins
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class PrecisionReport:
         feature_difference: largest absolute difference of unit features.
         bytes, fp32_bytes: sizes of the whole model.
         device: device on which speed was measured.
-        images_per_s, fp32_images_per_s: at batches of 32, the maximum of five turns; None if ONNX
+        images_per_s, fp32_images_per_s: at batches of 32, the maximum of five turns, fewer
+            if they take long; None if ONNX
             Runtime has no such operators on this device.
         reduced_range: int8 weights in 7 bits, see `int8.to_int8`.
         by_domain: accuracy in fp32 and in this precision, and images, by domain; empty on noise.
@@ -225,9 +226,14 @@ def compare_with_float32(
 
 
 def _time_in_turns(sessions: list[Any], batch: NDArray[np.uint8]) -> list[float]:
-    """Images per second of each, the maximum of several turns; other load affects both alike."""
-    best = [float("inf")] * len(sessions)
+    """Images per second of each, the maximum of several turns; other load affects both alike.
+
+    A large tower gets fewer turns, at least one.
+    """
+    best, begun = [float("inf")] * len(sessions), time.perf_counter()
     for _ in range(_TURNS):
+        if time.perf_counter() - begun > _SECONDS:
+            break
         for i, session in enumerate(sessions):
             started = time.perf_counter()
             session.run(["logits"], {"images": batch})

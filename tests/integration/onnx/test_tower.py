@@ -82,9 +82,7 @@ def test_too_little_memory_is_said_before_the_trace(
     monkeypatch.setenv("FEDAPT_CACHE", str(tmp_path))
     monkeypatch.setattr("fedapt.onnx.tower.image_tower_to_onnx", fail)
     monkeypatch.setattr("fedapt.onnx.memory.usable_memory", lambda: 600_000_000)
-    with pytest.raises(
-        ExportError, match=r"0\.6 GB of memory; expected about .* to trace its image"
-    ):
+    with pytest.raises(ExportError, match=r"0\.6 GB of memory; .* to trace its image"):
         read_tower(tiny_backbone)
     monkeypatch.setattr("fedapt.onnx.memory.usable_memory", lambda: None)
     with pytest.raises(AssertionError, match="the trace began"):
