@@ -1,6 +1,6 @@
 """Training and export of large towers: seconds, and the memory that they take.
 
-    python benchmarks/large.py [--towers NAME ...]
+    python benchmarks/large.py [--towers NAME ...]     other towers keep their rows
 
 Random weights of the true architectures, in safetensors files as users have them; their values do
 not change speed or memory. Every job is a process of its own, one after another: `train` on 40
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from figures import publish
+from figures import RESULTS, publish
 from photos import ROOT
 from PIL import Image
 
@@ -138,11 +138,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--towers", nargs="+", default=list(TOWERS), metavar="NAME")
     towers = parser.parse_args().towers
-    rows = {}
+    record = RESULTS / "large.json"
+    rows = json.loads(record.read_text("utf-8"))["towers"] if record.is_file() else {}
     for name in towers:
         with tempfile.TemporaryDirectory() as folder:
             rows[name] = measure_tower(name, Path(folder))
-    publish("large", {"towers": rows}, keep=tuple(towers) == TOWERS)
+        publish("large", {"towers": rows})
 
 
 if __name__ == "__main__":

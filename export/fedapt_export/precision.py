@@ -43,9 +43,8 @@ class PrecisionReport:
         feature_difference: largest absolute difference of unit features.
         bytes, fp32_bytes: sizes of the whole model.
         device: device on which speed was measured.
-        images_per_s, fp32_images_per_s: at batches of 32, the maximum of five turns, fewer
-            if they take long; None if ONNX
-            Runtime has no such operators on this device.
+        images_per_s, fp32_images_per_s: at batches of 32, the maximum of up to five turns; None if
+            ONNX Runtime has no such operators on this device.
         reduced_range: int8 weights in 7 bits, see `int8.to_int8`.
         by_domain: accuracy in fp32 and in this precision, and images, by domain; empty on noise.
     """
