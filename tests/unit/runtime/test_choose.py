@@ -26,6 +26,7 @@ from fedapt_runtime.backends.selection import Selection
 from fedapt_runtime.cli import main
 from fedapt_runtime.errors import MissingDependency, ModelFileError, RuntimeFailure
 from fedapt_runtime.options import PERFORMANCE_HINTS, LoadOptions
+from tests.support.fusing import save_changed
 
 needs_openvino = pytest.mark.skipif(
     find_spec("openvino") is None, reason="OpenVINO is not installed"
@@ -162,10 +163,12 @@ def test_auto_without_cuda_bindings_takes_the_cpu_and_says_why(
 
 
 def test_a_damaged_model_is_told_as_such_where_cuda_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend_providers(monkeypatch, "cuda", "cpu", starts=("cuda",))
-    (tmp_path / "model.onnx").write_bytes(b"\x08\x0a")  # a version and no graph
+    model = onnx.load(tiny_model)
+    model.graph.node[-1].op_type = "NoSuchOperator"
+    save_changed(model, tmp_path / "model.onnx")
     with pytest.raises(ModelFileError, match="a file that ONNX Runtime cannot load"):
         load_backend(tmp_path / "model.onnx")
 
