@@ -12,6 +12,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,21 +79,26 @@ def write_model(model: onnx.ModelProto, manifest: Manifest, out: Path) -> Manife
     Raises:
         FileError: the folder cannot be written, or the disk is full.
     """
-    out, weights = Path(os.path.realpath(out)), None
-    if count_weight_bytes(model) > MAX_FILE_BYTES:
-        model, weights = _write_weights(model, out)
-    manifest = dataclasses.replace(manifest, weights=weights)
-    metadata = onnx.ModelProto()
-    onnx.helper.set_model_props(metadata, {METADATA_KEY: manifest.seal(list_parts(model))})
-    # the metadata come last: fields of a message may be in any order
-    with replace_file(out) as temporary, temporary.open("wb") as stream:
-        stream.writelines(list_parts(model))
-        stream.write(metadata.SerializeToString())
-    kept = weights["file"] if weights else ""
+    out = Path(os.path.realpath(out))
+    with temporary_folder(out.parent) as folder, replace_file(out) as temporary:
+        new, weights = folder / "weights", None
+        if count_weight_bytes(model) > MAX_FILE_BYTES:
+            model, weights = _write_weights(model, new, out.name)
+        manifest = dataclasses.replace(manifest, weights=weights)
+        metadata = onnx.ModelProto()
+        onnx.helper.set_model_props(metadata, {METADATA_KEY: manifest.seal(list_parts(model))})
+        with temporary.open("wb") as stream:
+            stream.writelines(list_parts(model))
+            # the metadata come last: fields of a message may be in any order
+            stream.write(metadata.SerializeToString())
+        if weights is not None:
+            with replace_file(out.with_name(weights["file"])) as place:
+                new.rename(place)
     pattern = re.compile(re.escape(out.name) + r"\.[0-9a-f]{16}\.data")
     for path in out.parent.iterdir():
-        if pattern.fullmatch(path.name) and path.name != kept:
-            path.unlink(missing_ok=True)
+        if pattern.fullmatch(path.name) and (weights is None or path.name != weights["file"]):
+            with suppress(OSError):  # it only takes space
+                path.unlink()
     return manifest
 
 
@@ -101,26 +107,27 @@ def count_file_bytes(model: onnx.ModelProto) -> int:
     return sum(map(len, list_parts(model)))
 
 
-def _write_weights(model: onnx.ModelProto, out: Path) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    """Write the large weights beside a model.
+def _write_weights(
+    model: onnx.ModelProto, path: Path, name: str
+) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """Write the large weights of a model.
+
+    Args:
+        path: the file to write.
+        name: file name of the model.
 
     Returns:
-        The graph with references to them, and the file's description for the manifest.
+        The graph with references to them, and the file's final description for the manifest.
     """
-    with temporary_folder(out.parent) as folder:
-        written = folder / "weights"
-        with written.open("wb") as stream:
-            moved = move_weights(model, "", stream)
-        sha256 = hash_file(written)
-        name = f"{out.name}.{sha256[:16]}.data"
-        described = {"file": name, "bytes": written.stat().st_size, "sha256": sha256}
-        with replace_file(out.with_name(name)) as temporary:
-            written.rename(temporary)
+    with path.open("wb") as stream:
+        moved = move_weights(model, "", stream)
+    sha256 = hash_file(path)
+    file = f"{name}.{sha256[:16]}.data"
     for tensor in moved.graph.initializer:
         for entry in tensor.external_data:
             if entry.key == "location":
-                entry.value = name
-    return moved, described
+                entry.value = file
+    return moved, {"file": file, "bytes": path.stat().st_size, "sha256": sha256}
 
 
 def list_parts(model: onnx.ModelProto) -> Iterator[Part]:

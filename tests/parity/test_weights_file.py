@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -13,10 +14,10 @@ import numpy as np
 import onnx
 import pytest
 
-from fedapt.core.errors import ReportedError
+from fedapt.core.errors import FileError, ReportedError
 from fedapt.core.report import Reporter
 from fedapt.onnx.tower import read_tower
-from fedapt.onnx.weights import hold_weights
+from fedapt.onnx.weights import hold_weights, read_values
 from fedapt_export import model_file
 from fedapt_export.build_script import write_build_script
 from fedapt_export.describe import describe
@@ -32,7 +33,7 @@ from fedapt_export.swap import swap_head
 from fedapt_export.triton import write_repository
 from fedapt_export.verify import verify
 from fedapt_export.web.bundle import write_bundle
-from fedapt_runtime import Classifier
+from fedapt_runtime import Classifier, Manifest
 from fedapt_runtime.backends.choose import list_files
 from fedapt_runtime.errors import ModelFileError
 from fedapt_runtime.manifest import METADATA_KEY
@@ -230,6 +231,29 @@ def test_the_files_of_a_model(model: Path, tiny_model: Path) -> None:
     assert list_files(tiny_model) == [tiny_model]
     engine = model.with_suffix(".engine")
     assert list_files(engine) == [engine, model.with_name("model.engine.json")]
+
+
+@pytest.mark.usefixtures("two_files")
+def test_a_full_disk_leaves_the_earlier_model(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path.name: path.read_bytes() for path in model.parent.iterdir()}
+    changed, manifest = read_model(model)
+    weight = next(tensor for tensor in changed.graph.initializer if tensor.external_data)
+    values = read_values(weight) + 1
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    written: list[Path] = []
+
+    def fill(self: Manifest, content: object) -> str:
+        written.extend(model.parent.rglob("weights"))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Manifest, "seal", fill)
+        with pytest.raises(FileError, match="found No space left on device"):
+            write_model(changed, manifest, model)
+    assert len(written) == 1  # the new weights were complete when the disk was full
+    assert {path.name: path.read_bytes() for path in model.parent.iterdir()} == before
+    write_model(changed, manifest, model)
+    assert weights_of(model).name not in before
 
 
 def test_triton_gets_both_files(model: Path, tmp_path: Path) -> None:
