@@ -113,13 +113,16 @@ def measure_tower(name: str, folder: Path) -> dict[str, Any]:
     """All jobs on one tower."""
     model, data, run, cache = (folder / part for part in ("model", "data", "run", "cache"))
     row: dict[str, Any] = write_model(name, model)
+    # a short text tower (SigLIP's 16 tokens) has no room for the default of 24
+    config = json.loads((model / "open_clip_config.json").read_text("utf-8"))["model_cfg"]
+    context = min(24, config["text_cfg"]["context_length"] - 12)
     write_images(data)
     checkpoint = str(run / "checkpoint.safetensors")
     export = ["export", checkpoint, "--min-agreement", "0", "--parity-images", "4", "--force"]
     jobs = {
         "train": [
             *("train", "--data", str(data), "--out", str(run), "--model", str(model)),
-            *("-o", "train.rounds=2"),
+            *("-o", "train.rounds=2", "-o", f"prompt.context_length={context}"),
         ],
         "export fp32": [*export, "--out", str(folder / "fp32.onnx")],
         "export fp16": [*export, "--precision", "fp16", "--out", str(folder / "fp16.onnx")],

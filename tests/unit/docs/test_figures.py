@@ -278,6 +278,22 @@ def test_the_gpu_table_is_the_record() -> None:
     assert compiled == [shown(halves)[0], "", shown(halves)[1], ""]
 
 
+def test_the_table_of_large_towers_is_the_record() -> None:
+    labels = {
+        "ViT-L-14": "ViT-L/14",
+        "ViT-H-14": "ViT-H/14",
+        "ViT-SO400M-14-SigLIP": "SigLIP SO400M/14",
+    }
+    jobs = ("train", "export fp32", "export fp16", "head only")
+    for name, row in record("large")["towers"].items():
+        (found,) = [r for r in table_rows("docs/models.md") if r[0] == labels[name]]
+        assert found[1] == f"{row['weights_gb']:.1f} ({row['image_tower_gb']:.1f})"
+        memory = [f"{row[job]['own_gb']:.1f} / {row[job]['resident_gb']:.1f}" for job in jobs]
+        assert found[2:] == memory
+        # the aim: at most 2.5 times the weights
+        assert all(row[job]["own_gb"] <= 2.5 * row["weights_gb"] for job in jobs)
+
+
 def test_a_wrong_figure_would_be_found() -> None:
     assert "50 rounds run 28 times faster" not in page("README.md")
     assert spread({"mean": 0.97551, "std": 0.0077}) == "97.6 ± 0.8"
