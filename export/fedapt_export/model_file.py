@@ -21,7 +21,14 @@ import onnx
 from fedapt.core.errors import ExportError
 from fedapt.core.files import hash_file, replace_file, temporary_folder
 from fedapt.onnx.types import copy_structure, count_bytes, count_weight_bytes, is_small
-from fedapt.onnx.weights import load_with_weights, move_weights, read_values, view_bytes
+from fedapt.onnx.weights import (
+    find_location,
+    move_weights,
+    read_values,
+    relocate_weights,
+    resolve_weights,
+    view_bytes,
+)
 from fedapt_runtime import Manifest
 from fedapt_runtime.integrity import Part
 from fedapt_runtime.manifest import METADATA_KEY, parse_manifest
@@ -62,7 +69,8 @@ def read_model(path: Path) -> tuple[onnx.ModelProto, Manifest]:
     content = open_onnx(path)
     manifest = read_manifest(model, path)
     check_content(path, content)
-    return load_with_weights(path), manifest
+    resolve_weights(model, path.parent)
+    return model, manifest
 
 
 def write_model(model: onnx.ModelProto, manifest: Manifest, out: Path) -> Manifest:
@@ -123,10 +131,7 @@ def _write_weights(
         moved = move_weights(model, "", stream)
     sha256 = hash_file(path)
     file = f"{name}.{sha256[:16]}.data"
-    for tensor in moved.graph.initializer:
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                entry.value = file
+    relocate_weights(moved, lambda _: Path(file))
     return moved, {"file": file, "bytes": path.stat().st_size, "sha256": sha256}
 
 
@@ -142,8 +147,8 @@ def list_parts(model: onnx.ModelProto) -> Iterator[Part]:
     nodes = onnx.GraphProto(node=graph.node, name=graph.name).SerializeToString()
     values = onnx.GraphProto(input=graph.input, output=graph.output, value_info=graph.value_info)
     types, tensors = values.SerializeToString(), model.graph.initializer
-    heads = [_begin_tensor(tensor) for tensor in tensors]
     follows = [not is_small(tensor) and not _is_reference(tensor) for tensor in tensors]
+    heads = [_begin_tensor(*pair) for pair in zip(tensors, follows, strict=True)]
     size = len(nodes) + len(types) + sum(map(len, heads))
     size += sum(count_bytes(tensor) for tensor in itertools.compress(tensors, follows))
     opsets = onnx.ModelProto(opset_import=shell.opset_import).SerializeToString()
@@ -159,9 +164,9 @@ def list_parts(model: onnx.ModelProto) -> Iterator[Part]:
     yield opsets
 
 
-def _begin_tensor(tensor: onnx.TensorProto) -> bytes:
-    """The whole field of a small tensor or a reference; of others, all that precedes the values."""
-    if is_small(tensor) or _is_reference(tensor):
+def _begin_tensor(tensor: onnx.TensorProto, has_values: bool) -> bytes:
+    """The field of a tensor: all that precedes its values if they follow, else the whole."""
+    if not has_values:
         content: bytes = tensor.SerializeToString()
         return _begin(_INITIALIZER, len(content)) + content
     named = onnx.TensorProto(dims=tensor.dims, data_type=tensor.data_type, name=tensor.name)
@@ -181,5 +186,5 @@ def _begin(field: int, size: int) -> bytes:
 
 
 def _is_reference(tensor: onnx.TensorProto) -> bool:
-    places = [entry.value for entry in tensor.external_data if entry.key == "location"]
-    return any(not Path(place).is_absolute() for place in places)
+    location = find_location(tensor)
+    return location is not None and not location.is_absolute()

@@ -8,6 +8,7 @@ Source: ONNX, "External data".
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -109,16 +110,36 @@ def load_with_weights(path: Path) -> onnx.ModelProto:
         ValueError: a weight is not in its file.
     """
     model = onnx.load(path, load_external_data=False)
-    for tensor in model.graph.initializer:
-        if tensor.data_location != TensorProto.EXTERNAL:
-            continue
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                entry.value = str(path.parent / entry.value)
+    resolve_weights(model, path.parent)
+    return model
+
+
+def resolve_weights(model: onnx.ModelProto, folder: Path) -> None:
+    """Put whole paths, in place, into the references of a graph from a folder.
+
+    Raises:
+        OSError: a file is missing.
+        ValueError: a weight is not in its file.
+    """
+    relocate_weights(model, lambda path: folder / path)
+    for tensor in filter(find_location, model.graph.initializer):
         data, offset = _find(tensor)
         if data.stat().st_size < offset + count_bytes(tensor):
             raise ValueError(f"{data} ends before {tensor.name}")
-    return model
+
+
+def relocate_weights(model: onnx.ModelProto, relocate: Callable[[Path], Path]) -> None:
+    """Replace, in place, the path in every reference to a weight."""
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = str(relocate(Path(entry.value)))
+
+
+def find_location(tensor: onnx.TensorProto) -> Path | None:
+    """The path in a reference; None for a weight in memory."""
+    places = [entry.value for entry in tensor.external_data if entry.key == "location"]
+    return Path(places[0]) if places else None
 
 
 def open_model(model: onnx.ModelProto, device: str, where: object) -> Any:
@@ -131,18 +152,18 @@ def open_model(model: onnx.ModelProto, device: str, where: object) -> Any:
     Raises:
         ModelFileError, RuntimeFailure: see `open_session`.
     """
-    relative, folders = copy_structure(model), set[Path]()
-    relative.graph.initializer.extend(model.graph.initializer)
-    for tensor in relative.graph.initializer:
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                folders.add(Path(entry.value).parent)
-                entry.value = Path(entry.value).name
+    paths = map(find_location, model.graph.initializer)
+    folders = {path.parent for path in paths if path is not None}
     folder = folders.pop() if folders else None
     if folders:
         raise AssertionError("weights in several folders")
+    if folder is not None:
+        relative = copy_structure(model)
+        relative.graph.initializer.extend(model.graph.initializer)
+        relocate_weights(relative, lambda path: Path(path.name))
+        model = relative
     return open_session(
-        import_onnxruntime(), relative.SerializeToString(), device, where, weights=folder
+        import_onnxruntime(), model.SerializeToString(), device, where, weights=folder
     )
 
 
