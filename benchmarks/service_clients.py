@@ -14,6 +14,9 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+MAX_IDLE_S = 2.0
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
 
 @dataclass
 class Found:
@@ -120,14 +123,16 @@ async def fire(
 async def fire_at_rate(port: int, shots: Sequence[Shot], rate: float, seconds: float) -> Found:
     """Requests at random times, so many a second on average (Poisson), whatever the answers do."""
     found, loop, draw = Found(), asyncio.get_running_loop(), random.Random(0)
-    idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+    idle: list[tuple[float, Connection]] = []
 
     async def one(shot: Shot) -> None:
         started = time.perf_counter()
-        pair = idle.pop() if idle else await asyncio.open_connection("127.0.0.1", port)
+        # the server may be closing a connection that was idle for longer
+        usable = idle and started - idle[-1][0] < MAX_IDLE_S
+        pair = idle.pop()[1] if usable else await asyncio.open_connection("127.0.0.1", port)
         found.wrong += not await send(*pair, shot)
         found.seconds.append(time.perf_counter() - started)
-        idle.append(pair)
+        idle.append((time.perf_counter(), pair))
 
     began, at, tasks = time.perf_counter(), loop.time(), []
     end = at + seconds
@@ -139,6 +144,6 @@ async def fire_at_rate(port: int, shots: Sequence[Shot], rate: float, seconds: f
         tasks.append(asyncio.create_task(one(shots[number % len(shots)])))
     await asyncio.gather(*tasks)
     found.wall_s = time.perf_counter() - began
-    for _, writer in idle:
+    for _, (_, writer) in idle:
         writer.close()
     return found

@@ -86,6 +86,7 @@ def classify_files(
     *,
     batch_size: int | None = None,
     workers: int | None = None,
+    decode_processes: int = 0,
     resizer: DeviceResizer | None = None,
     resume: bool = False,
     progress: Callable[[Summary], None] = lambda summary: None,
@@ -99,7 +100,7 @@ def classify_files(
         out: path or URI of a .jsonl, .csv or .parquet file, which is replaced only by a complete
             job; None writes JSON lines to stdout.
         options: options that change a row.
-        batch_size, workers, resizer: see `Classifier.stream`.
+        batch_size, workers, decode_processes, resizer: see `Classifier.stream`.
         resume: continue after the rows of a stopped job (`OUT.part`), with its batches. The rows
             equal those of an uninterrupted job to the bit, unless `batch_size` has changed or
             `runner` forms its own batches. An output that already has these images does not
@@ -125,7 +126,12 @@ def classify_files(
             yield from runner(rest)
             return
         for prediction in classifier.run(
-            rest, options, batch_size=size, workers=workers, resizer=resizer
+            rest,
+            options,
+            batch_size=size,
+            workers=workers,
+            decode_processes=decode_processes,
+            resizer=resizer,
         ):
             yield prediction.to_dict(options.flag_unknown)
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from fedapt_runtime.backends.base import Backend, Outputs
 from fedapt_runtime.backends.choose import load_backend
+from fedapt_runtime.decode_processes import decode_in_processes
 from fedapt_runtime.device_resize import DeviceResizer
 from fedapt_runtime.errors import InputError
 from fedapt_runtime.machine import decode_threads
@@ -119,6 +120,7 @@ class Classifier:
         batch_size: int | None = None,
         top_k: int = 5,
         workers: int | None = None,
+        decode_processes: int = 0,
         fast: bool = False,
         depth: str | None = None,
         flag_unknown: bool = False,
@@ -132,6 +134,8 @@ class Classifier:
             batch_size: images per run of the graph; None uses the backend's default.
             top_k: number of classes to report.
             workers: decoding threads; None starts one per core, at most 8.
+            decode_processes: processes that decode instead of threads, which is faster on more than
+                8 cores; 0 uses threads. See `decode_in_processes` for what a script needs.
             fast: decode large JPEGs at a fraction of their size; the pixels are then not exact.
             depth: depth of grey images beyond 8 bits, see `Preprocessing`; None uses the model's.
             flag_unknown: add `unknown_score` and `unknown`, which compare each image with the known
@@ -150,6 +154,7 @@ class Classifier:
             ClassifyOptions(top_k, fast, depth, flag_unknown),
             batch_size=batch_size,
             workers=workers,
+            decode_processes=decode_processes,
             resizer=resizer,
         )
 
@@ -160,28 +165,24 @@ class Classifier:
         *,
         batch_size: int | None = None,
         workers: int | None = None,
+        decode_processes: int = 0,
         resizer: DeviceResizer | None = None,
     ) -> Iterator[Prediction]:
         """Like `stream`, with the options of a row as one object."""
         if isinstance(images, str | os.PathLike):
             images = [images]  # a single path, not an iterable of characters
         batch_size = self._backend.default_batch if batch_size is None else batch_size
-        if batch_size < 1 or options.top_k < 1:
-            raise InputError(
-                where="batch_size or top_k",
-                found=f"a batch size of {batch_size} and a top-k of {options.top_k}",
-                expected="whole numbers of at least 1",
-                next_step="pass larger numbers",
-            )
+        workers = decode_threads() if workers is None else workers
+        _check_min(batch_size=batch_size, top_k=options.top_k, workers=workers)
+        _check_min(0, decode_processes=decode_processes)
         if options.flag_unknown:
             _ = self._signal  # raises for a model without a signal, before any work
-        in_flight, workers = self._backend.in_flight, workers or decode_threads()
-        ahead = max(4 * batch_size, 2 * workers)
-        decoded = decode_ahead(
+        in_flight = self._backend.in_flight
+        decoded = (decode_in_processes if decode_processes else decode_ahead)(
             images,
             self.preprocessing(options.depth),
-            workers,
-            ahead,
+            decode_processes or workers,
+            max(4 * batch_size, 2 * workers),
             options.fast,
             resize=resizer is None,
         )
@@ -235,3 +236,14 @@ class Classifier:
     @functools.cached_property
     def _signal(self) -> UnknownSignal:
         return read_signal(self.manifest, "flag_unknown")
+
+
+def _check_min(minimum: int = 1, **numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < minimum:
+            raise InputError(
+                where=name,
+                found=str(number),
+                expected=f"a whole number of at least {minimum}",
+                next_step="pass a larger number",
+            )

@@ -19,6 +19,8 @@ _OWN = Path("/proc/self/cgroup")
 _CPUINFO = Path("/proc/cpuinfo")
 _CPU_FACTS = ("model name", "flags", "Features", "CPU implementer", "CPU part")
 _MAX_DECODE_THREADS = 8
+_MAX_DECODE_PROCESSES = 16  # more are not measured
+_MIN_IMAGES_OF_PROCESSES = 1000  # for fewer images, the start of processes costs what they gain
 _BFLOAT16 = {"avx512_bf16", "amx_bf16", "avx_ne_convert"}  # of x86
 
 
@@ -28,6 +30,18 @@ def decode_threads() -> int:
     More wait for Python's interpreter lock (`decoding` in `benchmarks/results/gpu_*.json`).
     """
     return min(usable_cores(), _MAX_DECODE_THREADS)
+
+
+def decode_processes(n_images: int | None) -> int:
+    """Processes that decode a job's images; 0 if threads suffice, on up to eight cores.
+
+    Args:
+        n_images: number of images; None if it is unknown. Processes start as images arrive.
+    """
+    cores, is_small = usable_cores(), n_images is not None and n_images < _MIN_IMAGES_OF_PROCESSES
+    if cores <= _MAX_DECODE_THREADS or is_small:
+        return 0
+    return min(cores, _MAX_DECODE_PROCESSES)
 
 
 def usable_cores() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import io
 import json
 import shutil
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -89,6 +91,19 @@ def test_slow_heads_get_no_more_time_by_sending_a_byte_now_and_then(impatient: S
         stop.set()
         dripping.join()
     assert ask(impatient).status_code == 200
+
+
+def test_a_connection_in_use_outlives_the_idle_limit(impatient: Server) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", impatient.port, timeout=60)
+    connection.connect()
+    connection.auto_open = 0  # a closed connection is an error, not a new connection
+    body, headers = json.dumps(as_json(picture())), {"Content-Type": "application/json"}
+    end = time.monotonic() + 1.5 * 2.0  # of header_s
+    while time.monotonic() < end:
+        connection.request("POST", "/v1/classify", body, headers)
+        answer = connection.getresponse()
+        assert (answer.status, len(answer.read()) > 0) == (200, True)
+    connection.close()
 
 
 def test_slow_bodies_are_408(impatient: Server) -> None:

@@ -15,10 +15,11 @@ from fedapt_runtime.bench import choose_batch_size
 from fedapt_runtime.classifier import Classifier
 from fedapt_runtime.cli.messages import say
 from fedapt_runtime.cli.progress import Progress
-from fedapt_runtime.cli.values import parse_batch_size, parse_positive
+from fedapt_runtime.cli.values import parse_batch_size, parse_positive, parse_whole
 from fedapt_runtime.device_resize import DeviceResizer
 from fedapt_runtime.formats import LeftOut
 from fedapt_runtime.journal import part_path, read_ran_on
+from fedapt_runtime.machine import decode_processes
 from fedapt_runtime.options import BACKENDS, COMPUTE, DEVICES, ClassifyOptions, LoadOptions
 from fedapt_runtime.output import check_output
 from fedapt_runtime.pipeline import Image
@@ -71,6 +72,14 @@ def add_classify(commands: Any) -> None:
         metavar="N",
         help="number of decoding threads; with --ray, number of models",
     )
+    classify.add_argument(
+        "--decode-processes",
+        type=parse_whole,
+        metavar="N",
+        help="number of processes that decode instead of threads; 0 uses threads [0 on up to 8"
+        " cores, with --workers, --ray or --preprocess device, and for fewer than 1000 images;"
+        " otherwise one per core, at most 16]",
+    )
     classify.add_argument("--head", type=Path, help="a head file to use instead of the model's own")
     classify.add_argument(
         "--backend",
@@ -112,6 +121,8 @@ def run_classify(options: argparse.Namespace) -> None:
         options.refuse("--resume continues a file: it needs --out")
     if options.gpus_per_worker and not options.ray:
         options.refuse("--gpus-per-worker needs --ray")
+    if options.decode_processes and (options.workers or options.ray):
+        options.refuse("--decode-processes excludes --workers and --ray")
     if options.preprocess == "device" and options.ray:
         options.refuse("--preprocess device uses this machine's GPU: it excludes --ray")
     check_output(options.out)
@@ -143,6 +154,10 @@ def run_classify(options: argparse.Namespace) -> None:
             load = load.on(classifier.ran_on)
         settings = options.workers, options.gpus_per_worker
         runner = _run_on_ray(options.model, classifier, settings, load, row_options, batch_size)
+    processes = options.decode_processes
+    if processes is None:
+        in_threads = options.workers or options.preprocess == "device"
+        processes = 0 if in_threads else decode_processes(total)
     progress, left_out = Progress(total), LeftOut()
     summary = classify_files(
         classifier,
@@ -151,6 +166,7 @@ def run_classify(options: argparse.Namespace) -> None:
         row_options,
         batch_size=batch_size,
         workers=options.workers,
+        decode_processes=processes,
         resizer=resizer,
         resume=options.resume,
         progress=progress,

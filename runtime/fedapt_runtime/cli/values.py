@@ -17,6 +17,11 @@ def parse_positive(text: str) -> int:
     return int(text)
 
 
+def parse_whole(text: str) -> int:
+    """A whole number of at least 0, with at most 11 digits."""
+    return 0 if text == "0" else parse_positive(text)
+
+
 def parse_seconds(text: str) -> float:
     """A finite number above 0."""
     try:

@@ -43,7 +43,8 @@ def create_app(
         connections: connections of the server that runs the application; None where that server
             reports none.
     """
-    connections = connections or Connections(service.limits)
+    if connections is None:  # an empty object is false
+        connections = Connections(service.limits)
     service.metrics.watch("fedapt_connections", "Open connections", lambda: len(connections))
 
     @asynccontextmanager

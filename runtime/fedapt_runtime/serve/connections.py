@@ -53,6 +53,7 @@ class Connections:
 
     def end_request(self, client: Client) -> None:
         """Record that the response is sent, and restart the idle timer."""
+        self.begin_request(client)  # cancels an earlier timer
         if (transport := self._open.get(client)) is not None:
             loop = asyncio.get_running_loop()
             self._idle[client] = loop.call_later(self._limits.header_s, transport.abort)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import posixpath
 import stat
 import threading
@@ -35,12 +36,12 @@ class Member:
 
 
 def failing(error: ImageError) -> Callable[[], bytes]:
-    """A function for `Member.read` that raises this error."""
+    """A function for `Member.read` that raises this error, also in another process."""
+    return functools.partial(_fail, error)
 
-    def read() -> bytes:
-        raise error
 
-    return read
+def _fail(error: ImageError) -> bytes:
+    raise error
 
 
 def reading(name: str, found: str) -> AbstractContextManager[None]:

@@ -214,11 +214,22 @@ def test_an_array_that_would_grow_beyond_the_limit_is_a_row(classifier: Classifi
     assert good.label == "dog"
 
 
-@pytest.mark.parametrize(("batch_size", "top_k"), [(0, 5), (-1, 5), (32, 0)])
-def test_sizes_below_1_are_refused(classifier: Classifier, batch_size: int, top_k: int) -> None:
-    found = f"found a batch size of {batch_size} and a top-k of {top_k}; expected whole numbers"
-    with pytest.raises(InputError, match=found):
-        classifier([plain(CAT)], batch_size=batch_size, top_k=top_k)
+@pytest.mark.parametrize(
+    ("name", "number", "minimum"),
+    [
+        ("batch_size", 0, 1),
+        ("batch_size", -1, 1),
+        ("top_k", 0, 1),
+        ("workers", 0, 1),
+        ("decode_processes", -1, 0),
+    ],
+)
+def test_numbers_below_their_minimum_are_refused(
+    classifier: Classifier, name: str, number: int, minimum: int
+) -> None:
+    text = f"{name}: found {number}; expected a whole number of at least {minimum}"
+    with pytest.raises(InputError, match=text):
+        list(classifier.stream([plain(CAT)], **{name: number}))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("broken", [BROKEN_LOGITS, BROKEN_WEIGHTS])

@@ -112,6 +112,7 @@ def test_options_reach_the_job(
         "batch_size": 7,
         "answer": ClassifyOptions(top_k=2, fast=True),
         "workers": 3,
+        "decode_processes": 0,
         "resizer": None,
         "resume": True,
         "runner": None,
@@ -154,6 +155,14 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (
             ["classify", "m", "a", "--workers=-1"],
             "argument --workers: found -1, expected a whole number of at least 1",
+        ),
+        (
+            ["classify", "m", "a", "--decode-processes=-1"],
+            "argument --decode-processes: found -1, expected a whole number of at least 1",
+        ),
+        (
+            ["classify", "m", "a", "--decode-processes", "2", "--ray"],
+            "--decode-processes excludes --workers and --ray",
         ),
         (
             ["classify", "m", "a", "--json"],

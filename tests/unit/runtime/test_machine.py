@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fedapt_runtime import machine
-from fedapt_runtime.machine import decode_threads, usable_cores, usable_memory
+from fedapt_runtime.machine import decode_processes, decode_threads, usable_cores, usable_memory
 
 INSTALLED = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 NO_LIMIT = 0x7FFFFFFFFFFFF000  # what version 1 says
@@ -71,6 +71,21 @@ def test_more_than_eight_threads_decode_no_faster(
 ) -> None:
     lay_out(tmp_path, monkeypatch, "", {}, cores=cores)
     assert decode_threads() == threads
+
+
+@pytest.mark.parametrize(
+    ("cores", "images", "processes"),
+    [(8, 10**6, 0), (9, 999, 0), (9, 1000, 9), (9, None, 9), (64, 10**6, 16)],
+)
+def test_processes_decode_long_jobs_on_many_cores(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cores: int,
+    images: int | None,
+    processes: int,
+) -> None:
+    lay_out(tmp_path, monkeypatch, "", {}, cores=cores)
+    assert decode_processes(images) == processes
 
 
 @pytest.mark.parametrize(
