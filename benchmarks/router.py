@@ -21,7 +21,7 @@ from figures import publish
 from office import spread
 from torch import Tensor
 
-from fedapt.comparison.run import open_images
+from fedapt.comparison.bench import open_images
 from fedapt.core.config import Config, read_config
 from fedapt.core.names import ADAPTIVE_NETWORK
 from fedapt.core.report import Reporter

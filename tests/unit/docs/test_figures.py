@@ -160,6 +160,33 @@ def test_the_precision_table_is_the_record() -> None:
             assert rows[name][4].split()[0] == f"{result['images_per_s']:.0f}"
 
 
+CLOSED_FORM = {
+    "chosen": "chosen",
+    "lambda =": "penalty",
+    "prior x": "prior",
+    "mu =": "domain_penalty",
+    "rho =": "router_penalty",
+    "T =": "temperature",
+    "score": "pooled_score",
+}
+
+
+def test_the_table_of_the_closed_forms_constants_is_the_record() -> None:
+    found = record("closed_form")["validation"]
+    shown = [row for row in table_rows("docs/algorithm.md") if row[0].startswith((*CLOSED_FORM,))]
+    assert len(shown) == 13
+    for label, *cells in shown:
+        words, value = label.rsplit(" ", 1) if label != "chosen" else (label, "")
+        name = f"{CLOSED_FORM[words]} {value}".strip()
+        expected = []
+        for data, protocol in itertools.product(found, ("in-domain", "left-out")):
+            means = {m: s["mean"] for m, s in found[data][name][protocol].items()}
+            expected.append(f"{means['adaptive-analytic']:.1f} ({means['analytic']:.1f})")
+        assert cells == expected
+    lead = found["pacs_small"]["chosen"]["left-out"]["lead"]
+    assert f"{lead['mean']:.1f} ± {lead['std']:.1f} points above W_0" in page("docs/algorithm.md")
+
+
 def test_the_families_table_is_the_record() -> None:
     rows = {row[0]: row[1:] for row in table_rows("docs/models.md")}
     for name, result in record("families")["families"].items():
