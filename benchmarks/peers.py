@@ -112,7 +112,9 @@ def onnxruntime_peer(model: Path, backbone: Backbone) -> Peer:
     """A loop: decode 32 photos, run the session."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # heads are initializers that can be replaced
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     load = backbone.preprocessing.image_to_array
 
     def run(paths: list[str]) -> Labels:
@@ -184,6 +186,7 @@ def ray_peer(model: Path, backbone: Backbone) -> Iterator[Peer]:
 
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = 1
+            options.log_severity_level = 3
             self.session = onnxruntime.InferenceSession(name, options)
 
         def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -246,17 +249,20 @@ def measure(name: str, pretrained: str, paths: list[str], folder: Path) -> dict[
             rows[row] = {"did_not_run": first_line(error)}
         print(row, rows[row], flush=True)
 
+    def add_bf16(row: str, build: Callable[[], Peer]) -> None:
+        if has_bf16:
+            add(row, build)
+        else:  # torch would emulate it, ten times slower than float32
+            rows[row] = {"did_not_run": "no bfloat16 on this processor"}
+
     print(rows, flush=True)
     has_bf16 = any(c.compute == "bf16" for c in list_candidates(model, "auto", "cpu", "auto"))
-    if has_bf16:
-        add("fedapt, exact, bfloat16", lambda: fedapt_runtime_peer(model, folder, "bf16")[0])
-    else:
-        rows["fedapt, exact, bfloat16"] = {"did_not_run": "no bfloat16 on this processor"}
+    add_bf16("fedapt, exact, bfloat16", lambda: fedapt_runtime_peer(model, folder, "bf16")[0])
     run, chosen = fedapt_runtime_peer(int8, folder)
     rows["fedapt, exact, int8"] = time_peer(run, paths, exact) | {"ran": chosen}
     print(rows, flush=True)
     add("OpenCLIP, DataLoader, float32", lambda: open_clip_peer(backbone))
-    add("OpenCLIP, DataLoader, bfloat16", lambda: open_clip_peer(backbone, autocast=True))
+    add_bf16("OpenCLIP, DataLoader, bfloat16", lambda: open_clip_peer(backbone, autocast=True))
     add("OpenCLIP, DataLoader, torch.compile", lambda: open_clip_peer(backbone, compiled=True))
     add("ONNX Runtime, loop with Pillow", lambda: onnxruntime_peer(model, backbone))
     add("OpenVINO, its own preprocessing", lambda: openvino_peer(model, backbone))
