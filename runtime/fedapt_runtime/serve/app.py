@@ -181,8 +181,18 @@ async def _answer_error(request: Request, error: Exception) -> Response:
 
 
 async def _answer_http_exception(request: Request, error: Exception) -> Response:
+    """The router's errors: 404 without such a path, 405 for another method."""
     assert isinstance(error, HTTPException)
-    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+    headers = dict(error.headers or {})
+    where, allowed = f"{request.method} {request.url.path[:200]}", headers.get("Allow")
+    if allowed is None:
+        found, expected, fix = "no such path", "a path of /openapi.json", "correct the path"
+    else:
+        found, expected, fix = "an unknown method", allowed, "use this method"
+    refusal = RequestError(
+        error.status_code, where=where, found=found, expected=expected, next_step=fix
+    )
+    return JSONResponse({"error": str(refusal)}, error.status_code, headers)
 
 
 async def _answer_bug(request: Request, error: Exception) -> Response:

@@ -418,9 +418,17 @@ def test_figures_and_the_log(serving: Ask, capsys: pytest.CaptureFixture[str]) -
 
 def test_errors_of_routing_are_json(serving: Ask) -> None:
     async def work(client: httpx.AsyncClient, service: Service) -> None:
-        assert (await client.get("/nothing")).json() == {"error": "Not Found"}
+        missing = await client.get("/nothing%1b")
+        assert (missing.status_code, missing.json()["error"]) == (
+            404,
+            r"GET /nothing\x1b: found no such path; expected a path of /openapi.json. To do:"
+            " correct the path.",
+        )
         wrong = await client.get("/v1/classify")
         assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+        assert wrong.json()["error"] == (
+            "GET /v1/classify: found an unknown method; expected POST. To do: use this method."
+        )
 
     serving(work)
 
