@@ -421,8 +421,10 @@ def test_errors_of_routing_are_json(serving: Ask) -> None:
         missing = await client.get("/nothing%1b")
         assert (missing.status_code, missing.json()["error"]) == (
             404,
-            r"GET /nothing\x1b: found no such path; expected a path of /openapi.json. To do:"
-            " correct the path.",
+            (
+                r"GET /nothing\x1b: found no such path; expected a path of /openapi.json. To do:"
+                " correct the path."
+            ),
         )
         wrong = await client.get("/v1/classify")
         assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
