@@ -162,10 +162,11 @@ def _export(
             f" {fitted.factor:.2f}, expected calibration error"
             f" {100 * fitted.error_before:.1f} -> {100 * fitted.error:.1f} %"
         )
-    if not settings.head_only:
-        check_memory(backbone, _MEMORY[settings.precision], f"export it in {settings.precision}")
+    build = _build_head
     # a head behind a tower of its own is measured as a whole graph
-    build = _build_head if settings.head_only and fusable.tower is None else _build_model
+    if not settings.head_only or fusable.tower is not None:
+        check_memory(backbone, _MEMORY[settings.precision], f"export it in {settings.precision}")
+        build = _build_model
     with temporary_folder(out.parent) as scratch:
         built = build(_Source(checkpoint, backbone, fusable, scratch), out, settings, reporter)
         manifest = build_manifest(
