@@ -1,11 +1,11 @@
 """The service under load: `fedapt-runtime serve` with `lite` beside `classify` in this process.
 
-    python benchmarks/service.py [--seconds 60] [--requests 1000000]
+    python benchmarks/service.py [--seconds 60] [--requests 1000000] [--only lite|requests]
 
 Clients and server share the machine, so what the clients take is missing in the server. Every
 figure of one run is on the same JPEGs of Office-Caltech10, and every answer is compared with the
 label that `classify` gives. Then `--requests` requests with a tiny model, where HTTP is most of it,
-counted on both sides.
+counted on both sides. Writes benchmarks/results/service.json and service_requests.json.
 """
 
 from __future__ import annotations
@@ -255,13 +255,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seconds", type=float, default=60.0, help="of the long load [60]")
     parser.add_argument("--requests", type=int, default=1_000_000, help="with the tiny model")
+    parser.add_argument("--only", choices=("lite", "requests"), help="one part [both]")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        figures: dict[str, object] = {"seconds": options.seconds}
-        figures["lite"] = measure_lite(folder, options.seconds)
-        figures["tiny"] = count_requests(folder, options.requests)
-    publish("service", figures, keep=options.seconds >= 60)
+        if options.only != "requests":
+            figures = measure_lite(folder, options.seconds)
+            figures = {"seconds": options.seconds, "lite": figures}
+            publish("service", figures, keep=options.seconds >= 60)
+        if options.only != "lite":
+            figures = count_requests(folder, options.requests)
+            publish("service_requests", figures, keep=options.requests >= 1_000_000)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 """Dynamic batching: one run of the graph computes images of different requests.
 
 A batch starts when a run is free and either the batch is full or its first image has waited for the
-delay. While all runs are in use, images gather without it; the delay matters at low load.
+delay. While all runs are in use, images gather without it; the delay matters at low load. A batch
+takes its run's share of the waiting images: a larger one would keep the others' next run idle while
+all its images wait for its end.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -120,8 +123,9 @@ class Batcher:
                 pass
 
     def _take(self) -> list[_Waiting]:
+        share = math.ceil(len(self._waiting) / self._settings.in_flight)
         batch: list[_Waiting] = []
-        while self._waiting and len(batch) < self._settings.max_batch:
+        while self._waiting and len(batch) < min(share, self._settings.max_batch):
             item = self._waiting.popleft()
             if not item.answer.done():  # the client may have disconnected
                 batch.append(item)

@@ -68,6 +68,22 @@ def test_a_full_batch_does_not_wait() -> None:
     assert graph.sizes == [4, 4]
 
 
+def test_a_batch_takes_its_runs_share_of_the_waiting_images() -> None:
+    graph = Graph()
+
+    async def work(batcher: Batcher) -> None:
+        graph.may_run.clear()
+        asked = [asyncio.create_task(batcher.infer(pixels(i))) for i in range(9)]
+        while len(graph.sizes) < 2:  # of 9 waiting images, and of the 4 behind the first 5
+            await asyncio.sleep(0.001)
+        graph.may_run.set()
+        rows = await asyncio.gather(*asked)
+        assert [row.logits.tolist() for row in rows] == [[float(i)] for i in range(9)]
+
+    run(graph, work, max_batch=8, max_delay_s=0.0, in_flight=2)
+    assert sorted(graph.sizes) == [1, 1, 2, 5]
+
+
 def test_a_lone_image_waits_no_longer_than_the_delay() -> None:
     graph = Graph()
 
