@@ -305,6 +305,22 @@ def test_the_gpu_table_is_the_record() -> None:
     assert compiled == [shown(halves)[0], "", shown(halves)[1], ""]
 
 
+def test_the_table_of_small_machines_is_the_record() -> None:
+    expected = [
+        [
+            row["model"].removeprefix("lite "),
+            f"{row['bytes'] / 1e6:.1f} MB",
+            str(row["threads"]),
+            f"{row['images_per_second']:.0f}",
+            f"{row['start_seconds']:.2f} s",
+            f"{row['peak_megabytes']:.0f} MB",
+        ]
+        for row in record("edge")["models"]
+    ]
+    assert len(expected) == 4
+    assert [row for row in table_rows("docs/edge.md") if row[-1].endswith(" MB")] == expected
+
+
 def test_the_table_of_large_towers_is_the_record() -> None:
     labels = {
         "ViT-L-14": "ViT-L/14",
