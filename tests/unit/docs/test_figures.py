@@ -309,15 +309,19 @@ def test_the_services_figures_are_the_record() -> None:
     lite, many = record("service")["lite"], record("service_requests")
     load, half, swap = lite["load"], lite["half load"], lite["head swap"]
     for phrase in (
-        f"{load['requests']:,} requests, none lost, none wrong,"
-        f" {load['images_per_second']:.1f} images/s. That is {lite['of_classify']:.2f} of",
+        (
+            f"{load['requests']:,} requests, none lost, none wrong,"
+            f" {load['images_per_second']:.1f} images/s. That is {lite['of_classify']:.2f} of"
+        ),
         f"grows by {percent(load['memory_growth'])} % from",
         f"are {half['p50']:.0f}, {half['p95']:.0f} and {half['p99']:.0f} ms.",
         f"has {lite['one client']['p50']:.0f} ms",
         f"p99 is {lite['half_load_p50_p99_of_one_client'][2]:.1f} times",
         f"give {lite['batching_gain']:.2f} times",
-        f"takes {swap['swap_ms_median']:.0f} ms (median of {swap['swaps']})"
-        f" and {swap['swap_ms_max']:.0f} ms at most",
+        (
+            f"takes {swap['swap_ms_median']:.0f} ms (median of {swap['swaps']})"
+            f" and {swap['swap_ms_max']:.0f} ms at most"
+        ),
         f"{many['sent']:,} requests to a tiny model",
         f"the server counted {many['counted_by_server']:,}",
     ):
