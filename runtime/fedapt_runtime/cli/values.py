@@ -10,16 +10,16 @@ from fedapt_runtime.options import BACKENDS
 
 def parse_positive(text: str) -> int:
     """A whole number of at least 1, with at most 11 digits."""
-    if not text.isdecimal() or not 1 <= int(text[:12]) < 10**11:
+    return parse_whole(text, 1)
+
+
+def parse_whole(text: str, minimum: int = 0) -> int:
+    """A whole number of at least `minimum`, with at most 11 digits."""
+    if not text.isdecimal() or not minimum <= int(text[:12]) < 10**11:
         raise argparse.ArgumentTypeError(
-            f"found {text[:20]}, expected a whole number of at least 1"
+            f"found {text[:20]}, expected a whole number of at least {minimum}"
         )
     return int(text)
-
-
-def parse_whole(text: str) -> int:
-    """A whole number of at least 0, with at most 11 digits."""
-    return 0 if text == "0" else parse_positive(text)
 
 
 def parse_seconds(text: str) -> float:

@@ -158,7 +158,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (
             ["classify", "m", "a", "--decode-processes=-1"],
-            "argument --decode-processes: found -1, expected a whole number of at least 1",
+            "argument --decode-processes: found -1, expected a whole number of at least 0",
         ),
         (
             ["classify", "m", "a", "--decode-processes", "2", "--ray"],
