@@ -187,6 +187,18 @@ def test_the_table_of_the_closed_forms_constants_is_the_record() -> None:
     assert f"{lead['mean']:.1f} ± {lead['std']:.1f} points above W_0" in page("docs/algorithm.md")
 
 
+def test_the_table_of_prompts_and_sums_is_the_record() -> None:
+    found = record("prompts_and_sums")["pacs_small"]
+    shown = {row[0].lower(): row[1:] for row in table_rows("docs/algorithm.md") if len(row) == 5}
+    for name in ("fedapt", "adaptive-analytic", "prompts as prior", "mean probability"):
+        expected = [
+            f"{spread['mean']:.1f} ± {spread['std']:.1f}"
+            for protocol in ("in-domain", "left-out")
+            for spread in (found[protocol][name]["accuracy"], found[protocol][name]["lead"])
+        ]
+        assert shown[name.replace("-", " ")] == expected
+
+
 def test_the_families_table_is_the_record() -> None:
     rows = {row[0]: row[1:] for row in table_rows("docs/models.md")}
     for name, result in record("families")["families"].items():
