@@ -77,6 +77,14 @@ def solve_pooled(trained: Sequence[Part], text: Tensor, constants: Constants) ->
     return solve(total, constants.penalty, pull)
 
 
+def mix(x: Tensor, banks: Sequence[Tensor], router: Tensor, constants: Constants) -> Tensor:
+    """Scores of `adaptive-analytic` before its scale, float64 [n, C]; the last bank is W_0."""
+    scores = x @ router
+    scores = torch.cat([scores, scores.new_full((len(scores), 1), constants.pooled_score)], 1)
+    weights = (scores / constants.temperature).softmax(-1)
+    return torch.einsum("nk,nkc->nc", weights, torch.stack([x @ bank for bank in banks], dim=1))
+
+
 def measure(
     trained: Sequence[Part], tested: Sequence[Part], text: Tensor, constants: Constants
 ) -> tuple[float, float]:
@@ -86,11 +94,7 @@ def measure(
     router = solve_router([part.sums for part in trained], constants.router_penalty)
     found = []
     for part in tested:
-        scores = part.x @ router
-        scores = torch.cat([scores, scores.new_full((len(scores), 1), constants.pooled_score)], 1)
-        weights = (scores / constants.temperature).softmax(-1)
-        by_bank = torch.stack([part.x @ w for w in (*domains, pooled)], dim=1)
-        mixed = torch.einsum("nk,nkc->nc", weights, by_bank)
+        mixed = mix(part.x, [*domains, pooled], router, constants)
         found.append((part.accuracy(part.x @ pooled), part.accuracy(mixed)))
     return fmean(p for p, _ in found), fmean(a for _, a in found)
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
+from closed_form import Constants, mix
 from figures import publish
 from office import in_processes, spread
 from torch import Tensor
@@ -42,10 +43,8 @@ from fedapt.training.methods.analytic import (
     DOMAIN_PENALTY,
     LOGIT_SCALE,
     PENALTY,
-    POOLED_SCORE,
     PRIOR,
     ROUTER_PENALTY,
-    TEMPERATURE,
 )
 from fedapt.training.methods.fedapt import build_global_model
 
@@ -87,12 +86,7 @@ class ClosedForm:
 
     def logits(self, features: Tensor) -> Tensor:
         """float64 [n, C]."""
-        x = extend(features)
-        scores = x @ self._router
-        scores = torch.cat([scores, scores.new_full((len(scores), 1), POOLED_SCORE)], 1)
-        weights = (scores / TEMPERATURE).softmax(-1)
-        banks = torch.stack([x @ bank for bank in self._banks], dim=1)
-        return LOGIT_SCALE * torch.einsum("nk,nkc->nc", weights, banks)
+        return LOGIT_SCALE * mix(extend(features), self._banks, self._router, Constants())
 
 
 def as_prior(vectors: Tensor) -> Tensor:
