@@ -51,14 +51,6 @@ def measure(model: Path, threads: int, photo: Path) -> dict[str, float]:
     return {"start_seconds": ready, **figures}
 
 
-def processor() -> str:
-    """Its name, where Linux has one."""
-    for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return ""
-
-
 def main() -> None:
     (photo,) = choose_photos(1)
     turns: dict[tuple[str, int], list[dict[str, float]]] = defaultdict(list)
@@ -77,7 +69,7 @@ def main() -> None:
         }
         for (precision, threads), found in turns.items()
     ]
-    publish("edge", {"cpu": processor(), "models": rows})
+    publish("edge", {"models": rows})
 
 
 if __name__ == "__main__":

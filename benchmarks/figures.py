@@ -12,7 +12,11 @@ from importlib.metadata import PackageNotFoundError, version
 
 from photos import ROOT
 
+from fedapt_runtime.machine import processor_facts
+
 RESULTS = ROOT / "benchmarks" / "results"
+# of /proc/cpuinfo: what decides the speed of matrix products
+MATRIX_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp")
 
 
 def is_quick(description: str, what: str = "3 rounds") -> bool:
@@ -41,9 +45,12 @@ def machine() -> dict[str, str | int]:
     for name in names:
         with contextlib.suppress(PackageNotFoundError):
             versions[name] = version(name)
+    facts = processor_facts()
+    flags = (facts.get("flags") or facts.get("Features", "")).split()
     return {
         "python": platform.python_version(),
         "cores": os.cpu_count() or 0,
-        "processor": platform.machine(),
+        "processor": facts.get("model name", platform.machine()),
+        "instructions": " ".join(flag for flag in MATRIX_FLAGS if flag in flags),
         **versions,
     }

@@ -3,8 +3,10 @@
     python benchmarks/peers.py [--photos N]
 
 The same photos of Office-Caltech10 and the same image towers (`lite`, and ViT-B/32 with random
-weights, whose speed does not depend on them), ten classes, every core of the machine, one after the
-other in one process, the best of two turns each. Everything is loaded and warm before it is timed.
+weights, whose speed does not depend on them), ten classes, every core of the machine. Turns
+alternate, so that whatever else the machine does falls on all of them; figures are medians of
+three. Everything is loaded and warm before it is timed. A peer that would need more than a minute
+for a turn gets fewer photos, at least 64.
 
 - fedapt: `classify_files`, exact preprocessing; float32 and int8 through the backend that a
   measurement takes, bfloat16 where the processor has it.
@@ -26,37 +28,37 @@ import json
 import os
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from figures import publish
 from photos import CLASSES, photos_root
 from PIL import Image
+from zero_shot import write_zero_shot
 
 from fedapt.model.backbone import Backbone, load_backbone
 from fedapt.model.open_clip_import import import_open_clip
 from fedapt.model.prompted_clip import zero_shot_features
-from fedapt.onnx.tower import read_tower
-from fedapt_export.fuse import build_zero_shot_manifest, fuse
-from fedapt_export.head import zero_shot_head
-from fedapt_export.model_file import write_model
-from fedapt_export.precision import lower_precision
 from fedapt_runtime import Classifier
 from fedapt_runtime.backends.choose import list_candidates
 from fedapt_runtime.batch import classify_files
 from fedapt_runtime.errors import first_line
 
-BATCH, TURNS, CORES = 32, 2, os.cpu_count() or 1
+BATCH, TURNS, CORES = 32, 3, os.cpu_count() or 1
+MAX_SECONDS = 60.0
+EXACT = "fedapt, exact, float32"
 Labels = list[int]
 Peer = Callable[[list[str]], Labels]
+Build = Callable[[], contextlib.AbstractContextManager[Peer]]
 
 
-def fedapt_runtime_peer(model: Path, folder: Path, compute: str = "fp32") -> tuple[Peer, str]:
-    """`classify_files` with what the runtime chooses, and what that is."""
+@contextlib.contextmanager
+def fedapt_runtime_peer(model: Path, folder: Path, compute: str = "fp32") -> Iterator[Peer]:
+    """`classify_files` with the backend that the runtime chooses."""
     classifier = Classifier.load(
         model, device="cpu", performance_hint="throughput", compute=compute
     )
@@ -68,7 +70,7 @@ def fedapt_runtime_peer(model: Path, folder: Path, compute: str = "fp32") -> tup
         rows = out.read_text("utf-8").splitlines()
         return [names.index(json.loads(row)["label"]) for row in rows]
 
-    return run, classifier.description
+    yield run
 
 
 class Photos(torch.utils.data.Dataset[torch.Tensor]):
@@ -89,7 +91,10 @@ def open_clip_transform(backbone: Backbone) -> Any:
     return import_open_clip().image_transform(p.size[0], is_train=False, mean=p.mean, std=p.std)
 
 
-def open_clip_peer(backbone: Backbone, *, autocast: bool = False, compiled: bool = False) -> Peer:
+@contextlib.contextmanager
+def open_clip_peer(
+    backbone: Backbone, *, autocast: bool = False, compiled: bool = False
+) -> Iterator[Peer]:
     """OpenCLIP in torch with a DataLoader."""
     transform, text = open_clip_transform(backbone), zero_shot_features(backbone, CLASSES)
     encode: Any = backbone.clip.encode_image
@@ -105,10 +110,11 @@ def open_clip_peer(backbone: Backbone, *, autocast: bool = False, compiled: bool
                 labels += (features.float() @ text.T).argmax(-1).tolist()
         return labels
 
-    return run
+    yield run
 
 
-def onnxruntime_peer(model: Path, backbone: Backbone) -> Peer:
+@contextlib.contextmanager
+def onnxruntime_peer(model: Path, backbone: Backbone) -> Iterator[Peer]:
     """A loop: decode 32 photos, run the session."""
     import onnxruntime
 
@@ -124,10 +130,11 @@ def onnxruntime_peer(model: Path, backbone: Backbone) -> Peer:
             labels += session.run(["logits"], {"images": images})[0].argmax(-1).tolist()
         return labels
 
-    return run
+    yield run
 
 
-def openvino_peer(model: Path, backbone: Backbone) -> Peer:
+@contextlib.contextmanager
+def openvino_peer(model: Path, backbone: Backbone) -> Iterator[Peer]:
     """OpenVINO's preprocessing resizes inside the graph; its queue keeps every core busy."""
     from fedapt_runtime.backends.openvino import import_openvino
 
@@ -162,7 +169,7 @@ def openvino_peer(model: Path, backbone: Backbone) -> Peer:
         queue.wait_all()
         return [labels[i] for i in range(len(paths))]
 
-    return run
+    yield run
 
 
 @contextlib.contextmanager
@@ -214,60 +221,67 @@ def ray_peer(model: Path, backbone: Backbone) -> Iterator[Peer]:
         ray.shutdown()
 
 
-def time_peer(run: Peer, paths: list[str], exact: Labels | None) -> dict[str, Any]:
-    """Images per second, the best of the turns, and agreement."""
+def time_turn(run: Peer, paths: list[str]) -> tuple[float, Labels]:
+    """Images per second, and labels, of as many photos as a minute allows; the first 64 warm up."""
+    started = time.perf_counter()
     run(paths[: 2 * BATCH])
-    best, labels = 0.0, list[int]()
-    for _ in range(TURNS):
-        started = time.perf_counter()
-        labels = run(paths)
-        best = max(best, len(paths) / (time.perf_counter() - started))
-    same = np.mean(np.array(labels) == np.array(labels if exact is None else exact))
-    return {"images_per_second": round(best, 1), "agreement": round(float(same), 4)}
+    warm_up = time.perf_counter() - started
+    fitting = max(2 * BATCH, int(2 * BATCH / warm_up * MAX_SECONDS))
+    chosen = paths[:fitting]
+    started = time.perf_counter()
+    labels = run(chosen)
+    return len(chosen) / (time.perf_counter() - started), labels
+
+
+def build_peers(name: str, backbone: Backbone, paths: list[str], folder: Path) -> dict[str, Build]:
+    """What loads each peer, by the name of its row."""
+    model = write_zero_shot(backbone, CLASSES, folder / f"{name}.onnx")
+    int8 = write_zero_shot(backbone, CLASSES, folder / f"{name}_int8.onnx", paths)
+    has_bfloat16 = any(c.compute == "bf16" for c in list_candidates(model, "auto", "cpu", "auto"))
+    peers: dict[str, Build] = {
+        EXACT: lambda: fedapt_runtime_peer(model, folder),
+        "fedapt, exact, bfloat16": lambda: fedapt_runtime_peer(model, folder, "bf16"),
+        "fedapt, exact, int8": lambda: fedapt_runtime_peer(int8, folder),
+        "OpenCLIP, DataLoader, float32": lambda: open_clip_peer(backbone),
+        "OpenCLIP, DataLoader, bfloat16": lambda: open_clip_peer(backbone, autocast=True),
+        "OpenCLIP, DataLoader, torch.compile": lambda: open_clip_peer(backbone, compiled=True),
+        "ONNX Runtime, loop with Pillow": lambda: onnxruntime_peer(model, backbone),
+        "OpenVINO, its own preprocessing": lambda: openvino_peer(model, backbone),
+        "Ray Data around ONNX Runtime": lambda: ray_peer(model, backbone),
+    }
+    if not has_bfloat16:  # torch would emulate it, ten times slower than float32
+        peers = {row: build for row, build in peers.items() if not row.endswith("bfloat16")}
+    return peers
 
 
 def measure(name: str, pretrained: str, paths: list[str], folder: Path) -> dict[str, Any]:
     """All peers with one image tower."""
     backbone = load_backbone(name, pretrained)
-    model, int8 = folder / f"{name}.onnx", folder / f"{name}-int8.onnx"
-    tower, head = read_tower(backbone), zero_shot_head(backbone, CLASSES)
-    manifest = build_zero_shot_manifest(backbone, CLASSES)
-    write_model(fuse(tower, head, backbone.label), manifest, model)
-    scales = np.stack([backbone.preprocessing.load(path) for path in paths[:64]])
-    lowered: onnx.ModelProto = lower_precision(tower, "int8", scales)
-    write_model(fuse(lowered, head, backbone.label), manifest, int8)
-    rows: dict[str, Any] = {}
-
-    run, chosen = fedapt_runtime_peer(model, folder)
-    rows["fedapt, exact, float32"] = time_peer(run, paths, None) | {"ran": chosen}
-    exact = run(paths)
-
-    def add(row: str, build: Callable[[], Peer]) -> None:
-        try:
-            rows[row] = time_peer(build(), paths, exact)
-        except Exception as error:  # of several libraries; the row says why it is empty
-            rows[row] = {"did_not_run": first_line(error)}
-        print(row, rows[row], flush=True)
-
-    def add_bf16(row: str, build: Callable[[], Peer]) -> None:
-        if has_bf16:
-            add(row, build)
-        else:  # torch would emulate it, ten times slower than float32
-            rows[row] = {"did_not_run": "no bfloat16 on this processor"}
-
-    print(rows, flush=True)
-    has_bf16 = any(c.compute == "bf16" for c in list_candidates(model, "auto", "cpu", "auto"))
-    add_bf16("fedapt, exact, bfloat16", lambda: fedapt_runtime_peer(model, folder, "bf16")[0])
-    run, chosen = fedapt_runtime_peer(int8, folder)
-    rows["fedapt, exact, int8"] = time_peer(run, paths, exact) | {"ran": chosen}
-    print(rows, flush=True)
-    add("OpenCLIP, DataLoader, float32", lambda: open_clip_peer(backbone))
-    add_bf16("OpenCLIP, DataLoader, bfloat16", lambda: open_clip_peer(backbone, autocast=True))
-    add("OpenCLIP, DataLoader, torch.compile", lambda: open_clip_peer(backbone, compiled=True))
-    add("ONNX Runtime, loop with Pillow", lambda: onnxruntime_peer(model, backbone))
-    add("OpenVINO, its own preprocessing", lambda: openvino_peer(model, backbone))
-    with ray_peer(model, backbone) as run:
-        rows["Ray Data around ONNX Runtime"] = time_peer(run, paths, exact)
+    peers = build_peers(name, backbone, paths, folder)
+    rates: dict[str, list[float]] = defaultdict(list)
+    labels: dict[str, Labels] = {}
+    failed: dict[str, str] = {}
+    for _ in range(TURNS):
+        for row, build in peers.items():
+            if row in failed:
+                continue
+            try:
+                with build() as run:
+                    rate, labels[row] = time_turn(run, paths)
+            except Exception as error:  # of several libraries; the row says why it is empty
+                failed[row] = first_line(error)
+                continue
+            rates[row].append(rate)
+            print(f"{name}, {row}: {rate:.1f} images/s", flush=True)
+    rows: dict[str, dict[str, Any]] = {row: {"did_not_run": why} for row, why in failed.items()}
+    for row, found in rates.items():
+        same = [a == b for a, b in zip(labels[row], labels[EXACT], strict=False)]
+        rows[row] = {
+            "images_per_second": round(float(np.median(found)), 1),
+            "turns": [round(rate, 1) for rate in found],
+            "photos": len(same),
+            "agreement": round(sum(same) / len(same), 4),
+        }
     return {"model": f"{name} {pretrained}".strip(), "rows": rows}
 
 
@@ -277,7 +291,7 @@ def main() -> None:
     n_photos = parser.parse_args().photos
     everything = sorted(str(path) for path in photos_root().glob("*/*/*.jpg"))
     chosen = np.random.default_rng(0).permutation(len(everything))[:n_photos]
-    paths = [everything[i] for i in sorted(chosen)]
+    paths = [everything[i] for i in chosen]  # in no order, as a slow peer gets the first ones
     with tempfile.TemporaryDirectory() as folder:
         models = [
             measure("lite", "", paths, Path(folder)),

@@ -1,16 +1,16 @@
-"""Files to labels on a CPU, beside the floor of this machine and the straightforward loop.
+"""Files to labels on a CPU: in each precision, beside its floor and the straightforward loop.
 
     python benchmarks/runtime.py [--photos N]
 
-The floor is what all cores could do if nothing but decoding, preprocessing and the graph took time:
-cores / (CPU seconds to decode one image + CPU seconds to infer one), both measured here with the
-backend and compute precision that the runtime takes, the fastest here. The same floor of ONNX
-Runtime in float32 stands beside it. The
-straightforward loop decodes with Pillow, applies OpenCLIP's transform and runs the image tower and
-a matrix product in torch, 32 images at a time, 128 of them. Photos of Office-Caltech10, which
-have been read from the disk before; `random` weights for ViT-B/32, whose speed does not depend on
-their values. Turns alternate, so that whatever else the machine does falls on all of them. Also:
-what `--preprocess fast` changes, and a cold start.
+The floor of a precision is what all cores could do if nothing but decoding, preprocessing and the
+graph took time: cores / (CPU seconds to decode one image + CPU seconds to infer one), with the
+backend that the runtime takes for it. The highest is the floor of this machine. The floor of ONNX
+Runtime in float32 stands beside them. The straightforward loop decodes with Pillow, applies
+OpenCLIP's transform and runs the image tower and a matrix product in torch, 32 images at a time,
+128 of them. Photos of Office-Caltech10, which have been read from the disk before; `random` weights
+for ViT-B/32, whose speed does not depend on their values. Turns alternate, so that whatever else
+the machine does falls on all of them; figures are medians. Agreement is the share of photos with
+the label of float32. Also: what `--preprocess fast` changes, and a cold start.
 """
 
 from __future__ import annotations
@@ -26,27 +26,30 @@ from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from figures import publish
+from numpy.typing import NDArray
 from photos import CLASSES, photos_root
 from PIL import Image
+from zero_shot import write_zero_shot
 
 import fedapt_runtime
 from fedapt.model.backbone import Backbone, load_backbone
 from fedapt.model.open_clip_import import import_open_clip
 from fedapt.model.prompted_clip import zero_shot_features
-from fedapt.onnx.tower import read_tower
-from fedapt_export.fuse import build_zero_shot_manifest, fuse
-from fedapt_export.head import zero_shot_head
-from fedapt_export.model_file import write_model
 from fedapt_runtime import Classifier
 from fedapt_runtime.backends.base import Backend
+from fedapt_runtime.backends.choose import list_candidates
 from fedapt_runtime.batch import classify_files
 from fedapt_runtime.options import ClassifyOptions
 
 PHOTOS, BATCH, TURNS, RUNS = 1000, 32, 3, 10
+MODES = {"exact": False, "fast": True}
+KNOWN = "ONNX Runtime float32"
+Loaded = dict[str, Classifier]
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:
@@ -77,69 +80,88 @@ def straightforward(backbone: Backbone, paths: list[str]) -> float:
     return len(paths) / (time.perf_counter() - started)
 
 
+def load_classifiers(name: str, backbone: Backbone, paths: list[str], folder: Path) -> Loaded:
+    """A classifier for each precision of this machine."""
+    model = write_zero_shot(backbone, CLASSES, folder / f"{name}.onnx")
+    int8 = write_zero_shot(backbone, CLASSES, folder / f"{name}_int8.onnx", paths)
+    loaded = {"float32": load_for_cpu(model)}
+    if any(c.compute == "bf16" for c in list_candidates(model, "auto", "cpu", "auto")):
+        loaded["bfloat16"] = load_for_cpu(model, compute="bf16")
+    loaded["int8"] = load_for_cpu(int8)
+    return loaded | {KNOWN: load_for_cpu(model, "onnxruntime")}
+
+
+def load_for_cpu(model: Path, backend: str = "auto", compute: str = "fp32") -> Classifier:
+    return Classifier.load(model, backend, "cpu", performance_hint="throughput", compute=compute)
+
+
+def infer_cpu_ms(backend: Backend, images: NDArray[np.uint8]) -> float:
+    """CPU milliseconds of the graph for an image, every core busy."""
+    n_batches = RUNS * backend.in_flight
+    batches = [images[: backend.default_batch]] * n_batches
+
+    def infer_all() -> None:
+        with ThreadPoolExecutor(backend.in_flight) as pool:
+            list(pool.map(backend.run, batches))
+
+    return 1e3 * cpu_seconds(infer_all) / (n_batches * len(batches[0]))
+
+
 def measure(name: str, pretrained: str, paths: list[str], folder: Path) -> dict[str, object]:
     """All figures of one model; medians of the turns."""
     backbone = load_backbone(name, pretrained)
-    model = folder / f"{name}.onnx"
-    graph = fuse(read_tower(backbone), zero_shot_head(backbone, CLASSES), backbone.label)
-    write_model(graph, build_zero_shot_manifest(backbone, CLASSES), model)
-    classifier = Classifier.load(model, device="cpu", performance_hint="throughput")
-    few = paths[::5]
-    load = backbone.preprocessing.load
-    size, at_once = classifier.backend.default_batch, classifier.backend.in_flight
-    batches = [np.stack([load(path) for path in few[:size]])] * (RUNS * at_once)
-
-    known = Classifier.load(model, "onnxruntime", "cpu", performance_hint="throughput")
-
-    def infer_all(backend: Backend = classifier.backend) -> None:
-        with ThreadPoolExecutor(at_once) as pool:
-            list(pool.map(backend.run, batches))
-
-    infer_all()
-    infer_all(known.backend)
-    turns: dict[str, list[float]] = defaultdict(list)
-    for turn in range(TURNS):
+    loaded = load_classifiers(name, backbone, paths, folder)
+    load, few, cores = backbone.preprocessing.load, paths[::5], os.cpu_count() or 1
+    images = np.stack([load(path) for path in few[:32]])
+    for classifier in loaded.values():
+        infer_cpu_ms(classifier.backend, images)
+    turns: dict[tuple[str, ...], list[float]] = defaultdict(list)
+    labels: dict[tuple[str, str], list[str]] = {}
+    for _ in range(TURNS):
         for path in paths:
             Path(path).read_bytes()
-        loop = straightforward(backbone, paths[: 4 * BATCH])
-        infer = cpu_seconds(infer_all) / (size * len(batches))
-        turns["loop"].append(loop)
-        turns["infer_cpu_ms"].append(1e3 * infer)
-        known_infer = cpu_seconds(lambda: infer_all(known.backend)) / (size * len(batches))
-        for mode in ("exact", "fast")[:: 1 - 2 * (turn % 2)]:
-            fast = mode == "fast"
-            decode = cpu_seconds(lambda: [load(path, fast=fast) for path in few]) / len(few)  # noqa: B023
-            floor = (os.cpu_count() or 1) / (decode + infer)
-            known_floor = (os.cpu_count() or 1) / (decode + known_infer)
-            turns[f"{mode} known_floor"].append(known_floor)
-            out = folder / f"{mode} {turn}.jsonl"
-            used = time.process_time()
-            job = classify_files(classifier, paths, out, ClassifyOptions(fast=fast))
-            turns[f"{mode} cpu_ms"].append(1e3 * (time.process_time() - used) / len(paths))
-            turns[f"{mode} decode_cpu_ms"].append(1e3 * decode)
-            turns[f"{mode} floor"].append(floor)
-            turns[f"{mode} rate"].append(job.images_per_second)
-            turns[f"{mode} of_the_floor"].append(job.images_per_second / floor)
-            turns[f"{mode} of_the_loop"].append(job.images_per_second / loop)
-    middle = {key: round(float(np.median(values)), 3) for key, values in turns.items()}
-    report: dict[str, object] = {
-        "model": f"{name} {pretrained}".strip(),
-        "ran_on": classifier.ran_on,
-        "batch": size,
-    }
-    for mode in ("exact", "fast"):
-        report[mode] = {
-            "decode_cpu_ms": middle[f"{mode} decode_cpu_ms"],
-            "infer_cpu_ms": middle["infer_cpu_ms"],
-            "files_to_labels_cpu_ms": middle[f"{mode} cpu_ms"],
-            "floor_images_per_second": middle[f"{mode} floor"],
-            "floor_of_onnxruntime_float32": middle[f"{mode} known_floor"],
-            "images_per_second": middle[f"{mode} rate"],
-            "of_the_floor": middle[f"{mode} of_the_floor"],
-            "of_the_straightforward_loop": middle[f"{mode} of_the_loop"],
+        turns["loop",].append(loop := straightforward(backbone, paths[: 4 * BATCH]))
+        decode = {
+            mode: 1e3 * cpu_seconds(lambda: [load(path, fast=fast) for path in few]) / len(few)  # noqa: B023
+            for mode, fast in MODES.items()
         }
-    report["straightforward_images_per_second"] = middle["loop"]
-    return report | {"drift_of_fast": drift(backbone, folder, paths)}
+        for precision, classifier in loaded.items():
+            infer = infer_cpu_ms(classifier.backend, images)
+            turns[precision, "infer_cpu_ms"].append(infer)
+            for mode, fast in MODES.items():
+                floor = 1e3 * cores / (decode[mode] + infer)
+                turns[precision, mode, "floor_images_per_second"].append(floor)
+                if precision == KNOWN:
+                    continue
+                out, used = folder / "rows.jsonl", time.process_time()
+                job = classify_files(classifier, paths, out, ClassifyOptions(fast=fast))
+                used, rate = time.process_time() - used, job.images_per_second
+                rows = out.read_text("utf-8").splitlines()
+                labels[precision, mode] = [json.loads(row)["label"] for row in rows]
+                for figure, value in {
+                    "decode_cpu_ms": decode[mode],
+                    "files_to_labels_cpu_ms": 1e3 * used / len(paths),
+                    "images_per_second": rate,
+                    "of_the_floor": rate / floor,
+                    "of_the_straightforward_loop": rate / loop,
+                }.items():
+                    turns[precision, mode, figure].append(value)
+    report: dict[str, Any] = {"model": f"{name} {pretrained}".strip()}
+    for key, values in turns.items():
+        place = report
+        for part in key[:-1]:
+            place = place.setdefault(part, {})
+        place[key[-1]] = round(float(np.median(values)), 3)
+    report["straightforward_images_per_second"] = report.pop("loop")
+    for (precision, mode), found in labels.items():
+        changed = sum(a != b for a, b in zip(found, labels["float32", "exact"], strict=True))
+        report[precision][mode]["agreement"] = round(1 - changed / len(paths), 4)
+        report[precision]["ran_on"] = loaded[precision].ran_on
+        report[precision]["batch"] = loaded[precision].backend.default_batch
+    floors = {p: report[p]["exact"]["floor_images_per_second"] for p in loaded if p != KNOWN}
+    report["machines_floor"] = max(floors, key=lambda precision: floors[precision])
+    gaps = [np.abs(load(path).astype(int) - load(path, fast=True)).mean() for path in paths[::10]]
+    return report | {"mean_pixel_difference_of_fast": round(float(np.mean(gaps)), 3)}
 
 
 def cold_start(folder: Path, photo: str) -> dict[str, object]:
@@ -165,21 +187,6 @@ def cold_start(folder: Path, photo: str) -> dict[str, object]:
         "resident_megabytes": round(float(np.median(megabytes)), 1),
         "installed_kilobytes_of_the_package": round(size / 1024, 1),
     }
-
-
-def drift(backbone: Backbone, folder: Path, paths: list[str]) -> dict[str, float]:
-    """How far fast decoding moves pixels and answers."""
-    load = backbone.preprocessing.load
-    gaps = [
-        float(np.abs(load(path).astype(int) - load(path, fast=True)).mean()) for path in paths[::10]
-    ]
-    labels = []
-    for mode in ("exact", "fast"):
-        files = [folder / f"{mode} {turn}.jsonl" for turn in range(TURNS)]
-        rows = [row for file in files for row in file.read_text("utf-8").splitlines()]
-        labels.append([json.loads(row)["label"] for row in rows])
-    same = sum(a == b for a, b in zip(*labels, strict=True)) / len(labels[0])
-    return {"mean_pixel_difference": round(float(np.mean(gaps)), 3), "same_label": round(same, 4)}
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ from figures import publish
 from idle_nodes import read_megabytes
 from photos import CLASSES, ROOT
 from PIL import Image
-from service import write_zero_shot
+from zero_shot import write_zero_shot
 
 from fedapt.model.backbone import load_backbone
 from fedapt_runtime import Classifier

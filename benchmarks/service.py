@@ -29,12 +29,11 @@ from figures import publish
 from photos import CLASSES, ROOT, photos_root
 from PIL import Image
 from service_clients import Found, Shot, fire, fire_at_rate, make_shot
+from zero_shot import write_zero_shot
 
 from fedapt.model.backbone import Backbone, load_backbone
-from fedapt.onnx.tower import read_tower
-from fedapt_export.fuse import build_zero_shot_manifest, fuse
+from fedapt_export.fuse import build_zero_shot_manifest
 from fedapt_export.head import zero_shot_head
-from fedapt_export.model_file import write_model
 from fedapt_export.swap import write_head
 from fedapt_runtime import Classifier
 
@@ -88,13 +87,6 @@ def serving(model: Path, *options: str) -> Iterator[Server]:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
         process.stderr.close()
-
-
-def write_zero_shot(backbone: Backbone, classes: tuple[str, ...], out: Path) -> Path:
-    """A model that `fedapt-runtime` runs."""
-    graph = fuse(read_tower(backbone), zero_shot_head(backbone, classes), backbone.label)
-    write_model(graph, build_zero_shot_manifest(backbone, classes), out)
-    return out
 
 
 def in_process(classifier: Classifier, paths: list[str]) -> float:
