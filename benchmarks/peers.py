@@ -5,8 +5,8 @@
 The same photos of Office-Caltech10 and the same image towers (`lite`, and ViT-B/32 with random
 weights, whose speed does not depend on them), ten classes, every core of the machine. Turns
 alternate, so that whatever else the machine does falls on all of them; figures are medians of
-three. Everything is loaded and warm before it is timed. A peer that would need more than a minute
-for a turn gets fewer photos, at least 64.
+three. Each turn is a process of its own, in which everything is loaded and warm before it is timed.
+A peer that would need more than a minute for a turn gets fewer photos, at least 64.
 
 - fedapt: `classify_files`, exact preprocessing; float32 and int8 through the backend that a
   measurement takes, bfloat16 where the processor has it.
@@ -30,6 +30,9 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -53,19 +56,23 @@ MAX_SECONDS = 60.0
 EXACT = "fedapt, exact, float32"
 Labels = list[int]
 Peer = Callable[[list[str]], Labels]
-Build = Callable[[], contextlib.AbstractContextManager[Peer]]
+Turn = tuple[float, Labels]
+Files = dict[str, Path]  # the model in fp32 and int8
+Build = Callable[[Backbone, Files], contextlib.AbstractContextManager[Peer]]
 
 
 @contextlib.contextmanager
-def fedapt_runtime_peer(model: Path, folder: Path, compute: str = "fp32") -> Iterator[Peer]:
+def fedapt_runtime_peer(
+    backbone: Backbone, files: Files, *, precision: str = "fp32", compute: str = "fp32"
+) -> Iterator[Peer]:
     """`classify_files` with the backend that the runtime chooses."""
     classifier = Classifier.load(
-        model, device="cpu", performance_hint="throughput", compute=compute
+        files[precision], device="cpu", performance_hint="throughput", compute=compute
     )
     names = classifier.manifest.classes
 
     def run(paths: list[str]) -> Labels:
-        out = folder / "rows.jsonl"
+        out = files["fp32"].with_name("rows.jsonl")
         classify_files(classifier, paths, out)
         rows = out.read_text("utf-8").splitlines()
         return [names.index(json.loads(row)["label"]) for row in rows]
@@ -93,7 +100,7 @@ def open_clip_transform(backbone: Backbone) -> Any:
 
 @contextlib.contextmanager
 def open_clip_peer(
-    backbone: Backbone, *, autocast: bool = False, compiled: bool = False
+    backbone: Backbone, files: Files, *, autocast: bool = False, compiled: bool = False
 ) -> Iterator[Peer]:
     """OpenCLIP in torch with a DataLoader."""
     transform, text = open_clip_transform(backbone), zero_shot_features(backbone, CLASSES)
@@ -114,13 +121,15 @@ def open_clip_peer(
 
 
 @contextlib.contextmanager
-def onnxruntime_peer(model: Path, backbone: Backbone) -> Iterator[Peer]:
+def onnxruntime_peer(backbone: Backbone, files: Files) -> Iterator[Peer]:
     """A loop: decode 32 photos, run the session."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # heads are initializers that can be replaced
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        files["fp32"], options, providers=["CPUExecutionProvider"]
+    )
     load = backbone.preprocessing.image_to_array
 
     def run(paths: list[str]) -> Labels:
@@ -134,7 +143,7 @@ def onnxruntime_peer(model: Path, backbone: Backbone) -> Iterator[Peer]:
 
 
 @contextlib.contextmanager
-def openvino_peer(model: Path, backbone: Backbone) -> Iterator[Peer]:
+def openvino_peer(backbone: Backbone, files: Files) -> Iterator[Peer]:
     """OpenVINO's preprocessing resizes inside the graph; its queue keeps every core busy."""
     from fedapt_runtime.backends.openvino import import_openvino
 
@@ -143,7 +152,7 @@ def openvino_peer(model: Path, backbone: Backbone) -> Iterator[Peer]:
     from openvino.preprocess import PrePostProcessor, ResizeAlgorithm
 
     core = Core()
-    graph = core.read_model(model)
+    graph = core.read_model(files["fp32"])
     height, width = backbone.preprocessing.size
     graph.reshape({"images": [1, height, width, 3]})
     steps = PrePostProcessor(graph)
@@ -173,14 +182,14 @@ def openvino_peer(model: Path, backbone: Backbone) -> Iterator[Peer]:
 
 
 @contextlib.contextmanager
-def ray_peer(model: Path, backbone: Backbone) -> Iterator[Peer]:
+def ray_peer(backbone: Backbone, files: Files) -> Iterator[Peer]:
     """Ray Data around ONNX Runtime, on the cores of this machine."""
     import ray
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init(num_cpus=CORES, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     ray.data.DataContext.get_current().enable_progress_bars = False
-    load, name = backbone.preprocessing.image_to_array, str(model)
+    load, name = backbone.preprocessing.image_to_array, str(files["fp32"])
 
     def decode(batch: dict[str, Any]) -> dict[str, Any]:
         return {**batch, "images": np.stack([load(Image.open(path)) for path in batch["path"]])}
@@ -226,59 +235,68 @@ def time_turn(run: Peer, paths: list[str]) -> tuple[float, Labels]:
     started = time.perf_counter()
     run(paths[: 2 * BATCH])
     warm_up = time.perf_counter() - started
-    fitting = max(2 * BATCH, int(2 * BATCH / warm_up * MAX_SECONDS))
-    chosen = paths[:fitting]
+    chosen = paths[: max(2 * BATCH, int(2 * BATCH / warm_up * MAX_SECONDS))]
     started = time.perf_counter()
     labels = run(chosen)
     return len(chosen) / (time.perf_counter() - started), labels
 
 
-def build_peers(name: str, backbone: Backbone, paths: list[str], folder: Path) -> dict[str, Build]:
-    """What loads each peer, by the name of its row."""
-    model = write_zero_shot(backbone, CLASSES, folder / f"{name}.onnx")
-    int8 = write_zero_shot(backbone, CLASSES, folder / f"{name}_int8.onnx", paths)
-    has_bfloat16 = any(c.compute == "bf16" for c in list_candidates(model, "auto", "cpu", "auto"))
-    peers: dict[str, Build] = {
-        EXACT: lambda: fedapt_runtime_peer(model, folder),
-        "fedapt, exact, bfloat16": lambda: fedapt_runtime_peer(model, folder, "bf16"),
-        "fedapt, exact, int8": lambda: fedapt_runtime_peer(int8, folder),
-        "OpenCLIP, DataLoader, float32": lambda: open_clip_peer(backbone),
-        "OpenCLIP, DataLoader, bfloat16": lambda: open_clip_peer(backbone, autocast=True),
-        "OpenCLIP, DataLoader, torch.compile": lambda: open_clip_peer(backbone, compiled=True),
-        "ONNX Runtime, loop with Pillow": lambda: onnxruntime_peer(model, backbone),
-        "OpenVINO, its own preprocessing": lambda: openvino_peer(model, backbone),
-        "Ray Data around ONNX Runtime": lambda: ray_peer(model, backbone),
-    }
-    if not has_bfloat16:  # torch would emulate it, ten times slower than float32
-        peers = {row: build for row, build in peers.items() if not row.endswith("bfloat16")}
-    return peers
+def take_turn(row: str, tower: tuple[str, str], paths: list[str], folder: Path) -> Turn:
+    """One turn of a peer, in this process."""
+    name, pretrained = tower
+    files = {"fp32": folder / f"{name}.onnx", "int8": folder / f"{name}_int8.onnx"}
+    with PEERS[row](load_backbone(name, pretrained), files) as run:
+        return time_turn(run, paths)
 
 
-def measure(name: str, pretrained: str, paths: list[str], folder: Path) -> dict[str, Any]:
+def take_turn_alone(*arguments: Any) -> Turn:
+    """The same in a process of its own, so that no peer meets another's threads and memory."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(take_turn, *arguments).result()
+
+
+PEERS: dict[str, Build] = {
+    EXACT: fedapt_runtime_peer,
+    "fedapt, exact, bfloat16": partial(fedapt_runtime_peer, compute="bf16"),
+    "fedapt, exact, int8": partial(fedapt_runtime_peer, precision="int8"),
+    "OpenCLIP, DataLoader, float32": open_clip_peer,
+    "OpenCLIP, DataLoader, bfloat16": partial(open_clip_peer, autocast=True),
+    "OpenCLIP, DataLoader, torch.compile": partial(open_clip_peer, compiled=True),
+    "ONNX Runtime, loop with Pillow": onnxruntime_peer,
+    "OpenVINO, its own preprocessing": openvino_peer,
+    "Ray Data around ONNX Runtime": ray_peer,
+}
+
+
+def measure(tower: tuple[str, str], paths: list[str], folder: Path) -> dict[str, Any]:
     """All peers with one image tower."""
+    name, pretrained = tower
     backbone = load_backbone(name, pretrained)
-    peers = build_peers(name, backbone, paths, folder)
+    model = write_zero_shot(backbone, CLASSES, folder / f"{name}.onnx")
+    write_zero_shot(backbone, CLASSES, folder / f"{name}_int8.onnx", paths)
     rates: dict[str, list[float]] = defaultdict(list)
     labels: dict[str, Labels] = {}
     failed: dict[str, str] = {}
+    if all(c.compute == "fp32" for c in list_candidates(model, "auto", "cpu", "auto")):
+        # torch would emulate it, ten times slower than float32
+        why = "no bfloat16 on this processor"
+        failed = {row: why for row in PEERS if row.endswith("bfloat16")}
     for _ in range(TURNS):
-        for row, build in peers.items():
-            if row in failed:
-                continue
+        for row in [row for row in PEERS if row not in failed]:
             try:
-                with build() as run:
-                    rate, labels[row] = time_turn(run, paths)
+                rate, labels[row] = take_turn_alone(row, tower, paths, folder)
             except Exception as error:  # of several libraries; the row says why it is empty
                 failed[row] = first_line(error)
+                print(f"{name}, {row}: {failed[row]}", flush=True)
                 continue
             rates[row].append(rate)
             print(f"{name}, {row}: {rate:.1f} images/s", flush=True)
     rows: dict[str, dict[str, Any]] = {row: {"did_not_run": why} for row, why in failed.items()}
-    for row, found in rates.items():
+    for row in [row for row in rates if row not in failed]:
         same = [a == b for a, b in zip(labels[row], labels[EXACT], strict=False)]
         rows[row] = {
-            "images_per_second": round(float(np.median(found)), 1),
-            "turns": [round(rate, 1) for rate in found],
+            "images_per_second": round(float(np.median(rates[row])), 1),
+            "turns": [round(rate, 1) for rate in rates[row]],
             "photos": len(same),
             "agreement": round(sum(same) / len(same), 4),
         }
@@ -294,8 +312,8 @@ def main() -> None:
     paths = [everything[i] for i in chosen]  # in no order, as a slow peer gets the first ones
     with tempfile.TemporaryDirectory() as folder:
         models = [
-            measure("lite", "", paths, Path(folder)),
-            measure("ViT-B-32-quickgelu", "random", paths, Path(folder)),
+            measure(("lite", ""), paths, Path(folder)),
+            measure(("ViT-B-32-quickgelu", "random"), paths, Path(folder)),
         ]
     publish("peers", {"photos": len(paths), "models": models})
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedapt.cli.options import CheckpointArgument, JsonOption
 from fedapt.cli.show import console_reporter, print_json, print_table
+
+if TYPE_CHECKING:
+    from fedapt.model.checkpoint import Checkpoint
 
 app = typer.Typer(
     help="Change an adaptive-analytic checkpoint without training: domains and classes.",
@@ -29,7 +32,11 @@ def join(
     as_json: JsonOption = False,
 ) -> None:
     """Add the domains of OTHER, which a party has trained by itself."""
-    _change("join", checkpoint, other, out, as_json)
+    with console_reporter():
+        from fedapt.model.checkpoint import load_checkpoint
+        from fedapt.run import sums
+
+        _write(sums.join(load_checkpoint(checkpoint), load_checkpoint(other)), out, as_json)
 
 
 @app.command("leave")
@@ -40,7 +47,11 @@ def leave(
     as_json: JsonOption = False,
 ) -> None:
     """Remove a domain: nothing of its images is left in the result."""
-    _change("leave", checkpoint, domain, out, as_json)
+    with console_reporter():
+        from fedapt.model.checkpoint import load_checkpoint
+        from fedapt.run import sums
+
+        _write(sums.leave(load_checkpoint(checkpoint), domain), out, as_json)
 
 
 @app.command("subtract")
@@ -51,7 +62,11 @@ def subtract(
     as_json: JsonOption = False,
 ) -> None:
     """Remove the images of OTHER from domains that keep further images."""
-    _change("subtract", checkpoint, other, out, as_json)
+    with console_reporter():
+        from fedapt.model.checkpoint import load_checkpoint
+        from fedapt.run import sums
+
+        _write(sums.subtract(load_checkpoint(checkpoint), load_checkpoint(other)), out, as_json)
 
 
 @app.command("add-class")
@@ -62,26 +77,22 @@ def add_class(
     as_json: JsonOption = False,
 ) -> None:
     """Add a class that no image shows yet; domains that have such images can join then."""
-    _change("add_class", checkpoint, name, out, as_json)
-
-
-def _change(function: str, checkpoint: Path, other: Path | str, out: Path, as_json: bool) -> None:
-    """Apply a function of `fedapt.run.sums`, and write and show the result.
-
-    Args:
-        other: a second checkpoint, or the name of a domain or class.
-    """
     with console_reporter():
-        from fedapt.model.checkpoint import Checkpoint, load_checkpoint
+        from fedapt.model.checkpoint import load_checkpoint
         from fedapt.run import sums
 
-        argument = load_checkpoint(other) if isinstance(other, Path) else other
-        result: Checkpoint = getattr(sums, function)(load_checkpoint(checkpoint), argument)
-        result.save(out)
-        counts = sums.count_images(result)
-        if as_json:
-            print_json({"images": counts, "classes": result.info.classes})
-            return
-        rows = [[name, str(count)] for name, count in counts.items()]
-        columns = ["domain", "training images"]
-        print_table(f"{out}: {len(result.info.classes)} classes", columns, rows)
+        _write(sums.add_class(load_checkpoint(checkpoint), name), out, as_json)
+
+
+def _write(result: Checkpoint, out: Path, as_json: bool) -> None:
+    """Write a changed checkpoint and show the images of each domain."""
+    from fedapt.run.sums import count_images
+
+    result.save(out)
+    counts = count_images(result)
+    if as_json:
+        print_json({"images": counts, "classes": result.info.classes})
+        return
+    rows = [[name, str(count)] for name, count in counts.items()]
+    columns = ["domain", "training images"]
+    print_table(f"{out}: {len(result.info.classes)} classes", columns, rows)

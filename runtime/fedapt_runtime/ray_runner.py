@@ -24,16 +24,16 @@ from typing import Any
 import numpy as np
 
 from fedapt_runtime.atomic import temporary_folder
-from fedapt_runtime.backends.base import DEFAULT_BATCH
 from fedapt_runtime.backends.choose import list_files, load_backend
 from fedapt_runtime.classifier import Classifier
 from fedapt_runtime.errors import ImageError, InputError, MissingDependency
 from fedapt_runtime.options import CLASSIFY_DEFAULTS, LOAD_DEFAULTS, ClassifyOptions, LoadOptions
-from fedapt_runtime.pipeline import Decoded, Image, decode_one, name_of
+from fedapt_runtime.pipeline import Decoded, Image, decode_one, name_of, split_batches
 from fedapt_runtime.preprocess import Preprocessing
 from fedapt_runtime.sources import Member
 
 _PORTION = 50_000  # names that the driver holds at the same time
+TASK_SIZE = 64  # images
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def predict_on_ray(
     settings: RaySettings,
     load: LoadOptions = LOAD_DEFAULTS,
     options: ClassifyOptions = CLASSIFY_DEFAULTS,
-    batch_size: int = DEFAULT_BATCH,
+    task_size: int = TASK_SIZE,
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of all images, in order.
 
@@ -79,7 +79,8 @@ def predict_on_ray(
             machine.
         load: how each worker loads the model; `threads` and `performance_hint` follow `settings`.
         options: options that change a row; `depth` is part of `preprocessing`.
-        batch_size: images of a task; the overhead of Ray dominates small tasks.
+        task_size: images of a task. The overhead of Ray dominates small tasks. A worker classifies
+            a task in batches of its backend's default size.
 
     Yields:
         The fields of `Prediction.to_dict`.
@@ -101,7 +102,7 @@ def predict_on_ray(
                     head=head and head.name,
                     device="cuda" if settings.gpus and load.device == "auto" else load.device,
                     threads=0 if settings.gpus else 1,
-                    performance_hint="latency",
+                    performance_hint="latency" if settings.gpus else "throughput",
                 ),
                 options=options,
             )
@@ -109,7 +110,7 @@ def predict_on_ray(
         workers, share = _share_cluster(ray.cluster_resources(), settings)
         names_left = (_encode_name(image) for image in images)
         while portion := list(islice(names_left, _PORTION)):
-            n_blocks = math.ceil(len(portion) / batch_size)
+            n_blocks = math.ceil(len(portion) / task_size)
             rows = (
                 ray.data.from_items(
                     [{"name": name} for name in portion],
@@ -243,7 +244,8 @@ class _Worker:
                 decoded.append(Decoded(os.fsdecode(name), array))
             else:
                 decoded.append(Decoded(os.fsdecode(name), error=ImageError(**parts)))
-        predictions = self._classifier.classify(decoded, self._options)
+        parts = split_batches(decoded, self._classifier.backend.default_batch)
+        predictions = (p for part in parts for p in self._classifier.classify(part, self._options))
         rows = (prediction.to_dict(self._options.flag_unknown) for prediction in predictions)
         return {
             "row": [

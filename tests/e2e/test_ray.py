@@ -85,10 +85,9 @@ def assert_same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> 
 def test_the_rows_are_those_of_one_process(
     cluster: None, tiny_model: Path, images: list[str], slow_images: list[str]
 ) -> None:
-    options: dict[str, Any] = {"batch_size": 7, "top_k": 2}
     paths = slow_images[:7] + images  # the first block is done long after the second
-    found = list(run_on_ray(tiny_model, iter(paths), **options))
-    expected = run_locally(tiny_model, paths, **options)
+    found = list(run_on_ray(tiny_model, iter(paths), task_size=7, top_k=2))
+    expected = run_locally(tiny_model, paths, batch_size=7, top_k=2)
     assert len(found) == 67
     assert_same(found, expected)
     assert [row["error"] is None for row in found].count(False) == 2
@@ -146,7 +145,7 @@ def test_killed_workers_lose_nothing(
         titles = (b"ray::MapWorker(MapBatches(_Worker))", b"ray::MapBatches(_decode)")
         killed = [killers.submit(kill_one, title, over) for title in titles]
         try:
-            rows = list(run_on_ray(tiny_model, paths, batch_size=4))
+            rows = list(run_on_ray(tiny_model, paths, task_size=4))
         finally:
             over.set()
     assert all(one.result() for one in killed), "nobody was killed: the test proves nothing"

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fedapt_runtime.backends.base import DEFAULT_BATCH
 from fedapt_runtime.backends.choose import load_backend
 from fedapt_runtime.batch import Runner, classify_files
 from fedapt_runtime.bench import choose_batch_size
@@ -187,10 +186,10 @@ def _run_on_ray(
     row_options: ClassifyOptions,
     batch_size: int | None,
 ) -> Runner:
-    from fedapt_runtime.ray_runner import RaySettings, predict_on_ray
+    from fedapt_runtime.ray_runner import TASK_SIZE, RaySettings, predict_on_ray
 
     preprocessing = classifier.preprocessing(row_options.depth)
-    size = batch_size or DEFAULT_BATCH
+    size = batch_size or TASK_SIZE
 
     def predict(images: Iterable[Image]) -> Iterator[dict[str, Any]]:
         return predict_on_ray(
