@@ -1,6 +1,6 @@
 """Files to labels on a CPU: fedapt-runtime beside what people write and use instead.
 
-    python benchmarks/peers.py [--photos N]
+    python benchmarks/peers.py [--photos N] [--only TEXT]
 
 The same photos of Office-Caltech10 and the same image towers (`lite`, and ViT-B/32 with random
 weights, whose speed does not depend on them), ten classes, every core of the machine. Turns
@@ -38,7 +38,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from figures import publish
+from figures import RESULTS, publish
 from photos import CLASSES, photos_root
 from PIL import Image
 from zero_shot import write_zero_shot
@@ -104,14 +104,18 @@ def open_clip_peer(
 ) -> Iterator[Peer]:
     """OpenCLIP in torch with a DataLoader."""
     transform, text = open_clip_transform(backbone), zero_shot_features(backbone, CLASSES)
+    # as OpenCLIP creates it: autocast keeps the cast weights of parameters with gradients alone
+    backbone.clip.requires_grad_(True)
     encode: Any = backbone.clip.encode_image
     if compiled:
         encode = torch.compile(encode)
 
     def run(paths: list[str]) -> Labels:
-        loader = torch.utils.data.DataLoader(Photos(paths, transform), BATCH, num_workers=CORES)
+        loader = torch.utils.data.DataLoader(
+            Photos(paths, transform), BATCH, num_workers=CORES, multiprocessing_context="fork"
+        )
         labels: Labels = []
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             for pixels in loader:
                 features = encode(pixels, normalize=True)
                 labels += (features.float() @ text.T).argmax(-1).tolist()
@@ -231,7 +235,8 @@ def ray_peer(backbone: Backbone, files: Files) -> Iterator[Peer]:
 
 
 def time_turn(run: Peer, paths: list[str]) -> tuple[float, Labels]:
-    """Images per second, and labels, of as many photos as a minute allows; the first 64 warm up."""
+    """Images per second, and labels, of as many photos as a minute allows; 64 warm up, twice."""
+    run(paths[: 2 * BATCH])
     started = time.perf_counter()
     run(paths[: 2 * BATCH])
     warm_up = time.perf_counter() - started
@@ -268,8 +273,10 @@ PEERS: dict[str, Build] = {
 }
 
 
-def measure(tower: tuple[str, str], paths: list[str], folder: Path) -> dict[str, Any]:
-    """All peers with one image tower."""
+def measure(
+    tower: tuple[str, str], paths: list[str], folder: Path, only: str = ""
+) -> dict[str, Any]:
+    """All peers with one image tower, or those whose names contain `only`, and the exact one."""
     name, pretrained = tower
     backbone = load_backbone(name, pretrained)
     model = write_zero_shot(backbone, CLASSES, folder / f"{name}.onnx")
@@ -282,7 +289,7 @@ def measure(tower: tuple[str, str], paths: list[str], folder: Path) -> dict[str,
         why = "no bfloat16 on this processor"
         failed = {row: why for row in PEERS if row.endswith("bfloat16")}
     for _ in range(TURNS):
-        for row in [row for row in PEERS if row not in failed]:
+        for row in [row for row in PEERS if row not in failed and (only in row or row == EXACT)]:
             try:
                 rate, labels[row] = take_turn_alone(row, tower, paths, folder)
             except Exception as error:  # of several libraries; the row says why it is empty
@@ -306,15 +313,21 @@ def measure(tower: tuple[str, str], paths: list[str], folder: Path) -> dict[str,
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--photos", type=int, default=1000, metavar="N")
-    n_photos = parser.parse_args().photos
+    parser.add_argument("--only", default="", metavar="TEXT", help="replace rows of the record")
+    arguments = parser.parse_args()
+    n_photos, only = arguments.photos, arguments.only
     everything = sorted(str(path) for path in photos_root().glob("*/*/*.jpg"))
     chosen = np.random.default_rng(0).permutation(len(everything))[:n_photos]
     paths = [everything[i] for i in chosen]  # in no order, as a slow peer gets the first ones
     with tempfile.TemporaryDirectory() as folder:
         models = [
-            measure(("lite", ""), paths, Path(folder)),
-            measure(("ViT-B-32-quickgelu", "random"), paths, Path(folder)),
+            measure(("lite", ""), paths, Path(folder), only),
+            measure(("ViT-B-32-quickgelu", "random"), paths, Path(folder), only),
         ]
+    if only:
+        before = json.loads((RESULTS / "peers.json").read_text("utf-8"))["models"]
+        for model, known in zip(models, before, strict=True):
+            model["rows"] = known["rows"] | model["rows"]
     publish("peers", {"photos": len(paths), "models": models})
 
 

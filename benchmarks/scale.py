@@ -1,6 +1,6 @@
 """Jobs of up to a million small images: archives, memory, the journal, a resumed job, and Ray.
 
-    python benchmarks/scale.py [--images N]
+    python benchmarks/scale.py [--images N] [--only ray]
 
 JPEGs of 64 x 64 pixels of 1 000 different contents and a tiny CLIP, so that reading, decoding, the
 journal and the rows are most of the work. A tenth of the images also lie in a folder and in one
@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 from deployed import choose_photos
-from figures import publish
+from figures import RESULTS, publish
 from idle_nodes import read_megabytes
 from photos import CLASSES, ROOT
 from PIL import Image
@@ -43,7 +43,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 from support.tiny import write_tiny_clip
 
 CONTENTS, SHARD, SIDE, TURNS = 1000, 10_000, 64, 2
-PHOTOS = 1000
+PHOTOS = 2500
+RAY = "photos_a_second_with_two_workers"
 
 
 def draw_contents() -> list[bytes]:
@@ -197,7 +198,15 @@ def compare_ray(folder: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--images", type=int, default=1_000_000, help="[1 000 000]")
-    count = parser.parse_args().images // SHARD * SHARD
+    parser.add_argument("--only", choices=["ray"], help="keep the other figures of the record")
+    arguments = parser.parse_args()
+    count = arguments.images // SHARD * SHARD
+    figures: dict[str, object]
+    if arguments.only:
+        figures = json.loads((RESULTS / "scale.json").read_text("utf-8"))
+        with tempfile.TemporaryDirectory() as name:
+            publish("scale", figures | {RAY: compare_ray(Path(name))})
+        return
     with tempfile.TemporaryDirectory() as name:
         folder, contents = Path(name), draw_contents()
         backbone = load_backbone(str(write_tiny_clip(folder / "clip")))
@@ -206,11 +215,11 @@ def main() -> None:
         for first in range(0, count, SHARD):
             write_tar(folder / "shards" / f"{first // SHARD:04d}.tar", contents, first, SHARD)
         some = max(SHARD, count // 10 // SHARD * SHARD)
-        figures: dict[str, object] = {}
+        figures = {}
         parts: dict[str, Callable[[], object]] = {
             "tar_shards": lambda: run_shards(folder, model, contents, count),
             "images_a_second": lambda: compare_archives(folder, model, contents, some),
-            "photos_a_second_with_two_workers": lambda: compare_ray(folder),
+            RAY: lambda: compare_ray(folder),
         }
         for part, measure in parts.items():  # each is kept as soon as it is known
             figures[part] = measure()

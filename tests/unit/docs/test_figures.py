@@ -359,6 +359,93 @@ def test_the_table_of_small_machines_is_the_record() -> None:
     assert [row for row in table_rows("docs/edge.md") if row[-1].endswith(" MB")] == expected
 
 
+MODELS = {"lite": "`lite`", "ViT-B-32-quickgelu random": "ViT-B/32"}
+
+
+def test_the_table_from_files_to_labels_is_the_record() -> None:
+    backends = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+    rows = [row for row in table_rows("docs/cpu.md") if row[0] in MODELS.values()]
+    expected = []
+    for model in record("runtime")["models"]:
+        for precision in ("float32", "bfloat16", "int8"):
+            found, exact = model[precision], model[precision]["exact"]
+            expected.append(
+                [
+                    MODELS[model["model"]],
+                    precision,
+                    backends[found["ran_on"]["backend"]],
+                    f"{exact['images_per_second']:.0f}",
+                    f"{exact['floor_images_per_second']:.0f}",
+                    f"{exact['of_the_floor']:.2f}",
+                    f"{exact['of_the_straightforward_loop']:.1f}",
+                    percent(exact["agreement"]),
+                ]
+            )
+    assert rows == expected
+    known, lite = (
+        [model["ONNX Runtime float32"]["exact"] for model in record("runtime")["models"]],
+        record("runtime")["models"][0]["float32"],
+    )
+    floors = [f"{exact['floor_images_per_second']:.0f}" for exact in known]
+    decode = [f"{lite[mode]['decode_cpu_ms']:.1f}" for mode in ("exact", "fast")]
+    for phrase in (
+        f"ONNX Runtime in float32 is {floors[0]} images/s with `lite` and {floors[1]} with",
+        f"takes {decode[0]} ms of a core for a photo, and {decode[1]} ms with `--preprocess fast`",
+    ):
+        assert phrase in page("docs/cpu.md")
+
+
+def test_the_table_of_compute_precisions_is_the_record() -> None:
+    rows = {row[0]: row[1:] for row in table_rows("docs/cpu.md")}
+    found = record("compute")
+    for i, (name, row) in enumerate(found["rows"].items()):
+        compared = [str(row["changed_labels"]), f"{row['feature_difference']:.0e}"]
+        assert rows[name] == [
+            f"{row['images_per_second']:.0f}",
+            *(compared if i else ["", ""]),  # the first row is the reference
+            *map(percent, row["accuracy"].values()),
+        ]
+    assert "{:.0e} on".format(found["emulation"]["feature_difference"]) in page("docs/cpu.md")
+    changed = found["rows"]["bfloat16, OpenVINO"]["changed_labels"]
+    of = f"{found['images']:,}".replace(",", " ")
+    assert f"changed {changed} of {of} labels of `lite`" in page("runtime/README.md")
+
+
+def test_the_figures_of_large_jobs_are_the_record() -> None:
+    found = record("scale")
+    shards, rates = found["tar_shards"], found["images_a_second"]
+    assert (shards["distinct_rows"], shards["wrong_rows"]) == (shards["images"], 0)
+    rows = {row[0].split(",")[0]: row[1] for row in table_rows("docs/cpu.md") if len(row) == 2}
+    for source in ("folder", "zip"):
+        assert rows[source] == f"{rates[source]:,}".replace(",", " ")
+    tar = [row[1] for row in table_rows("docs/cpu.md") if row[0].startswith("tar")]
+    assert tar == [f"{rates[n]:,}".replace(",", " ") for n in ("tar", "tar, no journal")]
+    killed = f"{shards['rows_when_killed']:,}".replace(",", " ")
+    assert f"after {killed} rows and resumed" in page("docs/cpu.md")
+    seconds = shards["seconds_from_resume_to_the_first_new_row"]
+    assert f"first new row after {seconds} s" in page("docs/cpu.md")
+    assert {round(mb) for mb in shards["megabytes"].values()} == {74}
+    assert "used 74 MB" in page("docs/cpu.md")
+    ray = found["photos_a_second_with_two_workers"]
+    told = f"{ray['ray']:.0f} images/s with `lite`, {ray['ray_of_local']:.2f} of the local job"
+    assert told in page("docs/cpu.md")
+
+
+def test_the_table_of_peers_is_the_record() -> None:
+    rows = {row[0]: row[1:] for row in table_rows("README.md") if len(row) == 5}
+    lite, vit = (model["rows"] for model in record("peers")["models"])
+    assert len(lite) == len(vit) == 9
+    for name in lite:
+        assert rows[name] == [
+            cell
+            for model in (lite, vit)
+            for cell in (
+                f"{model[name]['images_per_second']:.0f}",
+                percent(model[name]["agreement"]),
+            )
+        ]
+
+
 def test_the_table_of_large_towers_is_the_record() -> None:
     labels = {
         "ViT-L-14": "ViT-L/14",

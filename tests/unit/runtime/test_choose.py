@@ -432,6 +432,21 @@ def test_bfloat16_is_for_the_tower_and_the_head_stays_float32(
 
 
 @needs_openvino
+def test_this_processor_multiplies_in_bfloat16(tiny_model: Path) -> None:
+    if not backends_openvino.has_bfloat16():
+        pytest.skip("a processor with bfloat16 products is needed")
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
+    exact, rounded = (
+        load_backend(tiny_model, LoadOptions("openvino", compute=compute)).run(pixels)
+        for compute in ("fp32", "bf16")
+    )
+    length = np.linalg.norm(exact.features, axis=-1, keepdims=True)
+    gap = np.abs(rounded.features - exact.features).max() / length.max()
+    assert 1e-4 < gap < 0.05  # 8 bits of bfloat16 in a few layers; float32 rounds 1e-6
+    assert rounded.logits.dtype == np.float32
+
+
+@needs_openvino
 def test_auto_takes_bfloat16_where_no_label_changed_and_says_so(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bfloat16: type[Bfloat16Core]
 ) -> None:

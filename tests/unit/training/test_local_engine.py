@@ -231,6 +231,30 @@ def test_as_many_clients_run_as_there_are_cores(
     assert count_at_once(method, clients, expected) == expected
 
 
+@pytest.mark.parametrize(
+    ("step", "memory", "expected"),
+    [
+        (1 << 30, 64 << 30, 3),
+        (2 << 30, 64 << 30, 2),
+        (3 << 30, 64 << 30, 1),  # 4 GiB for all
+        (1 << 30, 4 << 30, 2),  # half of the memory
+        (9 << 30, 4 << 30, 1),
+    ],
+)
+def test_parallel_steps_fit_into_their_memory(
+    method: FedAPT,
+    clients: tuple[Client, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    step: int,
+    memory: int,
+    expected: int,
+) -> None:
+    monkeypatch.setattr(local, "usable_cores", lambda: 8)
+    monkeypatch.setattr(local, "usable_memory", lambda: memory)
+    monkeypatch.setattr(FedAPT, "step_bytes", step)
+    assert count_at_once(method, clients, expected) == expected
+
+
 def test_a_method_that_needs_the_machine_for_itself_has_it(
     method: FedAPT, clients: tuple[Client, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
