@@ -47,7 +47,7 @@ from fedapt.model.backbone import Backbone, load_backbone
 from fedapt.model.open_clip_import import import_open_clip
 from fedapt.model.prompted_clip import zero_shot_features
 from fedapt_runtime import Classifier
-from fedapt_runtime.backends.choose import list_candidates
+from fedapt_runtime.backends.openvino import has_bfloat16
 from fedapt_runtime.batch import classify_files
 from fedapt_runtime.errors import first_line
 
@@ -279,12 +279,12 @@ def measure(
     """All peers with one image tower, or those whose names contain `only`, and the exact one."""
     name, pretrained = tower
     backbone = load_backbone(name, pretrained)
-    model = write_zero_shot(backbone, CLASSES, folder / f"{name}.onnx")
+    write_zero_shot(backbone, CLASSES, folder / f"{name}.onnx")
     write_zero_shot(backbone, CLASSES, folder / f"{name}_int8.onnx", paths)
     rates: dict[str, list[float]] = defaultdict(list)
     labels: dict[str, Labels] = {}
     failed: dict[str, str] = {}
-    if all(c.compute == "fp32" for c in list_candidates(model, "auto", "cpu", "auto")):
+    if not has_bfloat16():
         # torch would emulate it, ten times slower than float32
         why = "no bfloat16 on this processor"
         failed = {row: why for row in PEERS if row.endswith("bfloat16")}

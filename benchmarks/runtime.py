@@ -42,7 +42,7 @@ from fedapt.model.open_clip_import import import_open_clip
 from fedapt.model.prompted_clip import zero_shot_features
 from fedapt_runtime import Classifier
 from fedapt_runtime.backends.base import Backend
-from fedapt_runtime.backends.choose import list_candidates
+from fedapt_runtime.backends.openvino import has_bfloat16
 from fedapt_runtime.batch import classify_files
 from fedapt_runtime.options import ClassifyOptions
 
@@ -85,7 +85,7 @@ def load_classifiers(name: str, backbone: Backbone, paths: list[str], folder: Pa
     model = write_zero_shot(backbone, CLASSES, folder / f"{name}.onnx")
     int8 = write_zero_shot(backbone, CLASSES, folder / f"{name}_int8.onnx", paths)
     loaded = {"float32": load_for_cpu(model)}
-    if any(c.compute == "bf16" for c in list_candidates(model, "auto", "cpu", "auto")):
+    if has_bfloat16():
         loaded["bfloat16"] = load_for_cpu(model, compute="bf16")
     loaded["int8"] = load_for_cpu(int8)
     return loaded | {KNOWN: load_for_cpu(model, "onnxruntime")}

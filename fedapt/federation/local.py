@@ -3,8 +3,8 @@
 A client's steps are many small operations. One core runs them about as fast as two cores, and much
 faster if another process uses the same cores. The engine therefore runs clients side by side, each
 on its own share of the cores. Steps of many classes are large operations, which keep every core
-busy by themselves: clients whose steps take more memory together run one after another. A client's
-result does not depend on the other clients. On a GPU, clients run one after another.
+busy by themselves, so parallel steps take 4 GiB at most. A client's result does not depend on the
+other clients. On a GPU, clients run one after another.
 """
 
 from __future__ import annotations

@@ -79,8 +79,8 @@ def predict_on_ray(
             machine.
         load: how each worker loads the model; `threads` and `performance_hint` follow `settings`.
         options: options that change a row; `depth` is part of `preprocessing`.
-        task_size: images of a task. The overhead of Ray dominates small tasks. A worker classifies
-            a task in batches of its backend's default size.
+        task_size: images of a task. The overhead of Ray dominates small tasks. A worker on a
+            CPU classifies a task in batches of its backend's default size.
 
     Yields:
         The fields of `Prediction.to_dict`.
@@ -233,6 +233,8 @@ class _Worker:
             head = load.head and Path(folder, load.head)
             backend = load_backend(Path(folder, received.model), replace(load, head=head))
         self._classifier = Classifier(backend)
+        # a GPU computes a task at once; on a CPU it exceeds the caches of a core
+        self._batch_size = backend.default_batch if load.throughput else None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
         shape = (*self._classifier.manifest.preprocessing.size, 3)
@@ -244,8 +246,8 @@ class _Worker:
                 decoded.append(Decoded(os.fsdecode(name), array))
             else:
                 decoded.append(Decoded(os.fsdecode(name), error=ImageError(**parts)))
-        parts = split_batches(decoded, self._classifier.backend.default_batch)
-        predictions = (p for part in parts for p in self._classifier.classify(part, self._options))
+        batches = split_batches(decoded, self._batch_size or len(decoded))
+        predictions = (p for b in batches for p in self._classifier.classify(b, self._options))
         rows = (prediction.to_dict(self._options.flag_unknown) for prediction in predictions)
         return {
             "row": [

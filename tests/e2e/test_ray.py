@@ -91,6 +91,8 @@ def test_the_rows_are_those_of_one_process(
     assert len(found) == 67
     assert_same(found, expected)
     assert [row["error"] is None for row in found].count(False) == 2
+    # a task that a worker cuts into several batches
+    assert_same(list(run_on_ray(tiny_model, paths, task_size=40, top_k=2)), expected)
 
 
 def processes(title: bytes) -> list[int]:

@@ -364,10 +364,11 @@ MODELS = {"lite": "`lite`", "ViT-B-32-quickgelu random": "ViT-B/32"}
 
 def test_the_table_from_files_to_labels_is_the_record() -> None:
     backends = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+    precisions = ("float32", "bfloat16", "int8")
     rows = [row for row in table_rows("docs/cpu.md") if row[0] in MODELS.values()]
     expected = []
     for model in record("runtime")["models"]:
-        for precision in ("float32", "bfloat16", "int8"):
+        for precision in precisions:
             found, exact = model[precision], model[precision]["exact"]
             expected.append(
                 [
@@ -388,11 +389,32 @@ def test_the_table_from_files_to_labels_is_the_record() -> None:
     )
     floors = [f"{exact['floor_images_per_second']:.0f}" for exact in known]
     decode = [f"{lite[mode]['decode_cpu_ms']:.1f}" for mode in ("exact", "fast")]
+    busy, more = [], []
+    for model, precision in itertools.product(record("runtime")["models"], precisions):
+        found, exact = model[precision], model[precision]["exact"]
+        in_job = exact["files_to_labels_cpu_ms"]
+        busy.append(in_job * exact["images_per_second"] / 2000)  # of two cores
+        more.append(in_job / (exact["decode_cpu_ms"] + found["infer_cpu_ms"]) - 1)
     for phrase in (
+        f"keeps both cores busy to {percent(min(busy), 0)} % or more",
+        f"takes up to {percent(max(more), 0)} % more of it in a job",
         f"ONNX Runtime in float32 is {floors[0]} images/s with `lite` and {floors[1]} with",
         f"takes {decode[0]} ms of a core for a photo, and {decode[1]} ms with `--preprocess fast`",
     ):
         assert phrase in page("docs/cpu.md")
+
+
+def test_the_speeds_of_the_runtimes_page_are_the_record() -> None:
+    lite, vit = (model["float32"]["exact"] for model in record("runtime")["models"])
+    start = record("runtime")["cold_start_of_lite"]
+    for phrase in (
+        f"`lite` classifies {lite['images_per_second']:.0f} images a second",
+        f"{lite['of_the_straightforward_loop']:.1f} times as many as a loop",
+        f"ViT-B/32 classifies {vit['images_per_second']:.0f}.",
+        f"takes {start['seconds']:.1f} s from process start to end, and",
+        f"and {start['resident_megabytes']:.0f} MB.",
+    ):
+        assert phrase in page("runtime/README.md")
 
 
 def test_the_table_of_compute_precisions_is_the_record() -> None:
