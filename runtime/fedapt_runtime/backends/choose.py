@@ -97,7 +97,8 @@ def load_backend(path: str | Path, options: LoadOptions = LOAD_DEFAULTS) -> Back
     if len(candidates) == 1:
         (candidate,) = candidates
         if backend == "auto" and candidate.backend == "openvino":
-            notes.insert(0, "no ONNX Runtime")
+            has_other = find_spec("onnxruntime") is not None
+            notes.insert(0, f"alone has {compute}" if has_other else "no ONNX Runtime")
         loaded = _load(path, candidate, options)
     else:
         on_cpu = replace(options, device="cpu")  # only a CPU has several candidates

@@ -478,6 +478,15 @@ def test_auto_takes_bfloat16_where_no_label_changed_and_says_so(
 
 
 @needs_openvino
+def test_the_only_backend_with_bfloat16_is_named_as_that(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, bfloat16: type[Bfloat16Core]
+) -> None:
+    monkeypatch.delenv("FEDAPT_BACKEND")
+    backend = load_backend(tiny_model, LoadOptions(device="cpu", compute="bf16"))
+    assert backend.description.endswith(" on cpu in bf16 (auto: alone has bf16)")
+
+
+@needs_openvino
 def test_bfloat16_where_there_is_none_is_refused(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, bfloat16: type[Bfloat16Core]
 ) -> None:
