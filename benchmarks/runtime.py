@@ -46,7 +46,7 @@ from fedapt_runtime.backends.openvino import has_bfloat16
 from fedapt_runtime.batch import classify_files
 from fedapt_runtime.options import ClassifyOptions
 
-PHOTOS, BATCH, TURNS, RUNS = 1000, 32, 3, 10
+PHOTOS, BATCH, TURNS, RUNS = 1000, 32, 3, 40
 MODES = {"exact": False, "fast": True}
 KNOWN = "ONNX Runtime float32"
 Loaded = dict[str, Classifier]
@@ -111,8 +111,8 @@ def measure(name: str, pretrained: str, paths: list[str], folder: Path) -> dict[
     """All figures of one model; medians of the turns."""
     backbone = load_backbone(name, pretrained)
     loaded = load_classifiers(name, backbone, paths, folder)
-    load, few, cores = backbone.preprocessing.load, paths[::5], os.cpu_count() or 1
-    images = np.stack([load(path) for path in few[:32]])
+    load, cores = backbone.preprocessing.load, os.cpu_count() or 1
+    images = np.stack([load(path) for path in paths[::30][:32]])
     for classifier in loaded.values():
         infer_cpu_ms(classifier.backend, images)
     turns: dict[tuple[str, ...], list[float]] = defaultdict(list)
@@ -122,7 +122,7 @@ def measure(name: str, pretrained: str, paths: list[str], folder: Path) -> dict[
             Path(path).read_bytes()
         turns["loop",].append(loop := straightforward(backbone, paths[: 4 * BATCH]))
         decode = {
-            mode: 1e3 * cpu_seconds(lambda: [load(path, fast=fast) for path in few]) / len(few)  # noqa: B023
+            mode: 1e3 * cpu_seconds(lambda: [load(path, fast=fast) for path in paths]) / len(paths)  # noqa: B023
             for mode, fast in MODES.items()
         }
         for precision, classifier in loaded.items():

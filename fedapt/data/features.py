@@ -28,7 +28,7 @@ from fedapt.core.report import Reporter
 from fedapt.data.feature_store import DamagedStore, FeatureStore, remove_store
 from fedapt_runtime import Preprocessing
 from fedapt_runtime.errors import ImageError
-from fedapt_runtime.pipeline import decode_ahead, split_batches
+from fedapt_runtime.pipeline import batched, decode_ahead
 
 # Every batch has this many images, and the last one is padded. A matrix product may round
 # differently for another number of rows, and a feature must not depend on its neighbours.
@@ -248,7 +248,7 @@ def _encode_missing(
 ) -> Iterator[tuple[str, NDArray[np.float32] | ImageError]]:
     decoded = decode_ahead(missing.values(), encoder.preprocessing, workers, 4 * BATCH_SIZE)
     digests = iter(missing)
-    for batch in split_batches(decoded, BATCH_SIZE):
+    for batch in batched(decoded, BATCH_SIZE):
         pixels = [item.pixels for item in batch if item.pixels is not None]
         rows: Iterator[NDArray[np.float32]] = iter(())
         if pixels:

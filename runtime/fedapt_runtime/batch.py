@@ -18,8 +18,7 @@ from fedapt_runtime.errors import InputError, OutputError
 from fedapt_runtime.journal import Journal, part_path
 from fedapt_runtime.options import CLASSIFY_DEFAULTS, ClassifyOptions
 from fedapt_runtime.output import check_output, read_paths, show_path, write_output
-from fedapt_runtime.pipeline import Image, is_whole, name_of
-from fedapt_runtime.prediction import NOT_FINITE
+from fedapt_runtime.pipeline import Image, name_of
 from fedapt_runtime.printable import printable, printable_json
 
 # images -> their rows, in order
@@ -162,7 +161,8 @@ def classify_files(
                 summary.ran_on["batch_size"] = size = journal.batch_size
             try:
                 if runner is None:
-                    journal.keep(_count_whole(journal))
+                    # an image's bits depend on its batch
+                    journal.keep(journal.n_rows - journal.n_rows % journal.batch_size)
                 for row in _skip_finished(journal, images):
                     summary.resumed += 1
                     summary.count(row)
@@ -191,18 +191,6 @@ def _describe_job(classifier: Classifier, options: dict[str, Any]) -> dict[str, 
     """Identity of a job's rows: the model and the options that change a row."""
     manifest = json.dumps(asdict(classifier.manifest), sort_keys=True)
     return {"model": hashlib.sha256(manifest.encode()).hexdigest(), **options}
-
-
-def _count_whole(journal: Journal) -> int:
-    """Number of rows in complete batches: an image's bits depend on its batch."""
-    whole = images = readable = 0
-    for row in journal.rows():
-        images += 1
-        readable += row["error"] is None or row["error"].endswith(NOT_FINITE)
-        if is_whole(images, readable, journal.batch_size):
-            whole += images
-            images = readable = 0
-    return whole
 
 
 def _count_finished(out: Destination, images: Iterator[Image]) -> tuple[int, Iterator[Image]]:

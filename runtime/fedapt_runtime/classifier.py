@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,10 +22,13 @@ from fedapt_runtime.errors import InputError
 from fedapt_runtime.machine import decode_threads
 from fedapt_runtime.manifest import Manifest
 from fedapt_runtime.options import ClassifyOptions, LoadOptions
-from fedapt_runtime.pipeline import Decoded, Image, decode_ahead, split_batches
+from fedapt_runtime.pipeline import Decoded, Image, batched, decode_ahead, decode_one, name_of
 from fedapt_runtime.prediction import Prediction, read_outputs
 from fedapt_runtime.preprocess import Preprocessing
+from fedapt_runtime.turns import TurnPool
 from fedapt_runtime.unknown import UnknownSignal, read_signal
+
+T = TypeVar("T")
 
 
 class Classifier:
@@ -133,7 +138,8 @@ class Classifier:
                 arrays [height, width, 3] of any size.
             batch_size: images per run of the graph; None uses the backend's default.
             top_k: number of classes to report.
-            workers: decoding threads; None starts one per core, at most 8.
+            workers: decoding threads beside inference; None starts one per core, at most 8. On a
+                CPU with `performance_hint="throughput"`, None lets the threads of inference decode.
             decode_processes: processes that decode instead of threads, which is faster on more than
                 8 cores; 0 uses threads. See `decode_in_processes` for what a script needs.
             fast: decode large JPEGs at a fraction of their size; the pixels are then not exact.
@@ -172,12 +178,16 @@ class Classifier:
         if isinstance(images, str | os.PathLike):
             images = [images]  # a single path, not an iterable of characters
         batch_size = self._backend.default_batch if batch_size is None else batch_size
-        workers = decode_threads() if workers is None else workers
-        _check_min(batch_size=batch_size, top_k=options.top_k, workers=workers)
+        _check_min(
+            batch_size=batch_size, top_k=options.top_k, workers=1 if workers is None else workers
+        )
         _check_min(0, decode_processes=decode_processes)
         if options.flag_unknown:
             _ = self._signal  # raises for a model without a signal, before any work
-        in_flight = self._backend.in_flight
+        if self._backend.task_size and not (workers or decode_processes or resizer is not None):
+            yield from self._run_in_turns(images, options, batch_size)
+            return
+        workers, in_flight = workers or decode_threads(), self._backend.in_flight
         decoded = (decode_in_processes if decode_processes else decode_ahead)(
             images,
             self.preprocessing(options.depth),
@@ -186,32 +196,63 @@ class Classifier:
             options.fast,
             resize=resizer is None,
         )
+        classify = functools.partial(
+            self.classify, options=options, batch_size=batch_size, resizer=resizer
+        )
         pool = ThreadPoolExecutor(in_flight, thread_name_prefix="fedapt-infer")
-        pending: deque[Future[list[Prediction]]] = deque()
         try:
-            for batch in split_batches(decoded, batch_size):
-                pending.append(pool.submit(self.classify, batch, options, resizer))
-                if len(pending) > in_flight:  # one batch is queued behind the running ones
-                    yield from pending.popleft().result()
-            while pending:
-                yield from pending.popleft().result()
+            # one batch is queued behind the running ones
+            yield from _in_order(
+                batched(decoded, batch_size), functools.partial(pool.submit, classify), in_flight
+            )
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
+    def _run_in_turns(
+        self, images: Iterable[Image], options: ClassifyOptions, batch_size: int
+    ) -> Iterator[Prediction]:
+        preprocessing, in_flight = self.preprocessing(options.depth), self._backend.in_flight
+
+        def decode(task: Sequence[tuple[Image, str]]) -> list[Decoded]:
+            return [decode_one(image, name, preprocessing, options.fast) for image, name in task]
+
+        pool = TurnPool(
+            in_flight,
+            decode,
+            functools.partial(self.classify, options=options, batch_size=batch_size),
+        )
+        named = ((image, name_of(image, i)) for i, image in enumerate(images))
+        tasks = _grow(named, batch_size, self._backend.task_size, in_flight)
+        try:
+            # of three tasks for each thread, one is running, one decoded, one waits
+            yield from _in_order(tasks, pool.submit, 3 * in_flight)
+        finally:
+            pool.shutdown()
+
     def classify(
         self,
-        batch: Sequence[Decoded],
+        images: Sequence[Decoded],
         options: ClassifyOptions,
+        *,
+        batch_size: int | None = None,
         resizer: DeviceResizer | None = None,
     ) -> list[Prediction]:
-        """One prediction for each decoded image of one batch, in order; see `stream`."""
-        pixels = [d.pixels for d in batch if d.pixels is not None]
-        outputs = None
-        if pixels:
-            outputs = self._backend.run(
-                np.stack(pixels) if resizer is None else resizer.run(pixels)
-            )
-        return self.predict(batch, outputs, options)
+        """One prediction for each decoded image, in order; see `stream`.
+
+        Args:
+            images: the decoded images.
+            options: `top_k` and `flag_unknown` are used.
+            batch_size: images per run of the graph, unreadable ones included; None runs it once.
+            resizer: see `stream`.
+        """
+        parts: list[Outputs] = []
+        for batch in batched(images, batch_size or max(1, len(images))):
+            pixels = [d.pixels for d in batch if d.pixels is not None]
+            if pixels:
+                stacked = np.stack(pixels) if resizer is None else resizer.run(pixels)
+                parts.append(self._backend.run(stacked))
+        outputs = Outputs(*map(np.concatenate, zip(*parts, strict=True))) if parts else None
+        return self.predict(images, outputs, options)
 
     def predict(
         self, batch: Sequence[Decoded], outputs: Outputs | None, options: ClassifyOptions
@@ -236,6 +277,34 @@ class Classifier:
     @functools.cached_property
     def _signal(self) -> UnknownSignal:
         return read_signal(self.manifest, "flag_unknown")
+
+
+def _grow(items: Iterable[T], batch_size: int, size: int, threads: int) -> Iterator[list[T]]:
+    """Yield tasks of whole batches, up to `size` items; small ones first, for jobs of few images.
+
+    Each size comes once for every thread, then the double size.
+    """
+    items, length = iter(items), batch_size
+    for n_tasks in itertools.count(1):
+        task = list(itertools.islice(items, length))
+        if not task:
+            return
+        yield task
+        if n_tasks % threads == 0 and length < size:
+            length *= 2
+
+
+def _in_order(
+    tasks: Iterable[T], submit: Callable[[T], Future[list[Prediction]]], ahead: int
+) -> Iterator[Prediction]:
+    """Yield the results of the tasks, of which at most `ahead` wait or run meanwhile."""
+    pending: deque[Future[list[Prediction]]] = deque()
+    for task in tasks:
+        pending.append(submit(task))
+        if len(pending) > ahead:
+            yield from pending.popleft().result()
+    while pending:
+        yield from pending.popleft().result()
 
 
 def _check_min(minimum: int = 1, **numbers: int) -> None:

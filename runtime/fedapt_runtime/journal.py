@@ -95,6 +95,7 @@ class Journal:
     def keep(self, n_rows: int) -> None:
         """Remove all rows except the first ones."""
         end = 0
+        self._stream.flush()
         with self.path.open("rb") as stream:
             for _ in range(1 + n_rows):  # the header is a line too
                 end += len(stream.readline())

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +25,7 @@ from fedapt_runtime.preprocess import ImageSource, Preprocessing
 from fedapt_runtime.remote import is_uri, read_remote, to_local
 from fedapt_runtime.sources import Member
 
+T = TypeVar("T")
 # a path or URI, an image in an archive, or uint8 RGB [height, width, 3] of any size
 Image = str | os.PathLike[str] | Member | NDArray[np.uint8]
 
@@ -121,26 +124,8 @@ def decode_ahead(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def split_batches(decoded: Iterable[Decoded], batch_size: int) -> Iterator[list[Decoded]]:
-    """Yield lists with at most `batch_size` readable images, and the unreadable ones between."""
-    batch: list[Decoded] = []
-    readable = 0
-    for item in decoded:
-        batch.append(item)
-        readable += item.pixels is not None
-        if is_whole(len(batch), readable, batch_size):
-            yield batch
-            batch, readable = [], 0
-    if batch:
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield lists of `size` consecutive items; the last may be shorter."""
+    items = iter(items)
+    while batch := list(itertools.islice(items, size)):
         yield batch
-
-
-def is_whole(images: int, readable: int, batch_size: int) -> bool:
-    """Whether a batch is complete.
-
-    Args:
-        images: number of its images, including unreadable ones.
-        readable: number of its readable images.
-    """
-    # the second limit bounds the memory for a long run of unreadable files
-    return readable == batch_size or images >= 4 * batch_size

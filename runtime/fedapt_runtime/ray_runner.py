@@ -28,7 +28,7 @@ from fedapt_runtime.backends.choose import list_files, load_backend
 from fedapt_runtime.classifier import Classifier
 from fedapt_runtime.errors import ImageError, InputError, MissingDependency
 from fedapt_runtime.options import CLASSIFY_DEFAULTS, LOAD_DEFAULTS, ClassifyOptions, LoadOptions
-from fedapt_runtime.pipeline import Decoded, Image, decode_one, name_of, split_batches
+from fedapt_runtime.pipeline import Decoded, Image, decode_one, name_of
 from fedapt_runtime.preprocess import Preprocessing
 from fedapt_runtime.sources import Member
 
@@ -246,8 +246,7 @@ class _Worker:
                 decoded.append(Decoded(os.fsdecode(name), array))
             else:
                 decoded.append(Decoded(os.fsdecode(name), error=ImageError(**parts)))
-        batches = split_batches(decoded, self._batch_size or len(decoded))
-        predictions = (p for b in batches for p in self._classifier.classify(b, self._options))
+        predictions = self._classifier.classify(decoded, self._options, batch_size=self._batch_size)
         rows = (prediction.to_dict(self._options.flag_unknown) for prediction in predictions)
         return {
             "row": [

@@ -39,6 +39,8 @@ class Backend(Protocol):
             choice, also the reason.
         in_flight: number of batches to compute at the same time, each by its own caller.
         default_batch: default number of images in a batch.
+        task_size: number of images that a thread decodes and classifies at a time, see `turns`; 0
+            if other threads decode.
     """
 
     manifest: Manifest
@@ -47,6 +49,7 @@ class Backend(Protocol):
     description: str
     in_flight: int
     default_batch: int
+    task_size: int
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
         """Run the graph.

@@ -28,6 +28,8 @@ from fedapt_runtime.manifest import METADATA_KEY, Manifest, parse_manifest
 from fedapt_runtime.onnx_file import check_content, open_onnx
 from fedapt_runtime.options import LoadOptions
 
+_TASK_SIZE = 8  # it computes in threads of its own; longer tasks let them wait
+
 
 def import_openvino() -> Any:
     """Return the module `openvino`, imported without its telemetry.
@@ -93,6 +95,7 @@ class OpenVinoBackend:
         check_model_file(path)
         content = open_onnx(path)
         self.in_flight, self.default_batch, _ = plan_cpu_work(threads, options.throughput)
+        self.task_size = _TASK_SIZE if options.throughput else 0
         openvino = import_openvino()
         core = openvino.Core()
         if compute == "bf16" and "BF16" not in (found := _capabilities(core)):

@@ -40,6 +40,8 @@ from fedapt_runtime.manifest import METADATA_KEY, parse_manifest
 from fedapt_runtime.onnx_file import check_content, open_onnx
 from fedapt_runtime.options import LOAD_DEFAULTS, LoadOptions
 
+_TASK_SIZE = 32  # several batches, one after the other, keep the weights in a core's caches
+
 
 class OrtBackend:
     """A fused model in ONNX Runtime.
@@ -70,8 +72,9 @@ class OrtBackend:
         self.name = "tensorrt-ep" if opened.device == "tensorrt-ep" else "onnxruntime"
         self.compute = "fp32"
         self.in_flight, self.default_batch = plan.in_flight, plan.default_batch
+        self.task_size = _TASK_SIZE if options.throughput else 0
         if opened.device != "cpu":
-            self.in_flight, self.default_batch = STREAMS, DEFAULT_BATCH
+            self.in_flight, self.default_batch, self.task_size = STREAMS, DEFAULT_BATCH, 0
         warning = describe_int8(self.manifest) if opened.device == "cpu" else ""
         on = f"on {opened.device}{warning}{opened.why}"
         self.description = f"ONNX Runtime {onnxruntime.__version__} {on}"

@@ -57,6 +57,7 @@ class TensorRtBackend:
         streams = [EngineStream(gpu, plan) for _ in range(_STREAMS)]
         self._streams = StreamPool(streams, plan.min_batch, plan.max_batch)
         self.in_flight, self.default_batch = _STREAMS, min(DEFAULT_BATCH, plan.max_batch)
+        self.task_size = 0
         self.description = f"{engine_file.library} {trt.__version__} on {gpu.name}"
         probe(self, engine_file.path)
 

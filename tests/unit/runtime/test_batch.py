@@ -32,7 +32,7 @@ class FakeBackend:
 
     description = "a fake"
     name, compute = "onnxruntime", "fp32"
-    in_flight, default_batch = 2, 32
+    in_flight, default_batch, task_size = 2, 32, 0
     manifest = make_manifest(("dark, very", "bright"), ("nacht", "täglich"))
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:

@@ -35,7 +35,7 @@ class FakeBackend:
 
     description = "a fake"
     name, compute = "onnxruntime", "fp32"
-    in_flight, default_batch = 1, 32
+    in_flight, default_batch, task_size = 1, 32, 0
     manifest = make_manifest(("a", "b"), ("x",))
 
     def __init__(self, clock: Clock) -> None:

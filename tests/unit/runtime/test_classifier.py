@@ -17,7 +17,7 @@ from PIL import Image
 from fedapt_runtime import Classifier, Prediction, Preprocessing
 from fedapt_runtime.backends.base import Outputs
 from fedapt_runtime.errors import InputError
-from fedapt_runtime.pipeline import Decoded, decode_one, split_batches
+from fedapt_runtime.pipeline import Decoded, decode_one
 from fedapt_runtime.prediction import softmax
 from tests.support.manifests import make_manifest
 
@@ -37,7 +37,7 @@ class FakeBackend:
 
     description = "a fake"
     name, compute = "onnxruntime", "fp32"
-    in_flight, default_batch = 2, 32
+    in_flight, default_batch, task_size = 2, 32, 0
 
     def __init__(self) -> None:
         self.batches: list[int] = []
@@ -157,7 +157,9 @@ def test_bad_files_keep_their_places(
     for bad in (found[1], found[3], found[4]):
         assert (bad.score, bad.top_k, bad.routed_to, bad.domain_weights) == (None, (), None, {})
     assert sum(backend.batches) == 4
-    assert max(backend.batches) == min(batch_size, 4)
+    # how many of each batch's files are images
+    readable = {1: [1, 1, 1, 1], 2: [1, 1, 1, 1], 3: [2, 1, 1], 100: [4]}
+    assert sorted(backend.batches) == sorted(readable[batch_size])
 
 
 def test_only_bad_files_never_reach_the_graph(
@@ -251,7 +253,11 @@ def test_many_threads_get_the_same_answers(classifier: Classifier) -> None:
         assert all(call.result() == expected for call in calls)
 
 
-def test_a_generator_is_read_only_a_few_batches_ahead(classifier: Classifier) -> None:
+@pytest.mark.parametrize(("task_size", "most"), [(0, 12), (8, 6 * 8 + 8)])
+def test_a_generator_is_read_only_a_few_batches_ahead(
+    classifier: Classifier, backend: FakeBackend, task_size: int, most: int
+) -> None:
+    backend.task_size = task_size
     read = 0
 
     def images() -> Iterator[NDArray[np.uint8]]:
@@ -268,9 +274,10 @@ def test_a_generator_is_read_only_a_few_batches_ahead(classifier: Classifier) ->
         ahead.append(read - given)
     assert read == len(ahead) == 1000
     # 4 batches of 2 are decoding and 2 are inferred; the first row comes when a third of them is
-    # full, for which 2 more, less one, have been asked for
-    assert ahead[0] == 12
-    assert max(ahead) == 12
+    # full, for which 2 more, less one, have been asked for. In turns, three tasks for each of two
+    # threads wait when the first row of the next is asked for.
+    assert ahead[0] <= most
+    assert max(ahead) == (most if not task_size else most - 1)
 
 
 def test_a_stream_that_is_dropped_stops_reading(classifier: Classifier) -> None:
@@ -288,12 +295,58 @@ def test_a_stream_that_is_dropped_stops_reading(classifier: Classifier) -> None:
     assert read == 13
 
 
-def test_bad_images_do_not_pile_up_in_a_batch() -> None:
-    bad = Decoded("bad")
-    good = Decoded("good", np.zeros((2, 2, 3), np.uint8))
-    sizes = [len(batch) for batch in split_batches([bad] * 17 + [good, good, good], 2)]
-    # 4 * 2 at most; then 1 bad with 2 good, then the last good one
-    assert sizes == [8, 8, 3, 1]
+@pytest.mark.parametrize("task_size", [0, 4])
+def test_a_bad_image_keeps_its_place_in_its_batch(backend: FakeBackend, task_size: int) -> None:
+    backend.in_flight, backend.task_size = 1, task_size
+    images = [plain(CAT), "missing.png", plain(DOG), plain(EEL), "gone.png", "none.png", plain(CAT)]
+    found = Classifier(backend)(images, batch_size=2)
+    assert [p.label for p in found] == ["cat", None, "dog", "eel", None, None, "cat"]
+    assert backend.batches == [1, 2, 1]  # a batch is two images, unreadable ones included
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5])
+@pytest.mark.parametrize("n_images", [0, 1, 7, 40])
+def test_tasks_are_whole_batches_that_grow(
+    backend: FakeBackend, batch_size: int, n_images: int
+) -> None:
+    backend.in_flight, backend.task_size = 2, 8
+    decoded, lock = [], threading.Lock()
+    classify = Classifier.classify
+
+    def record(self: Classifier, images: list[Decoded], *rest: object, **more: object) -> object:
+        with lock:
+            decoded.append(len(images))
+        return classify(self, images, *rest, **more)  # type: ignore[arg-type]
+
+    colours = [(CAT, DOG, EEL)[i % 3] for i in range(n_images)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Classifier, "classify", record)
+        found = Classifier(backend)([plain(c) for c in colours], batch_size=batch_size)
+    assert [p.label for p in found] == [("cat", "dog", "eel")[i % 3] for i in range(n_images)]
+    whole, rest = divmod(n_images, batch_size)
+    assert sorted(backend.batches) == sorted([batch_size] * whole + ([rest] if rest else []))
+    sizes = {2: [2, 2, 4, 4, 8, 8, 8, 4], 5: [5, 5, 10, 10, 10]}  # 40 images, two threads
+    if n_images == 40 and batch_size in sizes:
+        assert sorted(decoded) == sorted(sizes[batch_size])
+
+
+def test_a_number_of_workers_decodes_in_threads_beside(backend: FakeBackend) -> None:
+    backend.task_size = 4
+    names: set[str] = set()
+
+    class Named(np.ndarray):  # type: ignore[type-arg]
+        @property
+        def dtype(self) -> object:  # type: ignore[override]
+            names.add(threading.current_thread().name.rpartition("_")[0])
+            return np.dtype(np.uint8)
+
+    image = plain(CAT).view(Named)
+    assert Classifier(backend)([image])[0].label == "cat"
+    assert names == {"fedapt-turn"}
+    names.clear()
+    (row,) = Classifier(backend).stream([image], workers=1)
+    assert row.label == "cat"
+    assert names == {"fedapt-decode"}
 
 
 def test_the_error_of_a_bad_image_holds_no_pixels(tmp_path: Path) -> None:

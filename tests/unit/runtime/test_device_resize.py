@@ -54,7 +54,7 @@ class Keeps:
     """A backend that keeps what it is given."""
 
     name, compute = "onnxruntime", "fp32"
-    in_flight, default_batch, description = 1, 4, "keeps"
+    in_flight, default_batch, task_size, description = 1, 4, 0, "keeps"
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         manifest = vars(make_manifest(("a", "b"), ("x",))) | {"preprocessing": preprocessing}

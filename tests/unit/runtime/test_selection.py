@@ -34,7 +34,7 @@ class FakeBackend:
     """Takes `ms` an image, and 10 ms more a batch, as far as the batch is no larger than 8."""
 
     name, compute, description = "onnxruntime", "fp32", "a fake"
-    in_flight, default_batch = 1, 32
+    in_flight, default_batch, task_size = 1, 32, 0
     manifest = make_manifest(("a", "b"), ("x",))
 
     def __init__(self, clock: Clock, ms: float) -> None:

@@ -167,7 +167,7 @@ class FakeBackend:
 
     description = "a fake"
     name, compute = "onnxruntime", "fp32"
-    in_flight, default_batch = 2, 32
+    in_flight, default_batch, task_size = 2, 32, 0
 
     def __init__(self, signal: UnknownSignal | None) -> None:
         block = None if signal is None else signal.to_block()

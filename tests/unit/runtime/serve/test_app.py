@@ -196,7 +196,7 @@ class Held:
 
     def __init__(self, backend: Any) -> None:
         self.manifest, self.description = backend.manifest, backend.description
-        self.in_flight, self.default_batch = 1, 1
+        self.in_flight, self.default_batch, self.task_size = 1, 1, 0
         self.name, self.compute = backend.name, backend.compute
         self._backend = backend
         self.started, self.may_run = threading.Event(), threading.Event()
