@@ -19,7 +19,7 @@ def emoji(
     out: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Build the demo data: the same emoji by four designers."""
+    """Build the demo data: the same emoji in four styles."""
     with console_reporter() as reporter:
         from fedapt.data.emoji import build_emoji_set
         from fedapt.data.folders import scan_folders

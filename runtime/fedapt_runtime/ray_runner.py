@@ -1,4 +1,6 @@
-"""A batch job on a Ray cluster: CPUs decode, and workers that load the model once classify.
+"""A batch job on a Ray cluster, whose workers load the model once.
+
+A worker on a CPU decodes and classifies. For a worker on a GPU, the CPUs of the cluster decode.
 
 The driver sends names and receives rows in order. It also writes the journal and the output. Ray
 repeats the tasks of a killed worker; a resumed job continues after a killed driver. Decoding,
@@ -57,6 +59,7 @@ class _Job:
     files: dict[str, bytes]
     model: str
     load: LoadOptions  # with the head's file name
+    preprocessing: Preprocessing
     options: ClassifyOptions
 
 
@@ -104,6 +107,7 @@ def predict_on_ray(
                     threads=0 if settings.gpus else 1,
                     performance_hint="latency" if settings.gpus else "throughput",
                 ),
+                preprocessing=preprocessing,
                 options=options,
             )
         )
@@ -111,24 +115,22 @@ def predict_on_ray(
         names_left = (_encode_name(image) for image in images)
         while portion := list(islice(names_left, _PORTION)):
             n_blocks = math.ceil(len(portion) / task_size)
-            rows = (
-                ray.data.from_items(
-                    [{"name": name} for name in portion],
-                    override_num_blocks=n_blocks,
-                )
-                .map_batches(
-                    _decode,
+            rows = ray.data.from_items(
+                [{"name": name} for name in portion], override_num_blocks=n_blocks
+            )
+            if settings.gpus:
+                rows = rows.map_batches(
+                    _decode_on_cpu,
                     fn_kwargs={"preprocessing": preprocessing, "fast": options.fast},
                     batch_size=None,
                 )
-                .map_batches(
-                    _Worker,
-                    fn_constructor_args=([job],),
-                    batch_size=None,
-                    compute=ray.data.ActorPoolStrategy(size=min(workers, n_blocks)),
-                    num_cpus=share,
-                    num_gpus=settings.gpus or None,
-                )
+            rows = rows.map_batches(
+                _Worker,
+                fn_constructor_args=([job],),
+                batch_size=None,
+                compute=ray.data.ActorPoolStrategy(size=min(workers, n_blocks)),
+                num_cpus=share,
+                num_gpus=settings.gpus or None,
             )
             for batch in rows.iter_batches(batch_size=None, batch_format="numpy"):
                 for row in batch["row"]:
@@ -153,9 +155,7 @@ def _share_cluster(resources: Mapping[str, float], settings: RaySettings) -> tup
             )
         return workers, 0.0
     workers = settings.workers or max(1, int(cpus))
-    # half of the CPUs stay free to decode; the share is below one CPU, which decoding asks for,
-    # because Ray merges two stages that ask for the same resources
-    return workers, min(0.5, cpus / (2 * workers))
+    return workers, min(1.0, cpus / workers)
 
 
 def _import_ray() -> Any:
@@ -204,28 +204,45 @@ def _encode_name(image: Image) -> bytes:
     return os.fsencode(image)  # Arrow's strings are UTF-8, but file names need not be
 
 
-def _decode(
+def _decode(names: Iterable[bytes], preprocessing: Preprocessing, fast: bool) -> list[Decoded]:
+    texts = [os.fsdecode(name) for name in names]
+    return [decode_one(text, text, preprocessing, fast=fast) for text in texts]
+
+
+def _decode_on_cpu(
     batch: dict[str, Any], preprocessing: Preprocessing, fast: bool
 ) -> dict[str, list[bytes]]:
-    """The CPU stage: names -> pixels or errors."""
-    found: dict[str, list[bytes]] = {"name": [], "pixels": [], "error": []}
-    for encoded in batch["name"]:
-        decoded = decode_one(os.fsdecode(encoded), os.fsdecode(encoded), preprocessing, fast=fast)
-        found["name"].append(encoded)
+    """The stage before a GPU: names -> pixels or errors."""
+    found: dict[str, list[bytes]] = {"name": list(batch["name"]), "pixels": [], "error": []}
+    for decoded in _decode(batch["name"], preprocessing, fast):
         found["pixels"].append(b"" if decoded.pixels is None else decoded.pixels.tobytes())
         text = json.dumps(decoded.error and decoded.error.parts())
         found["error"].append(text.encode("utf-8", "surrogateescape"))
     return found
 
 
+def _unpack(batch: dict[str, Any], preprocessing: Preprocessing) -> list[Decoded]:
+    """The inverse of `_decode_on_cpu`."""
+    shape = (*preprocessing.size, 3)
+    decoded = []
+    for name, pixels, text in zip(batch["name"], batch["pixels"], batch["error"], strict=True):
+        parts = json.loads(text)
+        if parts is None:
+            array = np.frombuffer(pixels, dtype=np.uint8).reshape(shape)
+            decoded.append(Decoded(os.fsdecode(name), array))
+        else:
+            decoded.append(Decoded(os.fsdecode(name), error=ImageError(**parts)))
+    return decoded
+
+
 class _Worker:
-    """The inference stage: loads the model once, then turns pixels into rows."""
+    """Loads the model once, then turns names or pixels into rows."""
 
     def __init__(self, job: list[Any]) -> None:
         import ray
 
         received: _Job = ray.get(job[0])
-        self._options = received.options
+        self._preprocessing, self._options = received.preprocessing, received.options
         with temporary_folder(Path(tempfile.gettempdir())) as folder:
             for name, data in received.files.items():
                 Path(folder, name).write_bytes(data)
@@ -237,15 +254,10 @@ class _Worker:
         self._batch_size = backend.default_batch if load.throughput else None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
-        shape = (*self._classifier.manifest.preprocessing.size, 3)
-        decoded = []
-        for name, pixels, text in zip(batch["name"], batch["pixels"], batch["error"], strict=True):
-            parts = json.loads(text)
-            if parts is None:
-                array = np.frombuffer(pixels, dtype=np.uint8).reshape(shape)
-                decoded.append(Decoded(os.fsdecode(name), array))
-            else:
-                decoded.append(Decoded(os.fsdecode(name), error=ImageError(**parts)))
+        if "pixels" in batch:
+            decoded = _unpack(batch, self._preprocessing)
+        else:
+            decoded = _decode(batch["name"], self._preprocessing, self._options.fast)
         predictions = self._classifier.classify(decoded, self._options, batch_size=self._batch_size)
         rows = (prediction.to_dict(self._options.flag_unknown) for prediction in predictions)
         return {

@@ -12,6 +12,10 @@ from typing import NamedTuple
 from fedapt_runtime.backends.base import DEFAULT_BATCH
 from fedapt_runtime.machine import limit_threads, usable_cores
 
+# images that a thread decodes and classifies at a time: several batches, one after the other, keep
+# the weights in the caches of a core
+TASK_SIZE = 32
+
 
 class CpuPlan(NamedTuple):
     """The result of `plan_cpu_work`.

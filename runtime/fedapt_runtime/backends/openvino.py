@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedapt_runtime.backends.base import Outputs
-from fedapt_runtime.backends.cpu_plan import plan_cpu_work
+from fedapt_runtime.backends.cpu_plan import TASK_SIZE, plan_cpu_work
 from fedapt_runtime.backends.model_checks import (
     Slot,
     check_model_file,
@@ -28,7 +29,7 @@ from fedapt_runtime.manifest import METADATA_KEY, Manifest, parse_manifest
 from fedapt_runtime.onnx_file import check_content, open_onnx
 from fedapt_runtime.options import LoadOptions
 
-_TASK_SIZE = 8  # it computes in threads of its own; longer tasks let them wait
+_MAX_GRAPHS_BYTES = 1 << 30  # all files of the graphs that have a core each
 
 
 def import_openvino() -> Any:
@@ -95,7 +96,6 @@ class OpenVinoBackend:
         check_model_file(path)
         content = open_onnx(path)
         self.in_flight, self.default_batch, _ = plan_cpu_work(threads, options.throughput)
-        self.task_size = _TASK_SIZE if options.throughput else 0
         openvino = import_openvino()
         core = openvino.Core()
         if compute == "bf16" and "BF16" not in (found := _capabilities(core)):
@@ -119,30 +119,31 @@ class OpenVinoBackend:
             _put_head(openvino, model, head_file.feeds(), path)
         try:
             model.validate_nodes_and_infer_types()  # a head may have changed sizes
-            settings = {
-                "INFERENCE_NUM_THREADS": limit_threads(threads),
-                "NUM_STREAMS": self.in_flight,
-            }
             parts = [(model, "f32")]
             if compute == "bf16":
                 _check_float32(self.manifest, path)
                 tower, own_head = _split(openvino, model)
                 parts = [(tower, "bf16"), (own_head, "f32")]
-            self._compiled = [
-                core.compile_model(part, "CPU", {**settings, "INFERENCE_PRECISION_HINT": hint})
-                for part, hint in parts
-            ]
+            weights = (self.manifest.weights or {"bytes": 0})["bytes"]
+            size = (path.stat().st_size + weights) * self.in_flight
+            own_graphs = options.throughput and size <= _MAX_GRAPHS_BYTES
+            self._graphs = _compile(core, parts, self.in_flight, own_graphs, limit_threads(threads))
+            self.task_size = 0
+            if options.throughput:
+                self.task_size = TASK_SIZE if own_graphs else self.default_batch
         except RuntimeFailure:
             raise
         except Exception as error:
             raise _unreadable(path, error) from error
         if compute == "bf16":
-            _check_bfloat16(self._compiled[0], path)
+            _check_bfloat16(self._graphs[0][0], path)
         in_compute = " in bf16" if compute == "bf16" else ""
         self.description = f"OpenVINO {version('openvino')} on cpu{in_compute}"
         self.description += describe_int8(self.manifest)
-        # a request serves one caller at a time; a new one is created when none is idle
+        # requests serve one caller at a time; new ones are created when none are idle
         self._idle: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
+        for graph in self._graphs:
+            self._idle.put([part.create_infer_request() for part in graph])
         probe(self, path if head is None else head)
         check_content(path, content)
 
@@ -151,7 +152,7 @@ class OpenVinoBackend:
         try:
             requests = self._idle.get_nowait()
         except queue.Empty:
-            requests = [compiled.create_infer_request() for compiled in self._compiled]
+            requests = [part.create_infer_request() for part in self._graphs[0]]
         try:
             requests[0].infer({"images": images}, share_inputs=True)
             if len(requests) == 1:
@@ -165,6 +166,31 @@ class OpenVinoBackend:
             return Outputs(*(found[name].data.copy() for name in Outputs._fields))
         finally:
             self._idle.put(requests)
+
+
+def _compile(
+    core: Any, parts: list[tuple[Any, str]], in_flight: int, own_graphs: bool, threads: int
+) -> list[list[Any]]:
+    """The compiled parts of the graph: once for each of `in_flight` callers, or once for all.
+
+    A graph with one stream runs in the thread that calls it. Several streams of one graph run in
+    threads of their own, beside threads that decode, so some cores wait. A graph for each caller
+    takes its own memory.
+    """
+    settings = {"NUM_STREAMS": in_flight, "INFERENCE_NUM_THREADS": threads}
+    if own_graphs:
+        # pinned, all graphs would run on the first core
+        settings = {"NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": 1, "ENABLE_CPU_PINNING": False}
+
+    def compile_once(_graph: int) -> list[Any]:
+        return [
+            core.compile_model(part, "CPU", {**settings, "INFERENCE_PRECISION_HINT": hint})
+            for part, hint in parts
+        ]
+
+    n_graphs = in_flight if own_graphs else 1
+    with ThreadPoolExecutor(n_graphs) as pool:
+        return list(pool.map(compile_once, range(n_graphs)))
 
 
 def _split(openvino: Any, model: Any) -> tuple[Any, Any]:

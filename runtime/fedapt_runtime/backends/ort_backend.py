@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedapt_runtime.backends.base import Outputs
-from fedapt_runtime.backends.cpu_plan import plan_cpu_work
+from fedapt_runtime.backends.cpu_plan import TASK_SIZE, plan_cpu_work
 from fedapt_runtime.backends.model_checks import (
     Slot,
     check_model_file,
@@ -39,8 +39,6 @@ from fedapt_runtime.head import HeadFile, Tensor, read_head
 from fedapt_runtime.manifest import METADATA_KEY, parse_manifest
 from fedapt_runtime.onnx_file import check_content, open_onnx
 from fedapt_runtime.options import LOAD_DEFAULTS, LoadOptions
-
-_TASK_SIZE = 32  # several batches, one after the other, keep the weights in a core's caches
 
 
 class OrtBackend:
@@ -72,7 +70,7 @@ class OrtBackend:
         self.name = "tensorrt-ep" if opened.device == "tensorrt-ep" else "onnxruntime"
         self.compute = "fp32"
         self.in_flight, self.default_batch = plan.in_flight, plan.default_batch
-        self.task_size = _TASK_SIZE if options.throughput else 0
+        self.task_size = TASK_SIZE if options.throughput else 0
         if opened.device != "cpu":
             self.in_flight, self.default_batch, self.task_size = STREAMS, DEFAULT_BATCH, 0
         warning = describe_int8(self.manifest) if opened.device == "cpu" else ""

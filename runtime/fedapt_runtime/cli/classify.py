@@ -69,7 +69,8 @@ def add_classify(commands: Any) -> None:
         "--workers",
         type=parse_positive,
         metavar="N",
-        help="number of decoding threads; with --ray, number of models",
+        help="number of decoding threads beside inference [on a CPU, the threads of inference"
+        " decode; on a GPU one per core, at most 8]; with --ray, number of models",
     )
     classify.add_argument(
         "--decode-processes",

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -256,7 +257,8 @@ def test_performance_hints_on_a_cpu(tiny_model: Path, backend: str) -> None:
         load_backend(tiny_model, LoadOptions(backend, performance_hint=hint))
         for hint in PERFORMANCE_HINTS
     )
-    assert (latency.in_flight, latency.default_batch) == (1, 32)
+    assert (latency.in_flight, latency.default_batch, latency.task_size) == (1, 32, 0)
+    assert throughput.task_size == 32
     assert (throughput.in_flight, throughput.default_batch) == (os.cpu_count(), 8)
     of_three = load_backend(
         tiny_model, LoadOptions(backend, threads=3, performance_hint="throughput")
@@ -267,13 +269,36 @@ def test_performance_hints_on_a_cpu(tiny_model: Path, backend: str) -> None:
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
 
 
+@needs_openvino
+@pytest.mark.parametrize(("most_bytes", "graphs", "task_size"), [(1 << 30, 3, 32), (0, 1, 8)])
+def test_small_graphs_of_openvino_have_a_core_each(
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    most_bytes: int,
+    graphs: int,
+    task_size: int,
+) -> None:
+    monkeypatch.setattr(backends_openvino, "_MAX_GRAPHS_BYTES", most_bytes)
+    options = LoadOptions("openvino", threads=3, performance_hint="throughput")
+    backend = load_backend(tiny_model, options)
+    assert isinstance(backend, backends_openvino.OpenVinoBackend)
+    assert (len(backend._graphs), backend.task_size) == (graphs, task_size)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 64, 64, 3), dtype=np.uint8)
+    batches = np.split(pixels, 10)
+    alone = load_backend(tiny_model, LoadOptions("openvino"))
+    with ThreadPoolExecutor(5) as pool:  # more callers than graphs
+        for found, batch in zip(pool.map(backend.run, batches), batches, strict=True):
+            for a, b in zip(found, alone.run(batch), strict=True):
+                np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+
+
 def test_a_gpu_has_two_batches_whatever_the_hint(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend_providers(monkeypatch, "cuda", "cpu", starts=("cuda",))
     for hint in PERFORMANCE_HINTS:
         backend = load_backend(tiny_model, LoadOptions(performance_hint=hint))
-        assert (backend.in_flight, backend.default_batch) == (2, 64)
+        assert (backend.in_flight, backend.default_batch, backend.task_size) == (2, 64, 0)
 
 
 def test_threads_of_a_session(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
