@@ -4,7 +4,7 @@ Threads of their own for decoding would compete with inference for the cores, an
 leaves a batch with cold caches. Two threads that decode at the same time also wait for Python's
 lock. A free thread therefore decodes the next task only if no other thread does, or if it has
 nothing else to do; it classifies a decoded task otherwise. Threads that wait for files or the
-network leave cores idle, so twice as many run while decoding does (docs/cpu.md has the figures).
+network leave cores idle, so twice as many run while decoding does (docs/cpu.md has the rates).
 """
 
 from __future__ import annotations

@@ -396,8 +396,8 @@ def test_the_table_from_files_to_labels_is_the_record() -> None:
         busy.append(in_job * exact["images_per_second"] / 2000)  # of two cores
         more.append(in_job / (exact["decode_cpu_ms"] + found["infer_cpu_ms"]) - 1)
     for phrase in (
-        f"keeps both cores busy to {percent(min(busy), 0)} % or more",
-        f"takes up to {percent(max(more), 0)} % more of it in a job",
+        f"keeps both cores busy to {percent(min(busy), 0)} % or more, and",
+        f"takes at most {percent(max(more), 0)} % more CPU time than its parts",
         f"ONNX Runtime in float32 is {floors[0]} images/s with `lite` and {floors[1]} with",
         f"takes {decode[0]} ms of a core for a photo, and {decode[1]} ms with `--preprocess fast`",
     ):
