@@ -35,7 +35,7 @@ from fedapt_runtime.preprocess import Preprocessing
 from fedapt_runtime.sources import Member
 
 _PORTION = 50_000  # names that the driver holds at the same time
-TASK_SIZE = 128  # images
+TASK_SIZE = 64  # images
 
 
 @dataclass(frozen=True)
